@@ -1,0 +1,27 @@
+// CHECK(condition, "format", args...): a bug, not an error. Logs what and where with a stack, then aborts.
+//
+// For what a caller can act on use Result (result.h); for what the user got wrong throw UserError.
+// CHECKs stay on in every build: keep them out of inner loops.
+//
+//   CHECK(rank < world, "rank {} of {}", rank, world);
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string>
+
+namespace flywheel {
+
+// Writes the message and a stack trace to stderr and aborts.
+[[noreturn]] void check_failed(const char* file, int line, const char* condition, const std::string& message);
+
+}  // namespace flywheel
+
+// libtorch's logging header defines a CHECK of its own; ours is the one that the house uses.
+#undef CHECK
+#define CHECK(condition, ...)                                                               \
+  do {                                                                                      \
+    if (!(condition)) [[unlikely]] {                                                        \
+      ::flywheel::check_failed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__)); \
+    }                                                                                       \
+  } while (false)

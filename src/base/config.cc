@@ -1,0 +1,138 @@
+#include "base/config.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+
+#include "base/file.h"
+
+namespace flywheel {
+
+std::string nearest_name(const std::string& name, const std::vector<std::string>& candidates) {
+  std::string best;
+  size_t best_distance = std::max<size_t>(2, name.size() / 3) + 1;
+  for (const auto& candidate : candidates) {
+    std::vector<size_t> row(candidate.size() + 1);
+    for (size_t j = 0; j < row.size(); ++j) row[j] = j;
+    for (size_t i = 1; i <= name.size(); ++i) {
+      size_t diagonal = row[0];
+      row[0] = i;
+      for (size_t j = 1; j < row.size(); ++j) {
+        const size_t above = row[j];
+        row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (name[i - 1] == candidate[j - 1] ? 0 : 1)});
+        diagonal = above;
+      }
+    }
+    if (row.back() < best_distance) best_distance = row.back(), best = candidate;
+  }
+  return best;
+}
+
+std::string read_config_file(const std::string& path) {
+  auto text = read_file(path);
+  if (!text.ok()) throw UserError(path, text.error().message);
+  return std::move(text).value();
+}
+
+namespace config_internal {
+
+std::string where(const std::string& file, const YAML::Node& node) {
+  const YAML::Mark mark = node.Mark();
+  return mark.is_null() ? file : file + ":" + std::to_string(mark.line + 1);
+}
+
+void wrong_type(const std::string& file, const YAML::Node& node, const std::string& path, const char* wanted) {
+  std::string got = node.IsScalar() ? "\"" + node.Scalar() + "\"" : node.IsSequence() ? "a list"
+                    : node.IsMap() ? "a mapping" : "nothing";
+  throw UserError(where(file, node), path + " must be " + wanted + ", not " + got);
+}
+
+YAML::Node parse(const std::string& file, const std::string& text) {
+  try {
+    YAML::Node root = YAML::Load(text);
+    if (root.IsNull() || !root.IsDefined()) root = YAML::Node(YAML::NodeType::Map);
+    return root;
+  } catch (const YAML::Exception& error) {
+    throw UserError(file + ":" + std::to_string(error.mark.line + 1), "not YAML: " + error.msg);
+  }
+}
+
+void apply_override(YAML::Node root, const std::string& assignment) {
+  const size_t equals = assignment.find('=');
+  if (equals == std::string::npos || equals == 0) {
+    throw UserError("--set " + assignment, "an override is KEY=VALUE", "for instance --set optimizer.lr=3e-4");
+  }
+  const YAML::Node value = parse("--set " + assignment, assignment.substr(equals + 1));
+  std::string path = assignment.substr(0, equals);
+  YAML::Node node = root;
+  for (size_t dot; (dot = path.find('.')) != std::string::npos; path = path.substr(dot + 1)) {
+    // Node's operator= writes through; reset() moves the handle.
+    YAML::Node child = node[path.substr(0, dot)];
+    if (child.IsDefined() && !child.IsMap() && !child.IsNull()) {
+      throw UserError("--set " + assignment, path.substr(0, dot) + " is not a mapping of keys");
+    }
+    node.reset(child);
+  }
+  const bool empty = equals + 1 == assignment.size();
+  node[path] = empty ? YAML::Node("") : YAML::Clone(value);
+}
+
+void check_keys(const std::string& file, const std::string& path, const YAML::Node& node,
+                const std::vector<std::string>& known) {
+  for (const auto& entry : node) {
+    const auto key = entry.first.as<std::string>();
+    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    const std::string prefix = path.empty() ? "" : path + ".";
+    const std::string near = nearest_name(key, known);
+    std::string hint = "did you mean " + prefix + near + "?";
+    if (near.empty()) {
+      hint = "known here:";
+      for (const auto& name : known) hint += " " + name;
+    }
+    throw UserError(where(file, entry.first), prefix + key + ": no such key", hint);
+  }
+}
+
+bool read_bool(const YAML::Node& node, bool& out) {
+  return node.IsScalar() && YAML::convert<bool>::decode(node, out);
+}
+
+bool read_double(const YAML::Node& node, double& out) {
+  if (!node.IsScalar()) return false;
+  std::string text = node.Scalar();
+  std::erase(text, '_');
+  if (text == ".inf" || text == "inf") return out = INFINITY, true;
+  if (text == "-.inf" || text == "-inf") return out = -INFINITY, true;
+  const char* begin = text.data() + (text.starts_with('+') ? 1 : 0);
+  const auto [end, error] = std::from_chars(begin, text.data() + text.size(), out);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+bool read_integer(const YAML::Node& node, int64_t& out) {
+  if (!node.IsScalar()) return false;
+  std::string text = node.Scalar();
+  std::erase(text, '_');
+  const char* begin = text.data() + (text.starts_with('+') ? 1 : 0);
+  const auto [end, error] = std::from_chars(begin, text.data() + text.size(), out);
+  if (error == std::errc() && end == text.data() + text.size()) return true;
+  double value = 0;
+  if (!read_double(node, value) || value != std::floor(value) || std::abs(value) > 0x1p53) return false;
+  out = static_cast<int64_t>(value);
+  return true;
+}
+
+YAML::Node write_double(double value) {
+  if (std::isinf(value)) return YAML::Node(value > 0 ? ".inf" : "-.inf");
+  // Shortest of float and double: 0.1f must not become 0.10000000149011612.
+  const bool is_float = static_cast<double>(static_cast<float>(value)) == value;
+  return YAML::Node(is_float ? fmt::format("{}", static_cast<float>(value)) : fmt::format("{}", value));
+}
+
+std::string emit(const YAML::Node& node) {
+  YAML::Emitter out;
+  out << node;
+  return std::string(out.c_str()) + "\n";
+}
+
+}  // namespace config_internal
+}  // namespace flywheel

@@ -1,0 +1,35 @@
+#include "base/env.h"
+
+#include <cstdlib>
+#include <filesystem>
+
+namespace flywheel::env {
+
+std::string get(const char* name) {
+  const char* value = std::getenv(name);  // NOLINT(concurrency-mt-unsafe): nobody sets variables after main began
+  return value == nullptr ? "" : value;
+}
+
+std::string home() {
+  if (std::string home = get("FLYWHEEL_HOME"); !home.empty()) return home;
+  return get("HOME") + "/.flywheel";
+}
+
+std::string log_level() {
+  std::string level = get("FLYWHEEL_LOG");
+  return level.empty() ? "info" : level;
+}
+
+std::string test_data() {
+  if (std::string folder = get("FLYWHEEL_TEST_DATA"); !folder.empty()) return folder;
+#ifdef FLYWHEEL_PROJECT_DIR
+  const std::filesystem::path beside = std::filesystem::path(FLYWHEEL_PROJECT_DIR).parent_path() / "shared/data";
+  if (std::filesystem::is_directory(beside)) return beside.string();
+#endif
+  return "";
+}
+
+std::string isa_limit() { return get("FLYWHEEL_ISA"); }
+bool no_color() { return !get("NO_COLOR").empty(); }
+
+}  // namespace flywheel::env

@@ -1,0 +1,27 @@
+#include "base/log.h"
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+
+#include "base/env.h"
+#include "base/result.h"
+
+namespace flywheel {
+
+void init_logging(const std::string& level, const std::string& who) {
+  const std::string name = level.empty() ? env::log_level() : level;
+  const auto parsed = spdlog::level::from_str(name == "error" ? "err" : name);
+  if (parsed == spdlog::level::off && name != "off") {
+    throw UserError("log level", "\"" + name + "\" is not one of trace, debug, info, warn, error, off");
+  }
+  auto logger = std::make_shared<spdlog::logger>("flywheel", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  logger->set_level(parsed);
+  logger->set_pattern("%H:%M:%S.%e %^%.1l%$ " + (who.empty() ? "" : who + " ") + "%v");
+  spdlog::set_default_logger(std::move(logger));
+}
+
+std::string redacted(const std::string& secret) {
+  if (secret.size() < 12) return fmt::format("…({})", secret.size());
+  return fmt::format("{}…({})", secret.substr(0, 4), secret.size());
+}
+
+}  // namespace flywheel
