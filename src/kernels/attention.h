@@ -1,0 +1,64 @@
+// Causal attention over a paged KV cache, and its gradient; scores are never materialised.
+//
+// A sequence's keys and values live in blocks of 16 tokens; block_table[i] is the block that holds absolute
+// positions [16i, 16i + 16). What a block looks like inside is the kernel's business: fill it with
+// kv_write(), move it as KvLayout::block_bytes() bytes. One cache holds one layer: block b starts at cache +
+// b * block_bytes. Softmax is online (Milakov & Gimelshein 2018) over those blocks at absolute positions, so
+// a token's output has the same bits whether it was computed alone, in a chunk, or in a whole prompt, and
+// whoever else was there. Grouped queries: query head h reads KV head h / (heads / kv_heads). H query heads,
+// G KV heads, D per head.
+//
+//   KvLayout layout{DType::kBF16, kv_heads, head_dim};
+//   std::vector<AttentionSequence> batch = {{.block_table = table, .first_row = 0, .tokens = 5, .position =
+//   32}}; kv_write(cache, layout, k_TGD, v_TGD, batch, pool);          // first the new tokens' keys and
+//   values attention(out_THD, nullptr, q_THD, cache, layout, {.heads = H, .scale = s}, batch, pool);
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/thread_pool.h"
+#include "kernels/dtype.h"
+
+namespace flywheel::kernels {
+
+inline constexpr int64_t kKvBlockTokens = 16;
+
+struct KvLayout {
+  DType dtype;                 // f32, bf16 or f16: what keys and values are rounded to
+  int64_t kv_heads, head_dim;  // head_dim: even, at most 512
+  int64_t block_bytes() const {
+    return kKvBlockTokens * kv_heads * head_dim * 2 * (dtype == DType::kF32 ? 4 : 2);
+  }
+};
+
+// The new tokens of one sequence: rows [first_row, first_row + tokens) of q, k, v and out, at absolute
+// positions [position, position + tokens).
+struct AttentionSequence {
+  const int32_t* block_table;
+  int64_t first_row;
+  int64_t tokens;
+  int64_t position;
+};
+
+struct AttentionShape {
+  int64_t heads;
+  float scale;         // usually 1 / sqrt(head_dim)
+  int64_t window = 0;  // > 0: a token sees itself and the window - 1 before it (Mistral); 0: all before it
+};
+
+void kv_write(void* cache, const KvLayout& layout, const float* k_TGD, const float* v_TGD,
+              std::span<const AttentionSequence> sequences, ThreadPool& pool);
+
+// lse_TH, if not null, gets log(sum(exp(scores))), which the gradient needs.
+void attention(float* out_THD, float* lse_TH, const float* q_THD, const void* cache, const KvLayout& layout,
+               const AttentionShape& shape, std::span<const AttentionSequence> sequences, ThreadPool& pool);
+
+// Gradient for B whole sequences of T tokens from position 0. k and v are what attention() saw: rounded to
+// the cache's dtype if that is not f32. dq, dk and dv are written.
+void attention_backward(float* dq_BTHD, float* dk_BTGD, float* dv_BTGD, const float* dout_BTHD,
+                        const float* q_BTHD, const float* k_BTGD, const float* v_BTGD, const float* out_BTHD,
+                        const float* lse_BTH, int64_t B, int64_t T, int64_t kv_heads, int64_t head_dim,
+                        const AttentionShape& shape, ThreadPool& pool);
+
+}  // namespace flywheel::kernels

@@ -1,0 +1,18 @@
+// y_TD[t] = table_VD[ids_T[t]], and its gradient. The table is in any DType, rows as in the file.
+#pragma once
+
+#include <cstdint>
+
+#include "base/thread_pool.h"
+#include "kernels/dtype.h"
+
+namespace flywheel::kernels {
+
+// Every id must be in [0, V).
+void embedding(float* y_TD, const int32_t* ids_T, DType dtype, const void* table_VD, int64_t T, int64_t V,
+               int64_t D, ThreadPool& pool);
+// dtable_VD[ids[t]] += dy_TD[t], in order of t.
+void embedding_backward(float* dtable_VD, const int32_t* ids_T, const float* dy_TD, int64_t T, int64_t D,
+                        ThreadPool& pool);
+
+}  // namespace flywheel::kernels
