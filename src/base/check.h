@@ -19,9 +19,9 @@ namespace flywheel {
 
 // libtorch's logging header defines a CHECK of its own; ours is the one that the house uses.
 #undef CHECK
-#define CHECK(condition, ...)                                                               \
-  do {                                                                                      \
-    if (!(condition)) [[unlikely]] {                                                        \
+#define CHECK(condition, ...)                                                                  \
+  do {                                                                                         \
+    if (!(condition)) [[unlikely]] {                                                           \
       ::flywheel::check_failed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__)); \
-    }                                                                                       \
+    }                                                                                          \
   } while (false)

@@ -41,9 +41,12 @@ std::string where(const std::string& file, const YAML::Node& node) {
   return mark.is_null() ? file : file + ":" + std::to_string(mark.line + 1);
 }
 
-void wrong_type(const std::string& file, const YAML::Node& node, const std::string& path, const char* wanted) {
-  std::string got = node.IsScalar() ? "\"" + node.Scalar() + "\"" : node.IsSequence() ? "a list"
-                    : node.IsMap() ? "a mapping" : "nothing";
+void wrong_type(const std::string& file, const YAML::Node& node, const std::string& path,
+                const char* wanted) {
+  std::string got = node.IsScalar()     ? "\"" + node.Scalar() + "\""
+                    : node.IsSequence() ? "a list"
+                    : node.IsMap()      ? "a mapping"
+                                        : "nothing";
   throw UserError(where(file, node), path + " must be " + wanted + ", not " + got);
 }
 
@@ -60,7 +63,8 @@ YAML::Node parse(const std::string& file, const std::string& text) {
 void apply_override(YAML::Node root, const std::string& assignment) {
   const size_t equals = assignment.find('=');
   if (equals == std::string::npos || equals == 0) {
-    throw UserError("--set " + assignment, "an override is KEY=VALUE", "for instance --set optimizer.lr=3e-4");
+    throw UserError("--set " + assignment, "an override is KEY=VALUE",
+                    "for instance --set optimizer.lr=3e-4");
   }
   const YAML::Node value = parse("--set " + assignment, assignment.substr(equals + 1));
   std::string path = assignment.substr(0, equals);

@@ -58,7 +58,9 @@ struct Probe {
   void operator()(const char*, T&) {}
 };
 template <typename T>
-concept HasFields = requires(T t, Probe& probe) { t.fields(probe); };
+concept HasFields = requires(T t, Probe& probe) {
+  t.fields(probe);
+};
 
 template <typename T>
 void read_value(const std::string& file, const std::string& path, const YAML::Node& node, T& out);
@@ -66,7 +68,9 @@ void read_value(const std::string& file, const std::string& path, const YAML::No
 struct Names {
   std::vector<std::string> list;
   template <typename T>
-  void operator()(const char* name, T&) { list.emplace_back(name); }
+  void operator()(const char* name, T&) {
+    list.emplace_back(name);
+  }
 };
 
 struct Reader {
@@ -169,7 +173,9 @@ YAML::Node write_value(T& value);
 struct Writer {
   YAML::Node node{YAML::NodeType::Map};
   template <typename T>
-  void operator()(const char* name, T& member) { node[name] = write_value(member); }
+  void operator()(const char* name, T& member) {
+    node[name] = write_value(member);
+  }
 };
 
 YAML::Node write_double(double value);  // shortest text that reads back the same
@@ -211,7 +217,8 @@ YAML::Node write_value(T& value) {
 
 // From text; `file` stands in error messages.
 template <typename T>
-T parse_config(const std::string& file, const std::string& text, const std::vector<std::string>& overrides = {}) {
+T parse_config(const std::string& file, const std::string& text,
+               const std::vector<std::string>& overrides = {}) {
   YAML::Node root = config_internal::parse(file, text);
   for (const auto& assignment : overrides) config_internal::apply_override(root, assignment);
   T config{};

@@ -5,7 +5,11 @@
 
 namespace flywheel {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };  // kAvx512 here means F, BW, VL, DQ, VBMI, VNNI and BF16 together
+enum class Isa {
+  kBaseline,
+  kAvx2,
+  kAvx512
+};  // kAvx512 here means F, BW, VL, DQ, VBMI, VNNI and BF16 together
 
 // The best that the machine has and FLYWHEEL_ISA allows.
 Isa isa();

@@ -6,7 +6,8 @@
 namespace flywheel::env {
 
 std::string get(const char* name) {
-  const char* value = std::getenv(name);  // NOLINT(concurrency-mt-unsafe): nobody sets variables after main began
+  const char* value =
+      std::getenv(name);  // NOLINT(concurrency-mt-unsafe): nobody sets variables after main began
   return value == nullptr ? "" : value;
 }
 
@@ -23,13 +24,18 @@ std::string log_level() {
 std::string test_data() {
   if (std::string folder = get("FLYWHEEL_TEST_DATA"); !folder.empty()) return folder;
 #ifdef FLYWHEEL_PROJECT_DIR
-  const std::filesystem::path beside = std::filesystem::path(FLYWHEEL_PROJECT_DIR).parent_path() / "shared/data";
+  const std::filesystem::path beside =
+      std::filesystem::path(FLYWHEEL_PROJECT_DIR).parent_path() / "shared/data";
   if (std::filesystem::is_directory(beside)) return beside.string();
 #endif
   return "";
 }
 
-std::string isa_limit() { return get("FLYWHEEL_ISA"); }
-bool no_color() { return !get("NO_COLOR").empty(); }
+std::string isa_limit() {
+  return get("FLYWHEEL_ISA");
+}
+bool no_color() {
+  return !get("NO_COLOR").empty();
+}
 
 }  // namespace flywheel::env

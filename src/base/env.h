@@ -6,11 +6,11 @@
 
 namespace flywheel::env {
 
-std::string home();        // FLYWHEEL_HOME, default ~/.flywheel
-std::string log_level();   // FLYWHEEL_LOG, default "info"
-std::string test_data();   // FLYWHEEL_TEST_DATA, default ../shared/data from the project's root; "" if absent
-std::string isa_limit();   // FLYWHEEL_ISA: baseline, avx2 or avx512; caps what kernels use. Default: no cap
-bool no_color();           // NO_COLOR (https://no-color.org)
+std::string home();       // FLYWHEEL_HOME, default ~/.flywheel
+std::string log_level();  // FLYWHEEL_LOG, default "info"
+std::string test_data();  // FLYWHEEL_TEST_DATA, default ../shared/data from the project's root; "" if absent
+std::string isa_limit();  // FLYWHEEL_ISA: baseline, avx2 or avx512; caps what kernels use. Default: no cap
+bool no_color();          // NO_COLOR (https://no-color.org)
 // Any other variable by name (launchers read the cluster manager's). Empty when unset.
 std::string get(const char* name);
 

@@ -172,7 +172,9 @@ void AtomicFile::discard() {
   fd_ = -1;
 }
 
-AtomicFile::~AtomicFile() { discard(); }
+AtomicFile::~AtomicFile() {
+  discard();
+}
 
 AtomicFile& AtomicFile::operator=(AtomicFile&& other) noexcept {
   std::swap(path_, other.path_);
@@ -191,7 +193,8 @@ Result<void> AtomicFile::write(std::string_view bytes) {
 
 Result<void> AtomicFile::write_at(uint64_t offset, std::string_view bytes) {
   CHECK(fd_ >= 0 && offset + bytes.size() <= size_, "write_at past the end of {}", path_);
-  if (::pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset)) != static_cast<ssize_t>(bytes.size())) {
+  if (::pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset)) !=
+      static_cast<ssize_t>(bytes.size())) {
     return system_error("cannot write", temporary_);
   }
   return {};

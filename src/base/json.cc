@@ -35,7 +35,9 @@ Result<J> parse(std::string_view text, int max_depth) {
 
 }  // namespace
 
-Result<Json> parse_json(std::string_view text, int max_depth) { return parse<Json>(text, max_depth); }
+Result<Json> parse_json(std::string_view text, int max_depth) {
+  return parse<Json>(text, max_depth);
+}
 Result<OrderedJson> parse_ordered_json(std::string_view text, int max_depth) {
   return parse<OrderedJson>(text, max_depth);
 }

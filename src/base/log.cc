@@ -13,7 +13,8 @@ void init_logging(const std::string& level, const std::string& who) {
   if (parsed == spdlog::level::off && name != "off") {
     throw UserError("log level", "\"" + name + "\" is not one of trace, debug, info, warn, error, off");
   }
-  auto logger = std::make_shared<spdlog::logger>("flywheel", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  auto logger =
+      std::make_shared<spdlog::logger>("flywheel", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
   logger->set_level(parsed);
   logger->set_pattern("%H:%M:%S.%e %^%.1l%$ " + (who.empty() ? "" : who + " ") + "%v");
   spdlog::set_default_logger(std::move(logger));

@@ -35,7 +35,9 @@ inline PhiloxBlock philox4x32(uint64_t key, uint64_t counter_low, uint64_t count
 }
 
 // 24 random bits as a float in [0, 1).
-inline float philox_to_unit(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
+inline float philox_to_unit(uint32_t bits) {
+  return static_cast<float>(bits >> 8) * 0x1p-24f;
+}
 
 class Philox {
  public:

@@ -2,8 +2,8 @@
 //
 // Three kinds of failure, three mechanisms (docs/design.md):
 //   the caller can act on it  -> return Result<T>
-//   the user got it wrong     -> throw UserError (config, file, flag); caught in main and request handlers only
-//   a bug                     -> CHECK (check.h)
+//   the user got it wrong     -> throw UserError (config, file, flag); caught in main and request handlers
+//   only a bug                     -> CHECK (check.h)
 //
 //   Result<std::string> text = read_file(path);
 //   if (!text.ok()) return text.error();
@@ -24,18 +24,18 @@
 namespace flywheel {
 
 enum class ErrorCode {
-  kFull,          // no room now; trying later can succeed
-  kCancelled,     // somebody asked for it to stop
-  kNotFound,      // the named thing is not there
-  kExists,        // the named thing is there already
-  kPeerLost,      // the process at the other end is gone
-  kDeadline,      // the time given has passed
-  kAborted,       // a collective or command was given up so that others can recover
-  kCorrupt,       // bytes are not what was written (checksum, torn, malformed)
-  kInvalid,       // an argument, message or file that cannot be accepted
-  kDenied,        // not allowed: key, tenant, path outside its root
-  kUnavailable,   // the service or device is not there (now)
-  kIo,            // the operating system said no (disk full, permission, ...)
+  kFull,         // no room now; trying later can succeed
+  kCancelled,    // somebody asked for it to stop
+  kNotFound,     // the named thing is not there
+  kExists,       // the named thing is there already
+  kPeerLost,     // the process at the other end is gone
+  kDeadline,     // the time given has passed
+  kAborted,      // a collective or command was given up so that others can recover
+  kCorrupt,      // bytes are not what was written (checksum, torn, malformed)
+  kInvalid,      // an argument, message or file that cannot be accepted
+  kDenied,       // not allowed: key, tenant, path outside its root
+  kUnavailable,  // the service or device is not there (now)
+  kIo,           // the operating system said no (disk full, permission, ...)
 };
 
 // "full", "not found", ...
@@ -69,7 +69,7 @@ class UserError : public std::runtime_error {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}    // NOLINT: implicit on purpose
+  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}      // NOLINT: implicit on purpose
   Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT: implicit on purpose
 
   bool ok() const { return state_.index() == 0; }
@@ -125,8 +125,8 @@ class [[nodiscard]] Result<void> {
 
 #define FLYWHEEL_CONCAT_INNER(a, b) a##b
 #define FLYWHEEL_CONCAT(a, b) FLYWHEEL_CONCAT_INNER(a, b)
-#define RETURN_IF_ERROR(expression)                                           \
-  do {                                                                        \
+#define RETURN_IF_ERROR(expression)                                                           \
+  do {                                                                                        \
     if (auto result_of_try = (expression); !result_of_try.ok()) return result_of_try.error(); \
   } while (false)
 #define ASSIGN_OR_RETURN(declaration, expression) \

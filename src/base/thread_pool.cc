@@ -66,7 +66,8 @@ struct ThreadPool::State {
   void worker() {
     uint64_t seen = 0;
     for (;;) {
-      for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen && !stop; ++spin) {
+      for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen && !stop;
+           ++spin) {
         pause_briefly();
       }
       if (generation.load(std::memory_order_acquire) == seen && !stop) {
@@ -101,7 +102,9 @@ ThreadPool::~ThreadPool() {
   for (auto& thread : state_->threads) thread.join();
 }
 
-int ThreadPool::size() const { return static_cast<int>(state_->threads.size()) + 1; }
+int ThreadPool::size() const {
+  return static_cast<int>(state_->threads.size()) + 1;
+}
 
 void ThreadPool::run(int64_t n, int64_t grain, Piece piece, void* context) {
   CHECK(grain > 0, "pieces of {}", grain);
@@ -133,7 +136,9 @@ namespace {
 int wanted_compute_threads = 0;
 }
 
-void set_compute_threads(int threads) { wanted_compute_threads = threads; }
+void set_compute_threads(int threads) {
+  wanted_compute_threads = threads;
+}
 
 ThreadPool& compute_pool() {
   static ThreadPool pool(wanted_compute_threads);

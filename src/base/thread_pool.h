@@ -31,7 +31,8 @@ class ThreadPool {
   template <typename Body>
   void parallel_for(int64_t n, int64_t grain, Body&& body) {
     using Fn = std::remove_reference_t<Body>;
-    run(n, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<Fn*>(context))(begin, end); },
+    run(
+        n, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<Fn*>(context))(begin, end); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 

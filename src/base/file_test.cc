@@ -1,0 +1,55 @@
+#include "base/file.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+namespace flywheel {
+namespace {
+
+TEST(File, WriteReadMapAndStayWithin) {
+  const TempFolder folder;
+  ASSERT_TRUE(write_file(folder / "a/b.txt", "hello").ok());
+  EXPECT_EQ(read_file(folder / "a/b.txt").value(), "hello");
+  EXPECT_EQ(MappedFile::open(folder / "a/b.txt").value().bytes(), "hello");
+  EXPECT_EQ(list_folder(folder / "a").value(), std::vector<std::string>{"b.txt"});
+  EXPECT_EQ(path_within(folder.path(), "../x").error().code, ErrorCode::kDenied);
+  EXPECT_TRUE(path_within(folder.path(), "a/b.txt").ok());
+}
+
+TEST(File, AtomicFileLeavesNothingWithoutCommit) {
+  const TempFolder folder;
+  {
+    AtomicFile file = AtomicFile::create(folder / "x").value();
+    ASSERT_TRUE(file.write("half").ok());
+  }
+  EXPECT_TRUE(list_folder(folder.path()).value().empty());
+  AtomicFile file = AtomicFile::create(folder / "x").value();
+  ASSERT_TRUE(file.write("....whole").ok());
+  ASSERT_TRUE(file.write_at(0, "HEAD").ok());
+  ASSERT_TRUE(file.commit().ok());
+  EXPECT_EQ(read_file(folder / "x").value(), "HEADwhole");
+}
+
+TEST(File, AppendCutsATornTail) {
+  const TempFolder folder;
+  {
+    AppendFile file = AppendFile::open(folder / "log").value();
+    ASSERT_TRUE(file.append("abcdef").ok());
+  }
+  AppendFile file = AppendFile::open(folder / "log", 3).value();
+  ASSERT_TRUE(file.append("X").ok());
+  EXPECT_EQ(file.size_bytes(), 4u);
+  EXPECT_EQ(read_file(folder / "log").value(), "abcX");
+}
+
+TEST(File, PathWithinRefusesLinksThatLeave) {
+  const TempFolder folder;
+  std::filesystem::create_symlink("/etc", folder / "out");
+  EXPECT_EQ(path_within(folder.path(), "out/passwd").error().code, ErrorCode::kDenied);
+  EXPECT_EQ(path_within(folder.path(), "/etc/passwd").error().code, ErrorCode::kDenied);
+  EXPECT_EQ(read_file(folder / "nothing").error().code, ErrorCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace flywheel

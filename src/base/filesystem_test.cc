@@ -1,0 +1,34 @@
+#include "base/filesystem.h"
+
+#include <gtest/gtest.h>
+
+#include "base/file.h"
+
+namespace flywheel {
+namespace {
+
+TEST(FileSystem, LocalRoundTrip) {
+  const TempFolder folder;
+  const FileSystem fs = FileSystem::open(folder.path()).value();
+  ASSERT_TRUE(fs.write("a/b.txt", "hello world").ok());
+  ASSERT_TRUE(fs.write("c.txt", "x").ok());
+  const auto entries = fs.list().value();
+  ASSERT_EQ(entries.size(), 2u);
+  EXPECT_EQ(entries[0].path, "a/b.txt");
+  EXPECT_EQ(entries[0].size_bytes, 11u);
+  EXPECT_EQ(fs.read("a/b.txt").value(), "hello world");
+  EXPECT_EQ(fs.read_range("a/b.txt", 6, 5).value(), "world");
+  ASSERT_TRUE(fs.remove("c.txt").ok());
+  EXPECT_EQ(fs.read("c.txt").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(fs.read("../c.txt").error().code, ErrorCode::kDenied);
+  EXPECT_EQ(fs.write("/etc/x", "x").error().code, ErrorCode::kDenied);
+}
+
+TEST(FileSystem, UriErrors) {
+  EXPECT_FALSE(FileSystem::open("nosuch://x/y").ok());
+  EXPECT_EQ(uri_scheme("s3://a/b"), "s3");
+  EXPECT_EQ(uri_scheme("/a/b"), "");
+}
+
+}  // namespace
+}  // namespace flywheel

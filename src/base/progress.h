@@ -1,0 +1,47 @@
+// A progress bar on stderr for long work; a line every ten seconds where stderr is no terminal.
+//
+// Threads: update() from one thread at a time. Log lines that are written through LOG_* while a bar is
+// shown come out above it.
+//
+//   ProgressBar bar("train", total_steps, "steps");
+//   for (...) bar.update(step, fmt::format("loss {:.3f}  {:.0f} tok/s", loss, rate));
+//   bar.finish("loss 2.91");
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/deadline.h"
+
+namespace flywheel {
+
+class ProgressBar {
+ public:
+  // `total` 0: unknown; the bar then counts without a share or an estimate.
+  ProgressBar(std::string name, int64_t total, std::string unit = "");
+  ~ProgressBar();
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
+
+  void update(int64_t done, const std::string& detail = "");
+  // Draws the end state and moves to the next line. Called by the destructor if it was not.
+  void finish(const std::string& detail = "");
+
+  // The line as it would be drawn, for a terminal of `width` columns (no escape codes): for tests.
+  std::string line(int width) const;
+
+ private:
+  void draw(bool last);
+  std::string name_, unit_, detail_;
+  int64_t total_, done_ = 0;
+  Stopwatch clock_;
+  double last_drawn_ = -1e9;
+  bool terminal_, finished_ = false;
+};
+
+// "1,234,567", "4.2 s", "3 min 05 s", "12.3 MB" for people.
+std::string human_count(int64_t count);
+std::string human_seconds(double seconds);
+std::string human_bytes(double bytes);
+
+}  // namespace flywheel
