@@ -1,9 +1,102 @@
+// flywheel VERB ...: finds the verb, sets up logging, and turns what flies out into a line and an exit code.
+#include <algorithm>
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <exception>
 
+#include "base/config.h"
 #include "base/log.h"
+#include "base/result.h"
+#include "base/thread_pool.h"
+#include "cli.h"
 
-int main() {
-  flywheel::init_logging();
-  std::puts("flywheel");
-  return 0;
+namespace flywheel::cli {
+namespace {
+
+constexpr const char* kVersion = "0.1.0";
+
+void print_help() {
+  std::printf(
+      "Flywheel: raw data in, a served model that keeps improving out.\n\n"
+      "  flywheel VERB [options]        flywheel VERB --help shows examples\n\n");
+  for (const auto& verb : verbs()) {
+    if (!verb.hidden) std::printf("  %-10s %s\n", verb.name.c_str(), verb.summary.c_str());
+  }
+  std::printf(
+      "\nFor every verb: --home FOLDER (default ~/.flywheel), --log-level LEVEL, --threads N (default: all "
+      "cores)\n"
+      "Exit codes: 0 done, 1 failed, 2 wrong usage.\n");
+}
+
+// Takes `--name VALUE` or `--name=VALUE` out of the arguments.
+std::string take_option(std::vector<std::string>& args, const std::string& name) {
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (args[i] == "--") break;
+    if (args[i].starts_with(name + "=")) {
+      std::string value = args[i].substr(name.size() + 1);
+      args.erase(args.begin() + static_cast<std::ptrdiff_t>(i));
+      return value;
+    }
+    if (args[i] == name) {
+      if (i + 1 == args.size()) throw UserError(name, "needs a value");
+      std::string value = args[i + 1];
+      args.erase(args.begin() + static_cast<std::ptrdiff_t>(i),
+                 args.begin() + static_cast<std::ptrdiff_t>(i) + 2);
+      return value;
+    }
+  }
+  return "";
+}
+
+int run(std::vector<std::string> args) {
+  std::sort(verbs().begin(), verbs().end(), [](const Verb& a, const Verb& b) { return a.name < b.name; });
+  if (args.empty() || args[0] == "--help" || args[0] == "-h" || args[0] == "help") {
+    print_help();
+    return args.empty() ? 2 : 0;
+  }
+  if (args[0] == "--version") {
+    std::printf("flywheel %s\n", kVersion);
+    return 0;
+  }
+  const std::string name = args[0];
+  args.erase(args.begin());
+  std::vector<std::string> known;
+  for (const auto& verb : verbs()) {
+    if (verb.name == name) {
+      // The environment is how both reach worker processes too.
+      if (const std::string home = take_option(args, "--home"); !home.empty()) {
+        setenv("FLYWHEEL_HOME", home.c_str(), 1);  // NOLINT(concurrency-mt-unsafe): before any thread
+      }
+      if (const std::string threads = take_option(args, "--threads"); !threads.empty()) {
+        char* end = nullptr;
+        const long count = std::strtol(threads.c_str(), &end, 10);
+        if (*end != '\0' || count < 1 || count > 4096)
+          throw UserError("--threads", "must be 1 to 4096, not " + threads);
+        set_compute_threads(static_cast<int>(count));
+      }
+      init_logging(take_option(args, "--log-level"));
+      return verb.run(args);
+    }
+    if (!verb.hidden) known.push_back(verb.name);
+  }
+  const std::string near = nearest_name(name, known);
+  throw UserError("flywheel " + name, "no such verb",
+                  near.empty() ? "flywheel --help lists them" : "did you mean flywheel " + near + "?");
+}
+
+}  // namespace
+}  // namespace flywheel::cli
+
+int main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is an error from write, not our end
+  try {
+    return flywheel::cli::run(std::vector<std::string>(argv + 1, argv + argc));
+  } catch (const flywheel::UserError& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "flywheel: unexpected: %s\n", error.what());
+    return 1;
+  }
 }

@@ -1,0 +1,52 @@
+// The command line's frame: a table of verbs, each a function in its own verb_NAME.cc.
+//
+// A verb gets its arguments without the program's and its own name and returns the exit code: 0 done,
+// 1 failed, 2 wrong usage. It parses them with CLI11 through `parse`, which also serves --help. Results go
+// to stdout (with --json one JSON value), logs and progress bars to stderr. UserError may fly: main prints
+// it as one line and exits with 2.
+//
+//   int verb_store(const std::vector<std::string>& args) {
+//     CLI::App app{"Name, trace and verify artifacts."};
+//     app.footer("  flywheel store list\n  flywheel store lineage tiny\n");   // examples that work
+//     ...
+//     if (auto exit = parse(app, "store", args)) return *exit;
+//   }
+//   REGISTER_VERB(store, "Artifacts: list, show, lineage, alias, gc, verify", verb_store);
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace flywheel::cli {
+
+using VerbFunction = int (*)(const std::vector<std::string>& args);
+
+struct Verb {
+  std::string name, summary;
+  VerbFunction run = nullptr;
+  bool hidden = false;  // for other programs (a worker), not for people
+};
+
+// All verbs, by name. Filled by REGISTER_VERB before main.
+std::vector<Verb>& verbs();
+
+struct VerbRegistration {
+  explicit VerbRegistration(Verb verb) { verbs().push_back(std::move(verb)); }
+};
+
+// Parses `args` for `flywheel NAME`. Nothing: go on. A number: exit with it (help was printed, or a usage
+// error with the nearest known option).
+std::optional<int> parse(CLI::App& app, const std::string& name, const std::vector<std::string>& args);
+
+}  // namespace flywheel::cli
+
+#define REGISTER_VERB(NAME, SUMMARY, FUNCTION)                              \
+  static const ::flywheel::cli::VerbRegistration verb_registration_##NAME { \
+    { #NAME, SUMMARY, FUNCTION }                                            \
+  }
+#define REGISTER_HIDDEN_VERB(NAME, FUNCTION)                                \
+  static const ::flywheel::cli::VerbRegistration verb_registration_##NAME { \
+    { #NAME, "", FUNCTION, true }                                           \
+  }
