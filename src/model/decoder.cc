@@ -1,0 +1,160 @@
+#include "model/decoder.h"
+
+#include "base/check.h"
+
+namespace flywheel::model {
+namespace {
+
+// Writes the steps down one after another, giving out indexes.
+class Builder {
+ public:
+  explicit Builder(const DecoderConfig& config) { decoder_.config = config; }
+
+  int value(const std::string& name, int64_t width) {
+    decoder_.values.push_back({scope_ + name, width});
+    return static_cast<int>(decoder_.values.size()) - 1;
+  }
+  int weight(const std::string& name, std::vector<int64_t> shape, WeightKind kind) {
+    const int known = decoder_.find_weight(name);
+    if (known >= 0) return known;
+    decoder_.weights.push_back({name, std::move(shape), kind});
+    return static_cast<int>(decoder_.weights.size()) - 1;
+  }
+  int step(Op op, std::vector<int> in, int out, int weight = -1, int bias = -1) {
+    decoder_.steps.push_back({op, layer_, std::move(in), out, weight, bias});
+    return out;
+  }
+  int64_t width(int value) const { return decoder_.values[static_cast<size_t>(value)].width; }
+
+  int norm(const std::string& out, int x, const std::string& weight_name) {
+    return step(Op::kRmsNorm, {x}, value(out, width(x)), weight(weight_name, {width(x)}, WeightKind::kNorm));
+  }
+  int linear(const std::string& out, int x, int64_t rows, const std::string& module, bool bias) {
+    const int w = weight(module + ".weight", {rows, width(x)}, WeightKind::kMatrix);
+    const int b = bias ? weight(module + ".bias", {rows}, WeightKind::kBias) : -1;
+    return step(Op::kLinear, {x}, value(out, rows), w, b);
+  }
+  int head_norm(const std::string& out, int x, const std::string& weight_name) {
+    const int w = weight(weight_name, {decoder_.config.head_dim}, WeightKind::kNorm);
+    return step(Op::kHeadNorm, {x}, value(out, width(x)), w);
+  }
+  int rope(const std::string& out, int x) { return step(Op::kRope, {x}, value(out, width(x))); }
+  int add(const std::string& out, int a, int b) { return step(Op::kAdd, {a, b}, value(out, width(a))); }
+
+  void enter_layer(int layer) { layer_ = layer, scope_ = "layers." + std::to_string(layer) + "."; }
+  void leave_layers() { layer_ = -1, scope_.clear(); }
+  Decoder finish() { return std::move(decoder_); }
+
+ private:
+  Decoder decoder_;
+  int layer_ = -1;
+  std::string scope_;
+};
+
+// One layer: x + attention(norm(x)), then that + mlp(norm(that)).
+int layer_steps(Builder& b, const DecoderConfig& c, int layer, int x) {
+  b.enter_layer(layer);
+  const std::string module = "model.layers." + std::to_string(layer) + ".";
+  const std::string attention = module + "self_attn.", mlp = module + "mlp.";
+
+  const int attention_in = b.norm("attn_norm", x, module + "input_layernorm.weight");
+  int q = b.linear("q", attention_in, c.q_width(), attention + "q_proj", c.qkv_bias);
+  int k = b.linear("k", attention_in, c.kv_width(), attention + "k_proj", c.qkv_bias);
+  const int v = b.linear("v", attention_in, c.kv_width(), attention + "v_proj", c.qkv_bias);
+  if (c.qk_norm) {
+    q = b.head_norm("q_norm", q, attention + "q_norm.weight");
+    k = b.head_norm("k_norm", k, attention + "k_norm.weight");
+  }
+  q = b.rope("q_rope", q);
+  k = b.rope("k_rope", k);
+  const int heads = b.step(Op::kAttention, {q, k, v}, b.value("heads", c.q_width()));
+  const int attention_out = b.linear("attn_out", heads, c.hidden_size, attention + "o_proj", c.output_bias);
+  const int middle = b.add("attn_residual", x, attention_out);
+
+  const int mlp_in = b.norm("mlp_norm", middle, module + "post_attention_layernorm.weight");
+  const int gate = b.linear("gate", mlp_in, c.intermediate_size, mlp + "gate_proj", c.mlp_bias);
+  const int up = b.linear("up", mlp_in, c.intermediate_size, mlp + "up_proj", c.mlp_bias);
+  const int hidden = b.step(Op::kSwiglu, {gate, up}, b.value("swiglu", c.intermediate_size));
+  const int mlp_out = b.linear("mlp_out", hidden, c.hidden_size, mlp + "down_proj", c.mlp_bias);
+  return b.add("mlp_residual", middle, mlp_out);
+}
+
+}  // namespace
+
+const char* op_name(Op op) {
+  switch (op) {
+    case Op::kEmbed:
+      return "embed";
+    case Op::kRmsNorm:
+      return "rms_norm";
+    case Op::kLinear:
+      return "linear";
+    case Op::kHeadNorm:
+      return "head_norm";
+    case Op::kRope:
+      return "rope";
+    case Op::kAttention:
+      return "attention";
+    case Op::kSwiglu:
+      return "swiglu";
+    case Op::kAdd:
+      return "add";
+    case Op::kLogits:
+      return "logits";
+  }
+  return "?";
+}
+
+int64_t Decoder::num_parameters() const {
+  int64_t total = 0;
+  for (const WeightInfo& weight : weights) {
+    int64_t count = 1;
+    for (const int64_t dim : weight.shape) count *= dim;
+    total += count;
+  }
+  return total;
+}
+
+int Decoder::find_weight(const std::string& name) const {
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i].name == name) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+Decoder describe(const DecoderConfig& config) {
+  const Result<void> valid = validate(config);
+  CHECK(valid.ok(), "describe() of an invalid config: {}", valid.error().message);
+  Builder b(config);
+  const std::vector<int64_t> embedding_shape = {config.vocab_size, config.hidden_size};
+  const int embedding = b.weight("model.embed_tokens.weight", embedding_shape, WeightKind::kMatrix);
+  int x = b.step(Op::kEmbed, {}, b.value("embed", config.hidden_size), embedding);
+  for (int layer = 0; layer < config.num_layers; ++layer) x = layer_steps(b, config, layer, x);
+  b.leave_layers();
+  x = b.norm("final_norm", x, "model.norm.weight");
+  const int head =
+      config.tied_embeddings ? embedding : b.weight("lm_head.weight", embedding_shape, WeightKind::kMatrix);
+  b.step(Op::kLogits, {x}, b.value("logits", config.vocab_size), head);
+  return b.finish();
+}
+
+std::string to_text(const Decoder& decoder) {
+  std::string text;
+  for (const Step& step : decoder.steps) {
+    text += decoder.values[static_cast<size_t>(step.out)].name + " = " + op_name(step.op) + "(";
+    const char* separator = "";
+    for (const int in : step.in) {
+      text += separator + decoder.values[static_cast<size_t>(in)].name;
+      separator = ", ";
+    }
+    for (const int weight : {step.weight, step.bias}) {
+      if (weight < 0) continue;
+      text += separator + decoder.weights[static_cast<size_t>(weight)].name;
+      separator = ", ";
+    }
+    text += ")\n";
+  }
+  return text;
+}
+
+}  // namespace flywheel::model

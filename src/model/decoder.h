@@ -1,0 +1,77 @@
+// A decoder as data: the steps from token ids to logits, over named weights and named values.
+//
+// This is the only description of a layer in the house. The engine runs the steps over paged blocks of KV
+// cache; the trainer runs the same steps with gradients; both with the kernels of src/kernels, so that they
+// compute the same function bit for bit. T below is the number of tokens in the batch; every value is a
+// [T, width] matrix of f32, each is written by exactly one step, and a step reads only earlier values.
+//
+//   op         in       out      computes
+//   kEmbed     -        x        row of `weight` for each token id
+//   kRmsNorm   x        y        x / sqrt(mean(x^2) + epsilon) * weight
+//   kLinear    x        y        x weight^T (+ bias)
+//   kHeadNorm  x        y        RMSNorm over each head of head_dim columns, `weight` [head_dim]
+//   kRope      x        y        each head rotated by its position; halves (i, i + head_dim/2) make the pairs
+//   kAttention q, k, v  y        causal attention of `layer`; k and v enter the layer's cache first
+//   kSwiglu    gate, up y        silu(gate) * up
+//   kAdd       a, b     y        a + b (the residual stream)
+//   kLogits    x        y        x weight^T over the vocabulary; its own op, so that a trainer can fuse the
+//   loss
+//
+// Threads: a Decoder is immutable once made. Errors: none; validate() the config first.
+//
+//   Decoder decoder = describe(config);
+//   for (const Step& step : decoder.steps) { ... decoder.weights[step.weight].name ... }
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/decoder_config.h"
+
+namespace flywheel::model {
+
+enum class Op { kEmbed, kRmsNorm, kLinear, kHeadNorm, kRope, kAttention, kSwiglu, kAdd, kLogits };
+
+const char* op_name(Op op);
+
+enum class WeightKind { kMatrix, kNorm, kBias };
+
+struct WeightInfo {
+  std::string name;            // Hugging Face's: model.layers.0.self_attn.q_proj.weight
+  std::vector<int64_t> shape;  // a matrix is [rows out, columns in]
+  WeightKind kind;
+};
+
+struct ValueInfo {
+  std::string name;  // layers.0.q
+  int64_t width;
+};
+
+struct Step {
+  Op op;
+  int layer = -1;       // -1 outside the layers
+  std::vector<int> in;  // indexes into Decoder::values
+  int out = -1;
+  int weight = -1;  // index into Decoder::weights, or -1
+  int bias = -1;
+};
+
+struct Decoder {
+  DecoderConfig config;
+  std::vector<WeightInfo> weights;  // each once, also when two steps use it (tied embeddings)
+  std::vector<ValueInfo> values;
+  std::vector<Step> steps;  // the first is kEmbed, the last kLogits
+
+  int64_t num_parameters() const;
+  // Index of a weight by name; -1 when the decoder has none such.
+  int find_weight(const std::string& name) const;
+};
+
+Decoder describe(const DecoderConfig& config);
+
+// One line a step, for people and for golden tests:
+//   layers.0.q = linear(layers.0.attn_norm, model.layers.0.self_attn.q_proj.weight)
+std::string to_text(const Decoder& decoder);
+
+}  // namespace flywheel::model

@@ -1,0 +1,137 @@
+#include "model/decoder.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/file.h"
+
+namespace flywheel::model {
+namespace {
+
+DecoderConfig tiny() {
+  DecoderConfig config;
+  config.vocab_size = 100;
+  config.hidden_size = 32;
+  config.intermediate_size = 48;
+  config.num_layers = 2;
+  config.num_heads = 4;
+  config.num_kv_heads = 2;
+  config.head_dim = 8;
+  return config;
+}
+
+TEST(Decoder, StepsOfEachFamilyReadAsWritten) {
+  for (const std::string family : {"llama", "qwen2", "qwen3"}) {
+    DecoderConfig config = tiny();
+    config.num_layers = 1;
+    config.family = family;
+    config.tied_embeddings = family == "qwen2";
+    config.qkv_bias = family == "qwen2";
+    config.qk_norm = family == "qwen3";
+    const std::string path = std::string(FLYWHEEL_ROOM_DIR) + "/testdata/decoder/" + family + ".txt";
+    EXPECT_EQ(to_text(describe(config)), read_file(path).value()) << path;
+  }
+}
+
+TEST(Decoder, EveryStepReadsOnlyEarlierValuesAndEachValueIsWrittenOnce) {
+  DecoderConfig config = tiny();
+  config.qk_norm = config.qkv_bias = true;
+  const Decoder decoder = describe(config);
+  std::vector<int> written(decoder.values.size(), 0);
+  for (const Step& step : decoder.steps) {
+    for (const int in : step.in) EXPECT_EQ(written[static_cast<size_t>(in)], 1);
+    written[static_cast<size_t>(step.out)]++;
+    if (step.weight >= 0 && (step.op == Op::kLinear || step.op == Op::kLogits)) {
+      const auto& shape = decoder.weights[static_cast<size_t>(step.weight)].shape;
+      EXPECT_EQ(shape[0], decoder.values[static_cast<size_t>(step.out)].width);
+      EXPECT_EQ(shape[1], decoder.values[static_cast<size_t>(step.in[0])].width);
+    }
+  }
+  for (const int count : written) EXPECT_EQ(count, 1);
+}
+
+TEST(Decoder, CountsParameters) {
+  DecoderConfig config = tiny();
+  config.num_layers = 1;
+  config.tied_embeddings = true;
+  // embedding 100x32, q and o 32x32, k and v 16x32, three of 48x32, three norms of 32
+  EXPECT_EQ(describe(config).num_parameters(), 3200 + 2 * 1024 + 2 * 512 + 3 * 1536 + 3 * 32);
+}
+
+TEST(DecoderConfig, SurvivesTheWayThroughConfigJson) {
+  DecoderConfig config = tiny();
+  config.rope = {.theta = 5e5,
+                 .scaling = RopeScaling::kLlama3,
+                 .factor = 8,
+                 .low_freq_factor = 1,
+                 .high_freq_factor = 4,
+                 .original_max_positions = 64};
+  config.eos_tokens = {3, 5};
+  config.bos_token = 1;
+  config.qkv_bias = config.output_bias = true;
+  const Json json = decoder_config_to_hf(config, "float32");
+  const DecoderConfig back = decoder_config_from_hf(json).value();
+  EXPECT_EQ(decoder_config_to_hf(back, "float32"), json);
+  EXPECT_EQ(back.eos_tokens, config.eos_tokens);
+  EXPECT_EQ(rope_frequencies(back), rope_frequencies(config));
+}
+
+TEST(DecoderConfig, ReadsTheOlderRopeScalingKeys) {
+  Json json = decoder_config_to_hf(tiny(), "float32");
+  json.erase("rope_parameters");
+  json["rope_theta"] = 1000.0;
+  json["rope_scaling"] = {{"type", "linear"}, {"factor", 4.0}};
+  const DecoderConfig config = decoder_config_from_hf(json).value();
+  const std::vector<float> frequencies = rope_frequencies(config);
+  for (size_t i = 0; i < frequencies.size(); ++i) {
+    EXPECT_NEAR(frequencies[i], std::pow(1000.0, -2.0 * static_cast<double>(i) / 8) / 4, 1e-7);
+  }
+}
+
+TEST(DecoderConfig, Llama3ScalingKeepsHighAndDividesLowFrequencies) {
+  DecoderConfig config = tiny();
+  config.head_dim = 64;
+  config.rope = {.theta = 5e5,
+                 .scaling = RopeScaling::kLlama3,
+                 .factor = 8,
+                 .low_freq_factor = 1,
+                 .high_freq_factor = 4,
+                 .original_max_positions = 8192};
+  const std::vector<float> scaled = rope_frequencies(config);
+  config.rope.scaling = RopeScaling::kNone;
+  const std::vector<float> plain = rope_frequencies(config);
+  EXPECT_EQ(scaled.front(), plain.front());
+  EXPECT_FLOAT_EQ(scaled.back(), plain.back() / 8);
+  for (size_t i = 1; i < scaled.size(); ++i) EXPECT_LT(scaled[i], scaled[i - 1]);
+}
+
+TEST(DecoderConfig, AWindowShortensTheContext) {
+  Json json = decoder_config_to_hf(tiny(), "float32");
+  json["model_type"] = "mistral";
+  json["sliding_window"] = 128;
+  EXPECT_EQ(decoder_config_from_hf(json).value().max_positions, 128);
+}
+
+TEST(DecoderConfig, RefusesWhatItDoesNotCompute) {
+  const Json good = decoder_config_to_hf(tiny(), "float32");
+  ASSERT_TRUE(decoder_config_from_hf(good).ok());
+  const auto message = [&](const char* key, const Json& value) {
+    Json bad = good;
+    bad[key] = value;
+    const auto result = decoder_config_from_hf(bad);
+    return result.ok() ? std::string("accepted") : result.error().message;
+  };
+  EXPECT_THAT(message("model_type", "gpt2"), testing::HasSubstr("\"gpt2\" is not supported"));
+  EXPECT_THAT(message("hidden_act", "gelu"), testing::HasSubstr("hidden_act \"gelu\""));
+  EXPECT_THAT(message("hidden_size", "wide"), testing::HasSubstr("hidden_size is not an integer"));
+  EXPECT_THAT(message("num_hidden_layers", -1), testing::HasSubstr("num_layers is -1"));
+  EXPECT_THAT(message("num_key_value_heads", 3), testing::HasSubstr("do not divide"));
+  EXPECT_THAT(message("rope_parameters", {{"rope_type", "yarn"}}), testing::HasSubstr("\"yarn\""));
+  EXPECT_THAT(message("head_dim", 7), testing::HasSubstr("odd"));
+  EXPECT_FALSE(decoder_config_from_hf(Json::array()).ok());
+}
+
+}  // namespace
+}  // namespace flywheel::model
