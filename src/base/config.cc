@@ -60,7 +60,7 @@ YAML::Node parse(const std::string& file, const std::string& text) {
   }
 }
 
-void apply_override(YAML::Node root, const std::string& assignment) {
+void apply_override(const YAML::Node& root, const std::string& assignment) {
   const size_t equals = assignment.find('=');
   if (equals == std::string::npos || equals == 0) {
     throw UserError("--set " + assignment, "an override is KEY=VALUE",

@@ -50,7 +50,7 @@ std::string where(const std::string& file, const YAML::Node& node);
                              const char* wanted);
 YAML::Node parse(const std::string& file, const std::string& text);
 // Applies "a.b=c" (c is YAML) to the tree. Throws UserError for a text without '='.
-void apply_override(YAML::Node root, const std::string& assignment);
+void apply_override(const YAML::Node& root, const std::string& assignment);
 std::string emit(const YAML::Node& node);
 
 struct Probe {

@@ -14,7 +14,7 @@ namespace flywheel {
 namespace {
 
 Error from_arrow(const arrow::Status& status, const std::string& path) {
-  const std::string what = status.message();
+  const std::string& what = status.message();
   ErrorCode code = ErrorCode::kIo;
   if (status.IsInvalid()) code = ErrorCode::kInvalid;
   if (status.IsNotImplemented()) code = ErrorCode::kUnavailable;

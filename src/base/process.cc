@@ -62,7 +62,7 @@ std::string find_program(const std::string& name) {
   std::string folders = path == nullptr ? "/usr/bin:/bin" : path;
   while (!folders.empty()) {
     const size_t colon = folders.find(':');
-    const std::string candidate = folders.substr(0, colon) + "/" + name;
+    std::string candidate = folders.substr(0, colon) + "/" + name;
     if (::access(candidate.c_str(), X_OK) == 0) return candidate;
     folders = colon == std::string::npos ? "" : folders.substr(colon + 1);
   }
