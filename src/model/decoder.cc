@@ -21,7 +21,9 @@ class Builder {
     return static_cast<int>(decoder_.weights.size()) - 1;
   }
   int step(Op op, std::vector<int> in, int out, int weight = -1, int bias = -1) {
-    decoder_.steps.push_back({op, layer_, std::move(in), out, weight, bias});
+    const DecoderConfig& c = decoder_.config;
+    const bool windowed = op == Op::kAttention && layer_ >= c.first_windowed_layer;
+    decoder_.steps.push_back({op, layer_, std::move(in), out, weight, bias, windowed ? c.sliding_window : 0});
     return out;
   }
   int64_t width(int value) const { return decoder_.values[static_cast<size_t>(value)].width; }

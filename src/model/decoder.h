@@ -55,6 +55,7 @@ struct Step {
   int out = -1;
   int weight = -1;  // index into Decoder::weights, or -1
   int bias = -1;
+  int64_t window = 0;  // kAttention: DecoderConfig::sliding_window where it holds, else 0
 };
 
 struct Decoder {

@@ -74,6 +74,13 @@ RopeConfig read_rope(Reader& top, int64_t max_positions) {
     rope.low_freq_factor = reader.number("low_freq_factor");
     rope.high_freq_factor = reader.number("high_freq_factor");
     rope.original_max_positions = reader.integer("original_max_position_embeddings", max_positions);
+  } else if (type == "divisors" && reader.json().contains("divisors") &&
+             reader.json()["divisors"].is_array()) {
+    rope.scaling = RopeScaling::kDivisors;
+    for (const Json& divisor : reader.json()["divisors"]) {
+      if (!divisor.is_number()) return top.fail(key, "has a divisor that is not a number"), rope;
+      rope.divisors.push_back(divisor.get<float>());
+    }
   } else if (type != "default") {
     top.fail(std::string(key) + ".rope_type",
              "\"" + type + "\" is not supported; supported: default, linear, llama3");
@@ -95,10 +102,13 @@ void read_family_options(Reader& reader, DecoderConfig& config) {
     config.qkv_bias = config.output_bias = attention_bias;
     config.qk_norm = true;
   }
-  // Mistral's window always counts; Qwen's only where it is switched on.
+  // Mistral's window counts in all layers; Qwen's only where it is switched on, from a layer on.
   const bool windowed = config.family == "mistral" || reader.boolean("use_sliding_window", false);
   if (windowed && reader.has("sliding_window")) {
-    config.max_positions = std::min(config.max_positions, reader.integer("sliding_window"));
+    config.sliding_window = reader.integer("sliding_window");
+    config.first_windowed_layer =
+        config.family.starts_with("qwen") ? reader.integer("max_window_layers", 0) : 0;
+    if (config.sliding_window < 1) reader.fail("sliding_window", "is not above 0");
   }
 }
 
@@ -202,8 +212,9 @@ Json decoder_config_to_hf(const DecoderConfig& c, const std::string& dtype) {
   json["torch_dtype"] = dtype;
   if (c.family == "llama") json["mlp_bias"] = c.mlp_bias;
   if (c.family == "llama" || c.family == "qwen3") json["attention_bias"] = c.qkv_bias;
-  if (c.family == "mistral") json["sliding_window"] = nullptr;
-  if (c.family == "qwen2" || c.family == "qwen3") json["use_sliding_window"] = false;
+  json["sliding_window"] = c.sliding_window > 0 ? Json(c.sliding_window) : Json();
+  if (c.family != "mistral") json["use_sliding_window"] = c.sliding_window > 0;
+  if (c.family.starts_with("qwen")) json["max_window_layers"] = c.first_windowed_layer;
   // Under both names: transformers 5 reads rope_parameters, the versions before it the other two.
   Json rope = {{"rope_theta", c.rope.theta}, {"rope_type", "default"}};
   if (c.rope.scaling == RopeScaling::kLinear)
@@ -214,6 +225,9 @@ Json decoder_config_to_hf(const DecoderConfig& c, const std::string& dtype) {
                  {"low_freq_factor", c.rope.low_freq_factor},
                  {"high_freq_factor", c.rope.high_freq_factor},
                  {"original_max_position_embeddings", c.rope.original_max_positions}});
+  }
+  if (c.rope.scaling == RopeScaling::kDivisors) {
+    rope.update({{"rope_type", "divisors"}, {"divisors", c.rope.divisors}});
   }
   json["rope_theta"] = c.rope.theta;
   json["rope_parameters"] = rope;

@@ -48,9 +48,11 @@ struct DecoderConfig {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
-  // The longest context that is computed exactly. A model with a sliding window is served up to the window,
-  // where the window hides nothing.
-  int64_t max_positions = 2048;
+  int64_t max_positions = 2048;  // the longest context that the model is made for
+  // A token sees itself and this many less one before it, in the layers from `first_windowed_layer` on; 0:
+  // all.
+  int64_t sliding_window = 0;
+  int64_t first_windowed_layer = 0;
   double rms_norm_epsilon = 1e-5;
   RopeConfig rope;
   bool tied_embeddings = false;  // the output matrix is the embedding

@@ -107,11 +107,35 @@ TEST(DecoderConfig, Llama3ScalingKeepsHighAndDividesLowFrequencies) {
   for (size_t i = 1; i < scaled.size(); ++i) EXPECT_LT(scaled[i], scaled[i - 1]);
 }
 
-TEST(DecoderConfig, AWindowShortensTheContext) {
+TEST(DecoderConfig, WindowsReachTheirLayersOnly) {
   Json json = decoder_config_to_hf(tiny(), "float32");
   json["model_type"] = "mistral";
   json["sliding_window"] = 128;
-  EXPECT_EQ(decoder_config_from_hf(json).value().max_positions, 128);
+  const auto windows = [](const Json& from) {
+    std::vector<int64_t> found;
+    for (const Step& step : describe(decoder_config_from_hf(from).value()).steps) {
+      if (step.op == Op::kAttention) found.push_back(step.window);
+    }
+    return found;
+  };
+  EXPECT_EQ(windows(json), (std::vector<int64_t>{128, 128}));
+  json["model_type"] = "qwen2";
+  EXPECT_EQ(windows(json), (std::vector<int64_t>{0, 0}));
+  json["use_sliding_window"] = true;
+  json["max_window_layers"] = 1;
+  EXPECT_EQ(windows(json), (std::vector<int64_t>{0, 128}));
+}
+
+TEST(DecoderConfig, DivisorsOfAGgufDivideTheFrequencies) {
+  DecoderConfig config = tiny();
+  const std::vector<float> plain = rope_frequencies(config);
+  Json json = decoder_config_to_hf(config, "float32");
+  json.erase("rope_parameters");
+  json["rope_scaling"] = {{"rope_type", "divisors"}, {"divisors", {1.0, 2.0, 4.0, 8.0}}};
+  const std::vector<float> scaled = rope_frequencies(decoder_config_from_hf(json).value());
+  for (size_t i = 0; i < plain.size(); ++i) EXPECT_EQ(scaled[i] * static_cast<float>(1 << i), plain[i]);
+  json["rope_scaling"]["divisors"].push_back(3);
+  EXPECT_FALSE(decoder_config_from_hf(json).ok());
 }
 
 TEST(DecoderConfig, RefusesWhatItDoesNotCompute) {
