@@ -1,0 +1,143 @@
+#include "kernels/attention.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "base/check.h"
+#include "kernels/attention_internal.h"
+#include "kernels/scratch_internal.h"
+#include "kernels/table_internal.h"
+
+namespace flywheel::kernels {
+namespace {
+
+constexpr int64_t kTokensOfTask = 16;
+
+// Bytes of one KV head in a block.
+int64_t head_bytes(const KvLayout& l) {
+  return kKvBlockTokens * (l.head_dim + l.padded_dim()) * l.element_bytes();
+}
+
+void check_layout(const KvLayout& l) {
+  CHECK(l.head_dim > 0 && l.head_dim <= 512 && l.kv_heads > 0, "{} KV heads of {}", l.kv_heads, l.head_dim);
+  CHECK(l.dtype <= DType::kBF16, "a KV cache of {}", dtype_name(l.dtype));
+}
+
+template <typename Element, typename Convert>
+void write_token(uint8_t* head, int64_t slot, const float* k, const float* v, const KvLayout& l,
+                 Convert convert) {
+  auto* keys = reinterpret_cast<Element*>(head);
+  Element* values = keys + kKvBlockTokens * l.head_dim + slot * l.padded_dim();
+  for (int64_t d = 0; d < l.head_dim; ++d) {
+    keys[d * kKvBlockTokens + slot] = convert(k[d]);
+    values[d] = convert(v[d]);
+  }
+  for (int64_t d = l.head_dim; d < l.padded_dim(); ++d) values[d] = Element{0};
+}
+
+}  // namespace
+
+void kv_write(void* cache, const KvLayout& layout, const float* k_TGD, const float* v_TGD,
+              std::span<const AttentionSequence> sequences, ThreadPool& pool) {
+  check_layout(layout);
+  const int64_t G = layout.kv_heads, D = layout.head_dim;
+  for (const AttentionSequence& s : sequences) {
+    pool.parallel_for(s.tokens, std::max<int64_t>(1, 8192 / (G * D)), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        const int64_t position = s.position + t, slot = position % kKvBlockTokens;
+        auto* block =
+            static_cast<uint8_t*>(cache) + s.block_table[position / kKvBlockTokens] * layout.block_bytes();
+        for (int64_t g = 0; g < G; ++g) {
+          const float* k = k_TGD + ((s.first_row + t) * G + g) * D;
+          const float* v = v_TGD + ((s.first_row + t) * G + g) * D;
+          uint8_t* head = block + g * head_bytes(layout);
+          if (layout.dtype == DType::kF32) {
+            write_token<float>(head, slot, k, v, layout, [](float x) { return x; });
+          } else if (layout.dtype == DType::kBF16) {
+            write_token<uint16_t>(head, slot, k, v, layout, to_bf16);
+          } else {
+            write_token<uint16_t>(head, slot, k, v, layout, to_f16);
+          }
+        }
+      }
+    });
+  }
+}
+
+void attention(float* out_THD, float* lse_TH, const float* q_THD, const void* cache, const KvLayout& layout,
+               const AttentionShape& shape, std::span<const AttentionSequence> sequences, ThreadPool& pool) {
+  check_layout(layout);
+  const int64_t H = shape.heads, D = layout.head_dim, G = layout.kv_heads;
+  CHECK(H % G == 0, "{} query heads over {} KV heads", H, G);
+  std::vector<int64_t> first_tile{0};  // of each sequence, and the total
+  for (const AttentionSequence& s : sequences) {
+    first_tile.push_back(first_tile.back() + (s.tokens + kTokensOfTask - 1) / kTokensOfTask);
+  }
+  const auto kernel = table().attention;
+  pool.parallel_for(first_tile.back() * G, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t tile = item / G, g = item % G;
+      const auto which =
+          std::upper_bound(first_tile.begin(), first_tile.end(), tile) - first_tile.begin() - 1;
+      const AttentionSequence& s = sequences[static_cast<size_t>(which)];
+      const int64_t token = (tile - first_tile[static_cast<size_t>(which)]) * kTokensOfTask;
+      const int64_t tokens = std::min(kTokensOfTask, s.tokens - token), row = s.first_row + token;
+      const int64_t head = g * (H / G);
+      kernel({.out = out_THD + (row * H + head) * D,
+              .lse = lse_TH == nullptr ? nullptr : lse_TH + row * H + head,
+              .q = q_THD + (row * H + head) * D,
+              .token_stride = H * D,
+              .heads = H,
+              .group = H / G,
+              .tokens = tokens,
+              .position = s.position + token,
+              .cache = static_cast<const uint8_t*>(cache) + g * head_bytes(layout),
+              .block_bytes = layout.block_bytes(),
+              .block_table = s.block_table,
+              .dtype = layout.dtype,
+              .head_dim = D,
+              .padded_dim = layout.padded_dim(),
+              .scale = shape.scale,
+              .window = shape.window,
+              .work = scratch<float>(Scratch::kAttention,
+                                     attention_work_floats(tokens * (H / G), layout.padded_dim()))});
+    }
+  });
+}
+
+void attention_backward(float* dq_BTHD, float* dk_BTGD, float* dv_BTGD, const float* dout_BTHD,
+                        const float* q_BTHD, const float* k_BTGD, const float* v_BTGD, const float* out_BTHD,
+                        const float* lse_BTH, int64_t B, int64_t T, int64_t kv_heads, int64_t head_dim,
+                        const AttentionShape& shape, ThreadPool& pool) {
+  const int64_t H = shape.heads, G = kv_heads, D = head_dim, group = H / G, P = (D + 15) / 16 * 16;
+  CHECK(H % G == 0, "{} query heads over {} KV heads", H, G);
+  const auto kernel = table().attention_backward;
+  pool.parallel_for(B * G, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t b = item / G, g = item % G;
+      const int64_t q = (b * T * H + g * group) * D, kv = (b * T * G + g) * D;
+      kernel({.dq = dq_BTHD + q,
+              .dk = dk_BTGD + kv,
+              .dv = dv_BTGD + kv,
+              .dout = dout_BTHD + q,
+              .q = q_BTHD + q,
+              .k = k_BTGD + kv,
+              .v = v_BTGD + kv,
+              .out = out_BTHD + q,
+              .lse = lse_BTH + b * T * H + g * group,
+              .q_stride = H * D,
+              .kv_stride = G * D,
+              .lse_stride = H,
+              .T = T,
+              .head_dim = D,
+              .padded_dim = P,
+              .group = group,
+              .scale = shape.scale,
+              .window = shape.window,
+              .work = scratch<float>(Scratch::kAttention, attention_backward_work_floats(T, P))});
+    }
+  });
+}
+
+}  // namespace flywheel::kernels

@@ -1,0 +1,151 @@
+#include "kernels/attention.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/random_test_internal.h"
+
+namespace flywheel::kernels {
+namespace {
+
+struct Case {
+  int64_t T, heads, kv_heads, head_dim, window;
+};
+
+struct Reference {
+  std::vector<double> out, dq, dk, dv;
+};
+
+// Softmax over materialised scores and its textbook gradient, in f64, for one sequence.
+Reference reference(const std::vector<float>& q, const std::vector<float>& k, const std::vector<float>& v,
+                    const std::vector<float>& dout, const Case& c, double scale) {
+  const int64_t H = c.heads, G = c.kv_heads, D = c.head_dim, T = c.T;
+  const auto at = [&](const std::vector<float>& x, int64_t t, int64_t h, int64_t heads, int64_t d) {
+    return static_cast<double>(x[static_cast<size_t>((t * heads + h) * D + d)]);
+  };
+  Reference r;
+  r.out.resize(q.size()), r.dq.resize(q.size()), r.dk.resize(k.size()), r.dv.resize(k.size());
+  for (int64_t h = 0; h < H; ++h) {
+    const int64_t g = h / (H / G);
+    for (int64_t t = 0; t < T; ++t) {
+      const int64_t first = c.window > 0 ? std::max<int64_t>(0, t - c.window + 1) : 0;
+      std::vector<double> p;
+      double total = 0, weighted = 0;
+      for (int64_t j = first; j <= t; ++j) {
+        double s = 0;
+        for (int64_t d = 0; d < D; ++d) s += at(q, t, h, H, d) * at(k, j, g, G, d);
+        p.push_back(std::exp(s * scale));
+        total += p.back();
+      }
+      std::vector<double> dp(p.size());
+      for (size_t i = 0; i < p.size(); ++i) {
+        const auto j = first + static_cast<int64_t>(i);
+        p[i] /= total;
+        for (int64_t d = 0; d < D; ++d) {
+          r.out[static_cast<size_t>((t * H + h) * D + d)] += p[i] * at(v, j, g, G, d);
+          dp[i] += at(dout, t, h, H, d) * at(v, j, g, G, d);
+        }
+        weighted += p[i] * dp[i];
+      }
+      for (size_t i = 0; i < p.size(); ++i) {
+        const auto j = first + static_cast<int64_t>(i);
+        const double ds = p[i] * (dp[i] - weighted) * scale;
+        for (int64_t d = 0; d < D; ++d) {
+          r.dq[static_cast<size_t>((t * H + h) * D + d)] += ds * at(k, j, g, G, d);
+          r.dk[static_cast<size_t>((j * G + g) * D + d)] += ds * at(q, t, h, H, d);
+          r.dv[static_cast<size_t>((j * G + g) * D + d)] += p[i] * at(dout, t, h, H, d);
+        }
+      }
+    }
+  }
+  return r;
+}
+
+// A cache filled with NaNs (what was there before must not matter) and a shuffled block table.
+struct Cache {
+  Cache(const KvLayout& layout, int64_t T, RandomInput& random)
+      : layout(layout), table(static_cast<size_t>(T / kKvBlockTokens + 2)) {
+    std::iota(table.begin(), table.end(), 0);
+    for (size_t i = table.size(); i > 1; --i) {
+      std::swap(table[i - 1], table[static_cast<size_t>(random.integer(0, static_cast<int64_t>(i) - 1))]);
+    }
+    bytes.assign(table.size() * static_cast<size_t>(layout.block_bytes()), 0xff);
+  }
+  KvLayout layout;
+  std::vector<int32_t> table;
+  std::vector<uint8_t> bytes;
+};
+
+const Case kCases[] = {{1, 1, 1, 8, 0},   {5, 2, 1, 6, 0},    {17, 4, 2, 16, 0}, {47, 6, 2, 24, 0},
+                       {70, 3, 3, 64, 0}, {100, 8, 2, 80, 0}, {64, 4, 4, 32, 9}, {90, 6, 3, 16, 33}};
+
+TEST(Attention, ForwardAndBackwardAgreeWithF64) {
+  ThreadPool pool(2);
+  FOR_EACH_ISA {
+    for (const Case& c : kCases) {
+      for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+        RandomInput random;
+        const auto q = random.normal(c.T * c.heads * c.head_dim),
+                   dout = random.normal(c.T * c.heads * c.head_dim);
+        const auto k = rounded(random.normal(c.T * c.kv_heads * c.head_dim), dtype);
+        const auto v = rounded(random.normal(c.T * c.kv_heads * c.head_dim), dtype);
+        Cache cache({dtype, c.kv_heads, c.head_dim}, c.T, random);
+        const AttentionSequence whole{cache.table.data(), 0, c.T, 0};
+        const AttentionShape shape{c.heads, 1.0f / std::sqrt(static_cast<float>(c.head_dim)), c.window};
+        std::vector<float> out(q.size()), lse(static_cast<size_t>(c.T * c.heads));
+        kv_write(cache.bytes.data(), cache.layout, k.data(), v.data(), {&whole, 1}, pool);
+        attention(out.data(), lse.data(), q.data(), cache.bytes.data(), cache.layout, shape, {&whole, 1},
+                  pool);
+        const Reference want = reference(q, k, v, dout, c, shape.scale);
+        EXPECT_LT(worst_error(out, want.out), 1e-5)
+            << "T " << c.T << " D " << c.head_dim << " " << dtype_name(dtype);
+
+        std::vector<float> dq(q.size()), dk(k.size()), dv(v.size());
+        attention_backward(dq.data(), dk.data(), dv.data(), dout.data(), q.data(), k.data(), v.data(),
+                           out.data(), lse.data(), 1, c.T, c.kv_heads, c.head_dim, shape, pool);
+        EXPECT_LT(worst_error(dv, want.dv), 2e-5) << "T " << c.T;
+        if (c.T > 1) {  // a single token's scores have no gradient
+          EXPECT_LT(worst_error(dq, want.dq), 2e-5) << "T " << c.T;
+          EXPECT_LT(worst_error(dk, want.dk), 2e-5) << "T " << c.T;
+        }
+      }
+    }
+  }
+}
+
+// However a prompt is cut into chunks, and whoever else is in the batch, a token's output has the same bits.
+TEST(Attention, ChunksAndCompanyChangeNoBit) {
+  ThreadPool one(1), two(2);
+  FOR_EACH_ISA {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      RandomInput random;
+      const int64_t T = random.integer(60, 90), H = 6, G = 2, D = 40, row = H * D, kv_row = G * D;
+      const auto q = random.normal(2 * T * row), k = random.normal(2 * T * kv_row),
+                 v = random.normal(2 * T * kv_row);
+      const AttentionShape shape{H, 0.2f, random.integer(0, 1) * 37};
+      Cache whole_cache({dtype, G, D}, 2 * T + 32, random);
+      const auto half = static_cast<int64_t>(whole_cache.table.size() / 2);
+      const AttentionSequence both[] = {{whole_cache.table.data(), 0, T, 0},
+                                        {whole_cache.table.data() + half, T, T, 0}};
+      std::vector<float> together(q.size());
+      kv_write(whole_cache.bytes.data(), whole_cache.layout, k.data(), v.data(), both, two);
+      attention(together.data(), nullptr, q.data(), whole_cache.bytes.data(), whole_cache.layout, shape, both,
+                two);
+
+      Cache cache({dtype, G, D}, T, random);
+      std::vector<float> chunked(static_cast<size_t>(T * row));
+      for (int64_t t = 0; t < T;) {
+        const int64_t n = std::min(T - t, random.integer(1, 30));
+        const AttentionSequence chunk{cache.table.data(), t, n, t};
+        kv_write(cache.bytes.data(), cache.layout, k.data(), v.data(), {&chunk, 1}, one);
+        attention(chunked.data(), nullptr, q.data(), cache.bytes.data(), cache.layout, shape, {&chunk, 1},
+                  one);
+        t += n;
+      }
+      EXPECT_EQ(0, std::memcmp(chunked.data(), together.data(), chunked.size() * 4));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace flywheel::kernels

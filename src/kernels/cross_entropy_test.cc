@@ -1,0 +1,71 @@
+#include "kernels/cross_entropy.h"
+
+#include "kernels/random_test_internal.h"
+
+namespace flywheel::kernels {
+namespace {
+
+TEST(CrossEntropy, LossAndGradientsAgreeWithF64) {
+  ThreadPool pool(2);
+  FOR_EACH_ISA {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      RandomInput random;
+      const int64_t M = random.integer(2, 70), V = random.integer(20, 3000), D = random.integer(3, 90);
+      const auto x = rounded(random.normal(M * D), dtype), w = rounded(random.normal(V * D, 0.3f), dtype);
+      const float scale = 1.0f / static_cast<float>(M);
+      std::vector<int32_t> targets;
+      for (int64_t m = 0; m < M; ++m) targets.push_back(static_cast<int32_t>(random.integer(0, V - 1)));
+      targets[1] = kIgnoredTarget;
+
+      double want_loss = 0;
+      std::vector<double> want_logprob(targets.size()), want_dx(x.size()), want_dw(w.size());
+      for (size_t m = 0; m < targets.size(); ++m) {
+        if (targets[m] == kIgnoredTarget) continue;
+        std::vector<double> logits(static_cast<size_t>(V));
+        double total = 0;
+        for (size_t v = 0; v < logits.size(); ++v) {
+          for (size_t d = 0; d < static_cast<size_t>(D); ++d) {
+            logits[v] +=
+                static_cast<double>(x[m * static_cast<size_t>(D) + d]) * w[v * static_cast<size_t>(D) + d];
+          }
+          total += std::exp(logits[v]);
+        }
+        const auto target = static_cast<size_t>(targets[m]);
+        want_logprob[m] = logits[target] - std::log(total);
+        want_loss -= want_logprob[m];
+        for (size_t v = 0; v < logits.size(); ++v) {
+          const double slope = (std::exp(logits[v]) / total - (v == target ? 1 : 0)) * scale;
+          for (size_t d = 0; d < static_cast<size_t>(D); ++d) {
+            want_dx[m * static_cast<size_t>(D) + d] += slope * w[v * static_cast<size_t>(D) + d];
+            want_dw[v * static_cast<size_t>(D) + d] += slope * x[m * static_cast<size_t>(D) + d];
+          }
+        }
+      }
+
+      const auto packed = PackedWeight::pack_from_f32(dtype, w.data(), V, D, pool);
+      const auto transposed = PackedWeight::pack_transposed_from_f32(dtype, w.data(), V, D, pool);
+      std::vector<float> logprob(targets.size()), dx(x.size()), dw(w.size());
+      const CrossEntropyGradient gradient{&transposed, scale, dx.data(), dw.data()};
+      const double loss =
+          linear_cross_entropy(logprob.data(), x.data(), packed, targets.data(), M, &gradient, pool);
+      EXPECT_NEAR(loss / want_loss, 1, 1e-6);
+      EXPECT_LT(worst_error(logprob, want_logprob), 1e-5);
+      // bf16 rounds each row's slopes to 8 bits.
+      const double tolerance = dtype == DType::kBF16 ? 0.1 : 2e-5;
+      EXPECT_LT(worst_error(dx, want_dx), tolerance) << dtype_name(dtype);
+      EXPECT_LT(worst_error(dw, want_dw), tolerance) << dtype_name(dtype);
+      EXPECT_EQ(loss, linear_cross_entropy(nullptr, x.data(), packed, targets.data(), M, nullptr, pool));
+    }
+  }
+}
+
+TEST(CrossEntropy, LogSumExpHoldsLargeLogits) {
+  FOR_EACH_ISA {
+    const std::vector<float> logits = {1000, 1000, -1000, -3e38f};
+    EXPECT_FLOAT_EQ(log_sum_exp(logits.data(), 4), 1000 + std::log(2.0f));
+    EXPECT_FLOAT_EQ(log_sum_exp(logits.data(), 1), 1000);
+  }
+}
+
+}  // namespace
+}  // namespace flywheel::kernels

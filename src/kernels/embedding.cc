@@ -1,0 +1,33 @@
+#include "kernels/embedding.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "kernels/table_internal.h"
+
+namespace flywheel::kernels {
+
+void embedding(float* y_TD, const int32_t* ids_T, DType dtype, const void* table_VD, int64_t T, int64_t V,
+               int64_t D, ThreadPool& pool) {
+  const int64_t bytes = row_bytes(dtype, D);
+  pool.parallel_for(T, std::max<int64_t>(1, 16384 / D), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      CHECK(ids_T[t] >= 0 && ids_T[t] < V, "token {} of a vocabulary of {}", ids_T[t], V);
+      to_f32(y_TD + t * D, static_cast<const uint8_t*>(table_VD) + ids_T[t] * bytes, dtype, D);
+    }
+  });
+}
+
+// Threads share the columns, so that a row that occurs twice is summed in order of t.
+void embedding_backward(float* dtable_VD, const int32_t* ids_T, const float* dy_TD, int64_t T, int64_t D,
+                        ThreadPool& pool) {
+  const auto add = table().add;
+  pool.parallel_for(D, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < T; ++t) {
+      float* row = dtable_VD + ids_T[t] * D + begin;
+      add(row, row, dy_TD + t * D + begin, end - begin);
+    }
+  });
+}
+
+}  // namespace flywheel::kernels
