@@ -1,0 +1,38 @@
+// A model that a person names, opened: its description, weights, tokenizer and chat template.
+//
+// MODEL is, in this order: a path to a .gguf file or a folder in Hugging Face's layout (config.json,
+// safetensors, tokenizer files); else the name of a model artifact in the store ("smollm2", "tiny:3",
+// "tiny@best"), whose content is one of the two.
+//
+// Ownership: the source keeps its memory maps; copies of an OpenModel share it.
+// Threads: immutable, so any.
+// Errors: kNotFound (neither path nor artifact; says what there is), kInvalid or kCorrupt from the files.
+//
+//   ASSIGN_OR_RETURN(OpenModel model, open_model("smollm2"));
+//   ASSIGN_OR_RETURN(auto weights, load_decoder_weights(model.decoder, model.source, {}, pool));
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "model/decoder.h"
+#include "model/weights.h"
+
+namespace flywheel::model {
+
+class Tokenizer;
+
+struct OpenModel {
+  std::string name;  // "smollm2", or the file's or folder's name
+  std::string path;  // of the file or folder
+  Decoder decoder;
+  std::shared_ptr<const WeightSource> source;
+  std::shared_ptr<const Tokenizer> tokenizer;  // null only where the files have none
+  std::vector<int32_t> end_tokens;             // from config and tokenizer together
+};
+
+Result<OpenModel> open_model(const std::string& name_or_path);
+
+}  // namespace flywheel::model
