@@ -1,5 +1,7 @@
 #include "runtime/collectives.h"
 
+#include "runtime/collectives_transport_internal.h"
+
 namespace flywheel::runtime {
 
 int64_t element_bytes(Element element) {
@@ -30,6 +32,72 @@ const char* element_name(Element element) {
       return "i64";
   }
   CHECK(false, "element {}", static_cast<int>(element));
+}
+
+namespace {
+
+// From the low end: kind 4 bits, element 3, reduction 2, root or receiver 11, count 44.
+constexpr const char* kKinds[] = {"all_reduce", "reduce_scatter", "all_gather", "all_to_all",
+                                  "broadcast",  "barrier",        "send",       "recv"};
+constexpr const char* kReductions[] = {"sum", "max", "min"};
+
+struct Fields {
+  Element element = Element::kF32;
+  Reduce reduce = Reduce::kSum;
+  int root = 0;
+  int64_t count = 0;
+};
+Fields fields(const AllReduce& op) {
+  return {op.in.element, op.reduce, 0, op.in.count};
+}
+Fields fields(const ReduceScatter& op) {
+  return {op.in.element, op.reduce, 0, op.out.count};
+}
+Fields fields(const AllGather& op) {
+  return {op.in.element, Reduce::kSum, 0, op.in.count};
+}
+Fields fields(const AllToAll& op) {
+  return {op.in.element, Reduce::kSum, 0, op.in.count};
+}
+Fields fields(const Broadcast& op) {
+  return {op.buffer.element, Reduce::kSum, op.root, op.buffer.count};
+}
+Fields fields(const Barrier&) {
+  return {};
+}
+Fields fields(const Send& op) {
+  return {op.in.element, Reduce::kSum, op.to, op.in.count};
+}
+Fields fields(const Recv& op) {
+  return {op.out.element, Reduce::kSum, op.from, op.out.count};
+}
+
+}  // namespace
+
+uint64_t signature(const Collective& collective) {
+  const Fields f = std::visit([](const auto& op) { return fields(op); }, collective);
+  return collective.index() | static_cast<uint64_t>(f.element) << 4 | static_cast<uint64_t>(f.reduce) << 7 |
+         static_cast<uint64_t>(f.root) << 9 | static_cast<uint64_t>(f.count) << 20;
+}
+
+std::string describe_signature(uint64_t signature) {
+  const auto kind = signature & 15, element = signature >> 4 & 7, reduce = signature >> 7 & 3;
+  if (kind >= std::size(kKinds) || element > static_cast<uint64_t>(Element::kI64) ||
+      reduce >= std::size(kReductions)) {
+    return fmt::format("something unknown ({:x})", signature);
+  }
+  const std::string name = kKinds[kind];
+  if (name == "barrier") return name;
+  std::string detail;
+  if (name == "all_reduce" || name == "reduce_scatter") detail = fmt::format(" ({})", kReductions[reduce]);
+  if (name == "broadcast") detail = fmt::format(" (root {})", signature >> 9 & 0x7FF);
+  if (name == "send") detail = fmt::format(" (to {})", signature >> 9 & 0x7FF);
+  return fmt::format("{}{} of {} {}", name, detail, signature >> 20,
+                     element_name(static_cast<Element>(element)));
+}
+
+std::string describe(const Group& group) {
+  return fmt::format("{} epoch {} rank {} of {}", group.name, group.epoch, group.rank, group.size());
 }
 
 }  // namespace flywheel::runtime

@@ -144,9 +144,10 @@ class [[nodiscard]] Pending {
   // Blocks until the operation has ended, which its deadline or abort() guarantees.
   Result<void> wait() const;
 
+  struct State;  // the Communicator's
+
  private:
   friend class Communicator;
-  struct State;
   explicit Pending(std::shared_ptr<State> state) : state_(std::move(state)) {}
   std::shared_ptr<State> state_;
 };
