@@ -2,7 +2,7 @@
 //
 // Families: Llama 2/3/3.x, SmolLM2, Mistral, Qwen2/2.5 and Qwen3. They differ only in what stands here:
 // grouped heads, tied embeddings, biases, q/k norms, rotary scaling. A config comes from a Hugging Face
-// config.json (here) or from GGUF metadata (gguf_config.h), and goes back to a config.json that
+// config.json (here) or from GGUF metadata (hf_config.h), and goes back to a config.json that
 // `transformers` loads.
 //
 // Errors: kInvalid, naming the key: an architecture or option that this code does not compute exactly is
