@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include <map>
-#include <unordered_set>
 
 #include "base/file.h"
 #include "store/metrics.h"
@@ -101,15 +100,11 @@ class Collector {
       ASSIGN_OR_RETURN(const auto names, list_folder(state_.blobs.blobs() + "/" + shard));
       if (names.empty()) continue;
       RETURN_IF_ERROR(db_.transact(Access::kExclusive, [&]() -> Result<void> {
-        ASSIGN_OR_RETURN(
-            const Rows rows,
-            db_.execute("SELECT sha256 FROM blob WHERE sha256 >= $1 AND sha256 < $2", {shard, shard + "g"}));
-        std::unordered_set<std::string> known;
-        for (const Row& row : rows) known.insert(row.text(0));
         for (const std::string& name : names) {
           const std::string path = state_.blobs.blobs() + "/" + shard + "/" + name;
           const uint64_t size = file_size(path).value_or(0);
-          if (known.contains(name) || ::unlink(path.c_str()) != 0) continue;
+          ASSIGN_OR_RETURN(const Rows known, db_.execute("SELECT 1 FROM blob WHERE sha256 = $1", {name}));
+          if (!known.empty() || ::unlink(path.c_str()) != 0) continue;
           ++report_.leftovers_removed;
           report_.bytes_freed += size;
         }

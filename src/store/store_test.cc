@@ -1,0 +1,392 @@
+// The whole interface, once over SQLite and once over a PostgreSQL server of our own.
+#include "store/store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <cmath>
+#include <filesystem>
+#include <limits>
+
+#include "base/deadline.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/philox.h"
+#include "store/database.h"
+#include "store/postgres_for_test.h"
+
+namespace flywheel::store {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+class StoreTest : public ::testing::TestWithParam<Dialect> {
+ protected:
+  void SetUp() override {
+    if (GetParam() == Dialect::kPostgres) {
+      if (!PostgresForTest::available())
+        GTEST_SKIP() << "no PostgreSQL server programs; package postgresql-15";
+      address_ = PostgresForTest::shared().new_database();
+    } else {
+      address_ = folder_ / "home";
+    }
+    store_.emplace(open());
+  }
+
+  Store open() { return Store::open(address_, folder_ / "home").value(); }
+  Store& store() { return *store_; }
+
+  std::string write(const std::string& name, const std::string& bytes) {
+    write_file(folder_ / name, bytes).value();
+    return folder_ / name;
+  }
+
+  Artifact put(const std::string& name, const std::string& bytes, const std::vector<std::string>& inputs = {},
+               const std::string& run = "") {
+    return store()
+        .put_artifact(
+            {.kind = "model", .name = name, .contents = {{"weights", bytes}}, .inputs = inputs, .run = run})
+        .value();
+  }
+
+  TempFolder folder_;
+  std::string address_;
+  std::optional<Store> store_;
+};
+
+std::string random_bytes(uint64_t seed, size_t size) {
+  Philox rng(seed);
+  std::string bytes(size, '\0');
+  for (char& byte : bytes) byte = static_cast<char>(rng.next_u32());
+  return bytes;
+}
+
+TEST_P(StoreTest, FolderComesBackFileByFile) {
+  const std::string big = random_bytes(1, 3'000'001);
+  write("in/config.json", "{}");
+  write("in/weights/part-1.bin", big);
+  write("in/empty", "");
+  const Artifact made =
+      store().put_artifact({.kind = "model", .name = "org/tiny", .path = folder_ / "in"}).value();
+  EXPECT_EQ(made.ref(), "org/tiny:1");
+  EXPECT_EQ(made.size_bytes, big.size() + 2);
+  EXPECT_THAT(made.aliases, ElementsAre("latest"));
+  ASSERT_EQ(made.files.size(), 3u);
+  EXPECT_EQ(made.files[2].path, "weights/part-1.bin");
+  EXPECT_EQ(made.files[2].sha256, sha256_hex(big));
+
+  const Artifact found = open().resolve("org/tiny").value();  // another connection
+  const std::string path = store().path_of(found, Store::Verify::kYes).value();
+  EXPECT_EQ(read_file(path + "/weights/part-1.bin").value(), big);
+  EXPECT_EQ(read_file(path + "/config.json").value(), "{}");
+  EXPECT_EQ(read_file(path + "/empty").value(), "");
+  EXPECT_TRUE(store().verify()->problems.empty());
+}
+
+TEST_P(StoreTest, OneFileStaysAFile) {
+  const Artifact made =
+      store().put_artifact({.kind = "model", .name = "gguf", .path = write("model.gguf", "GGUF")}).value();
+  EXPECT_TRUE(made.is_file);
+  const std::string path = store().path_of(made).value();
+  EXPECT_EQ(std::filesystem::path(path).filename(), "model.gguf");
+  EXPECT_EQ(read_file(path).value(), "GGUF");
+  struct stat info {};
+  ASSERT_EQ(::stat(path.c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0222, 0u) << "content in the store is read-only";
+}
+
+TEST_P(StoreTest, LinkAndMoveMakeNoSecondCopy) {
+  const std::string linked = write("linked", "abc"), moved = write("moved", "def");
+  struct stat before {
+  }, after{};
+  ASSERT_EQ(::stat(linked.c_str(), &before), 0);
+  const Artifact a =
+      store().put_artifact({.kind = "model", .name = "a", .path = linked, .ingest = Ingest::kLink}).value();
+  ASSERT_EQ(::stat(store().path_of(a)->c_str(), &after), 0);
+  EXPECT_EQ(before.st_ino, after.st_ino);
+  const Artifact b =
+      store().put_artifact({.kind = "model", .name = "b", .path = moved, .ingest = Ingest::kMove}).value();
+  EXPECT_FALSE(path_exists(moved));
+  EXPECT_EQ(read_file(store().path_of(b).value()).value(), "def");
+  // The same content again, by every way.
+  for (const Ingest ingest : {Ingest::kCopy, Ingest::kLink, Ingest::kMove}) {
+    const std::string again = write("again", "abc");
+    const Artifact c =
+        store().put_artifact({.kind = "model", .name = "c", .path = again, .ingest = ingest}).value();
+    EXPECT_EQ(read_file(store().path_of(c).value()).value(), "abc");
+    EXPECT_EQ(path_exists(again), ingest != Ingest::kMove);
+  }
+  EXPECT_THAT(list_folder(store().home() + "/incoming").value(), IsEmpty());
+}
+
+TEST_P(StoreTest, VersionsAliasesAndTheirHistory) {
+  put("tiny", "one");
+  put("tiny", "two");
+  ASSERT_TRUE(store().set_alias("tiny:1", "prod").ok());
+  ASSERT_TRUE(store().set_alias("tiny@latest", "prod").ok());
+  ASSERT_TRUE(store().set_alias("tiny:1", "prod").ok());
+  EXPECT_EQ(store().resolve("tiny@prod")->version, 1);
+  EXPECT_EQ(store().resolve("tiny")->version, 2);
+  EXPECT_EQ(store().resolve("tiny:2")->version, 2);
+  EXPECT_THAT(store().resolve("tiny:1")->aliases, ElementsAre("prod"));
+  EXPECT_EQ(store().remove_artifact("tiny:1").error().code, ErrorCode::kDenied);
+  ASSERT_TRUE(store().remove_alias("tiny", "prod").ok());
+  EXPECT_EQ(store().remove_alias("tiny", "prod").error().code, ErrorCode::kNotFound);
+  std::vector<int64_t> versions;
+  const auto history = store().alias_history("tiny").value();
+  for (const AliasChange& change : history) versions.push_back(change.version);
+  EXPECT_THAT(versions, ElementsAre(1, 2, 1, 0));
+}
+
+TEST_P(StoreTest, BadRequestsAreRefusedWithTheReason) {
+  put("tiny", "one");
+  const auto code = [&](const NewArtifact& request) { return store().put_artifact(request).error().code; };
+  EXPECT_EQ(code({.kind = "dataset", .name = "tiny", .contents = {{"x", "1"}}}), ErrorCode::kExists);
+  EXPECT_EQ(code({.kind = "model", .name = "a:b", .contents = {{"x", "1"}}}), ErrorCode::kInvalid);
+  EXPECT_EQ(code({.kind = "model", .name = "../a", .contents = {{"x", "1"}}}), ErrorCode::kInvalid);
+  EXPECT_EQ(code({.kind = "", .name = "a", .contents = {{"x", "1"}}}), ErrorCode::kInvalid);
+  EXPECT_EQ(code({.kind = "model", .name = "a"}), ErrorCode::kInvalid);
+  EXPECT_EQ(code({.kind = "model", .name = "a", .path = "/nowhere"}), ErrorCode::kNotFound);
+  EXPECT_EQ(code({.kind = "model", .name = "a", .path = "/dev/null"}), ErrorCode::kInvalid);
+  for (const char* path : {"../x", "/x", "a//b", "a/./b", "a/", "", "a\nb"}) {
+    EXPECT_EQ(code({.kind = "model", .name = "a", .contents = {{path, "1"}}}), ErrorCode::kInvalid) << path;
+  }
+  EXPECT_EQ(code({.kind = "model", .name = "a", .contents = {{"x", "1"}, {"x/y", "2"}}}),
+            ErrorCode::kInvalid);
+  EXPECT_EQ(code({.kind = "model", .name = "a", .contents = {{"x", "1"}}, .inputs = {"none"}}),
+            ErrorCode::kNotFound);
+  EXPECT_EQ(code({.kind = "model", .name = "a", .contents = {{"x", "1"}}, .run = "none-1"}),
+            ErrorCode::kNotFound);
+  EXPECT_THAT(store().resolve("tyny").error().message, HasSubstr("did you mean tiny?"));
+  EXPECT_EQ(store().resolve("tiny:9").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(store().resolve("tiny:prod").error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(store().set_alias("tiny", "latest").error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(store().resolve("a").error().code, ErrorCode::kNotFound)
+      << "nothing of the refused ones is there";
+  EXPECT_EQ(put("tiny", "two").version, 2) << "a refused put does not use a number";
+}
+
+TEST_P(StoreTest, OnceMakesOneVersion) {
+  const NewArtifact request{
+      .kind = "checkpoint", .name = "c", .contents = {{"x", "1"}}, .once = "tiny-1/100"};
+  const Artifact first = store().put_artifact(request).value();
+  EXPECT_EQ(store().put_artifact(request)->id, first.id);
+  EXPECT_EQ(store().list_artifacts({.name = "c"})->size(), 1u);
+}
+
+TEST_P(StoreTest, CollectionTakesOnlyWhatNobodyRefersTo) {
+  put("keep", "shared bytes");
+  put("drop", "shared bytes");
+  const Artifact only = put("drop", "only here");
+  const std::string view = store().path_of(only).value();
+  ASSERT_TRUE(store().remove_artifact("drop:1").ok());
+  ASSERT_TRUE(store().remove_artifact("drop:2").ok());
+  EXPECT_EQ(store().gc(Store::GcMode::kDryRun)->blobs_removed, 1);
+  EXPECT_TRUE(path_exists(view));
+  const GcReport report = store().gc().value();
+  EXPECT_EQ(report.blobs_removed, 1);
+  EXPECT_EQ(report.bytes_freed, std::string("only here").size());
+  EXPECT_EQ(report.blobs_kept, 1);
+  EXPECT_FALSE(path_exists(view));
+  EXPECT_EQ(read_file(store().path_of(store().resolve("keep").value()).value() + "/weights").value(),
+            "shared bytes");
+  EXPECT_EQ(store().gc()->blobs_removed, 0);
+  EXPECT_EQ(store().resolve("drop").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(store().path_of(store().resolve("drop:2").value()).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(put("drop", "third").version, 3) << "a version's number is never used again";
+  EXPECT_TRUE(store().verify()->problems.empty());
+}
+
+TEST_P(StoreTest, CollectionRemovesFilesWithoutARow) {
+  put("a", "x");
+  const std::string stranger = store().home() + "/blobs/ab/" + sha256_hex("stranger");
+  write_file(stranger, "stranger").value();
+  write_file(store().home() + "/incoming/dead.1.2.3-0", "left by a writer").value();
+  EXPECT_EQ(store().gc()->leftovers_removed, 2);
+  EXPECT_FALSE(path_exists(stranger));
+  EXPECT_TRUE(store().verify()->problems.empty());
+}
+
+TEST_P(StoreTest, DamageIsFoundByNameAndMendedByTheSameContent) {
+  const std::string bytes = random_bytes(7, 100'000);
+  const Artifact made = put("tiny", bytes);
+  const std::string blob =
+      store().home() + "/blobs/" + made.files[0].sha256.substr(0, 2) + "/" + made.files[0].sha256;
+  std::string damaged = bytes;
+  damaged[5000] = static_cast<char>(damaged[5000] ^ 1);
+  std::filesystem::permissions(blob, std::filesystem::perms::owner_all);
+  write_file(blob, damaged).value();
+  const VerifyReport report = store().verify().value();
+  ASSERT_EQ(report.problems.size(), 1u);
+  EXPECT_EQ(report.problems[0].sha256, made.files[0].sha256);
+  EXPECT_THAT(report.problems[0].artifacts, ElementsAre("tiny:1 weights"));
+  EXPECT_THAT(report.problems[0].what, HasSubstr("corrupt"));
+  EXPECT_EQ(store().path_of(made, Store::Verify::kYes).error().code, ErrorCode::kCorrupt);
+  put("tiny", bytes);
+  EXPECT_TRUE(store().verify()->problems.empty());
+  EXPECT_EQ(read_file(store().path_of(made, Store::Verify::kYes).value() + "/weights").value(), bytes);
+
+  std::filesystem::remove(blob);
+  const VerifyReport missing = store().verify().value();
+  ASSERT_EQ(missing.problems.size(), 1u);
+  EXPECT_THAT(missing.problems[0].what, HasSubstr("missing"));
+  EXPECT_THAT(missing.problems[0].artifacts, ElementsAre("tiny:1 weights", "tiny:2 weights"));
+}
+
+TEST_P(StoreTest, RunKeepsWhatWasSaid) {
+  put("docs", "text");
+  auto run = store()
+                 .create_run({.name = "tiny",
+                              .kind = "train",
+                              .config = "lr: 1\n",
+                              .params = {{"lr", "1"}},
+                              .tags = {{"team", "red"}}})
+                 .value();
+  EXPECT_EQ(run.id(), "tiny-1");
+  ASSERT_TRUE(run.add_input("docs").ok());
+  ASSERT_TRUE(run.set_param("layers", "4").ok());
+  ASSERT_TRUE(run.set_tag("team", "blue").ok());
+  run.log_metrics(0, {{"loss", 5.5}, {"lr", 0.1}});
+  EXPECT_EQ(store().run_info("tiny-1")->status, RunStatus::kRunning);
+  const Artifact model = put("tiny", "w", {"docs:1"}, run.id());
+  ASSERT_TRUE(run.finish(RunStatus::kFinished).ok());
+  ASSERT_TRUE(run.finish(RunStatus::kFailed).ok());  // changes nothing
+  const RunInfo info = open().run_info("tiny-1").value();
+  EXPECT_EQ(info.status, RunStatus::kFinished);
+  EXPECT_EQ(info.config, "lr: 1\n");
+  EXPECT_EQ(info.params, (std::map<std::string, std::string>{{"layers", "4"}, {"lr", "1"}}));
+  EXPECT_EQ(info.tags.at("team"), "blue");
+  EXPECT_THAT(info.inputs, ElementsAre("docs:1"));
+  EXPECT_THAT(info.outputs, ElementsAre("tiny:1"));
+  ASSERT_EQ(info.metrics.size(), 2u);
+  EXPECT_EQ(info.metrics[0].name, "loss");
+  EXPECT_EQ(info.metrics[0].last_value, 5.5);
+  EXPECT_GE(info.finished_ms, info.created_ms);
+  { (void)store().create_run({.name = "tiny", .kind = "evaluate"}).value(); }
+  EXPECT_EQ(store().run_info("tiny-2")->status, RunStatus::kFailed) << "a handle that just went away";
+  EXPECT_EQ(store().list_runs({.kind = "train"})->size(), 1u);
+  EXPECT_EQ(store().list_runs({.tags = {{"team", "blue"}}})->size(), 1u);
+  EXPECT_EQ(store().list_runs({.tags = {{"team", "red"}}})->size(), 0u);
+  EXPECT_EQ(store().list_runs()->at(0).id, "tiny-2");
+  EXPECT_THAT(store().run_info("tiny-9").error().message, HasSubstr("no run tiny-9; did you mean tiny-"));
+}
+
+TEST_P(StoreTest, MetricsComeBackBitForBitWhateverTheBatches) {
+  auto run = store().create_run({}).value();
+  Philox rng(3);
+  std::vector<double> values;
+  for (int64_t step = 0; step < 5000; ++step) {
+    double value = rng.uniform_double() * 1e300;
+    if (step == 17) value = std::numeric_limits<double>::quiet_NaN();
+    if (step == 18) value = -std::numeric_limits<double>::infinity();
+    values.push_back(value);
+    run.log_metric("loss", step, value);
+    if (rng.below(300) == 0) run.flush().value();
+  }
+  ASSERT_TRUE(run.finish(RunStatus::kFinished).ok());
+  std::vector<MetricPoint> points = store().metric(run.id(), "loss").value();
+  ASSERT_EQ(points.size(), values.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    EXPECT_EQ(points[i].step, static_cast<int64_t>(i));
+    EXPECT_EQ(std::bit_cast<uint64_t>(points[i].value), std::bit_cast<uint64_t>(values[i]));
+  }
+  // A resumed run logs steps again: the later point counts.
+  auto again = store().resume_run(run.id()).value();
+  EXPECT_EQ(store().run_info(run.id())->status, RunStatus::kRunning);
+  for (int64_t step = 4990; step < 5010; ++step) again.log_metric("loss", step, 1);
+  ASSERT_TRUE(again.finish(RunStatus::kFinished).ok());
+  points = store().metric(run.id(), "loss").value();
+  ASSERT_EQ(points.size(), 5010u);
+  EXPECT_EQ(points[4989].value, values[4989]);
+  EXPECT_EQ(points[4990].value, 1);
+  EXPECT_EQ(store().run_info(run.id())->metrics[0].points, 5020);
+  EXPECT_THAT(store().metric(run.id(), "lss").error().message, HasSubstr("it has loss"));
+}
+
+TEST_P(StoreTest, MetricsOfManyThreadsAreAllKept) {
+  auto run = store().create_run({}).value();
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int64_t step = 0; step < 20'000; ++step)
+        run.log_metric("m" + std::to_string(t % 2), t * 20'000 + step, 1);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  ASSERT_TRUE(run.finish(RunStatus::kFinished).ok());
+  EXPECT_EQ(store().metric(run.id(), "m0")->size(), 40'000u);
+  EXPECT_EQ(store().metric(run.id(), "m1")->size(), 40'000u);
+}
+
+TEST_P(StoreTest, LineageFromRawFilesToTheModelAndBack) {
+  const Artifact raw =
+      store().put_source("raw/docs", "/usr/share/doc", sha256_hex("listing"), 40'000'000).value();
+  EXPECT_EQ(store().put_source("raw/docs", "/usr/share/doc", sha256_hex("listing"), 40'000'000)->version, 1);
+  EXPECT_EQ(store().put_source("raw/docs", "/usr/share/doc", sha256_hex("changed"), 41'000'000)->version, 2);
+  auto prepare = store().create_run({.name = "prepare", .kind = "data"}).value();
+  ASSERT_TRUE(prepare.add_input("raw/docs:1").ok());
+  store()
+      .put_artifact({.kind = "tokenizer", .name = "bpe", .contents = {{"t", "12"}}, .run = prepare.id()})
+      .value();
+  store()
+      .put_artifact({.kind = "dataset", .name = "docs", .contents = {{"d", "12345"}}, .run = prepare.id()})
+      .value();
+  ASSERT_TRUE(prepare.finish(RunStatus::kFinished).ok());
+  auto train = store().create_run({.name = "tiny", .kind = "train"}).value();
+  put("tiny", "weights", {"docs", "bpe"}, train.id());
+  ASSERT_TRUE(train.finish(RunStatus::kFinished).ok());
+  put("quantized", "w", {"tiny"});
+
+  EXPECT_EQ(draw_lineage(store().lineage("quantized").value()),
+            "model quantized:1  1 B\n"
+            "└─ model tiny:1  7 B\n"
+            "   └─ run tiny-1 (train)  finished\n"
+            "      ├─ tokenizer bpe:1  2 B\n"
+            "      │  └─ run prepare-1 (data)  finished\n"
+            "      │     └─ source raw/docs:1  40.0 MB at /usr/share/doc\n"
+            "      └─ dataset docs:1  5 B\n"
+            "         └─ run prepare-1 (data)  finished  (see above)\n");
+  EXPECT_EQ(draw_lineage(store().lineage("raw/docs:1", Store::Direction::kDownstream).value()),
+            "source raw/docs:1  40.0 MB at /usr/share/doc\n"
+            "└─ run prepare-1 (data)  finished\n"
+            "   ├─ tokenizer bpe:1  2 B\n"
+            "   │  └─ run tiny-1 (train)  finished\n"
+            "   │     └─ model tiny:1  7 B\n"
+            "   │        └─ model quantized:1  1 B\n"
+            "   └─ dataset docs:1  5 B\n"
+            "      └─ run tiny-1 (train)  finished\n"
+            "         └─ model tiny:1  7 B  (see above)\n");
+  const Json json = lineage_to_json(store().lineage("tiny").value());
+  EXPECT_EQ(json["children"][0]["id"], "tiny-1");
+  EXPECT_EQ(json["children"][0]["children"][0]["id"], "bpe:1");
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, StoreTest, ::testing::Values(Dialect::kSqlite, Dialect::kPostgres),
+                         [](const auto& info) {
+                           return info.param == Dialect::kSqlite ? std::string("Sqlite")
+                                                                 : std::string("Postgres");
+                         });
+
+TEST(StoreOpen, SaysWhatIsWrong) {
+  TempFolder folder;
+  EXPECT_EQ(Store::open("s3://bucket/x").error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(Store::open("postgres:///x?host=/nowhere", folder.path()).error().code, ErrorCode::kUnavailable);
+  write_file(folder / "home/flywheel.db", std::string(8192, 'x')).value();
+  EXPECT_EQ(Store::open(folder / "home").error().code, ErrorCode::kCorrupt);
+  write_file(folder / "file", "").value();
+  EXPECT_EQ(Store::open(folder / "file").error().code, ErrorCode::kIo);
+}
+
+TEST(StoreOpen, RefusesANewerSchema) {
+  TempFolder folder;
+  (void)Store::open(folder.path()).value();
+  auto db = open_sqlite(folder / "flywheel.db").value();
+  db->transact(Access::kWrite, [&] { return db->execute("UPDATE store_version SET version = 999"); }).value();
+  EXPECT_THAT(Store::open(folder.path()).error().message, HasSubstr("version 999"));
+}
+
+}  // namespace
+}  // namespace flywheel::store
