@@ -7,11 +7,9 @@
 #pragma once
 
 #include <libpq-fe.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <filesystem>
 #include <string>
 #include <thread>
@@ -20,6 +18,7 @@
 #include "base/check.h"
 #include "base/deadline.h"
 #include "base/file.h"
+#include "base/process.h"
 
 namespace flywheel::store {
 
@@ -59,16 +58,20 @@ class PostgresForTest {
   PostgresForTest() {
     namespace fs = std::filesystem;
     fs::permissions(folder_.path(), fs::perms::all);
-    const int made = wait_for(spawn({programs() + "/initdb", "-D", folder_ / "data", "-U", "flywheel", "-A",
-                                     "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"}));
-    CHECK(made == 0, "initdb: {}", read_file(folder_ / "log").value_or(""));
+    const auto made = run_process(as_user({programs() + "/initdb", "-D", folder_ / "data", "-U", "flywheel",
+                                           "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"}),
+                                  {.process = {.folder = "/"}});
+    CHECK(made.ok() && made->exit_code == 0, "initdb: {}",
+          made.ok() ? made->stderr_text : made.error().message);
     start();
   }
   ~PostgresForTest() { stop(); }
 
   void start() {
-    server_ = spawn({programs() + "/postgres", "-D", folder_ / "data", "-k", folder_.path(), "-c",
-                     "listen_addresses=", "-c", "fsync=off"});
+    server_ = Process::start(as_user({programs() + "/postgres", "-D", folder_ / "data", "-k", folder_.path(),
+                                      "-c", "listen_addresses=", "-c", "fsync=off"}),
+                             {.folder = "/", .output_file = folder_ / "log"})
+                  .value();
     for (const Deadline deadline = Deadline::after_ms(20'000);;) {
       if (PQping(address_of("postgres").c_str()) == PQPING_OK) return;
       CHECK(!deadline.expired(), "postgres: {}", read_file(folder_ / "log").value_or(""));
@@ -76,40 +79,25 @@ class PostgresForTest {
     }
   }
   void stop() {
-    ::kill(server_, SIGINT);  // fast shutdown
-    (void)wait_for(server_);
+    server_.signal(SIGINT);  // fast shutdown
+    CHECK(server_.wait(Deadline::after_ms(20'000)).ok(), "postgres does not stop");
   }
 
   std::string address_of(const std::string& database) const {
     return "postgres:///" + database + "?user=flywheel&host=" + folder_.path();
   }
 
-  // As the user postgres where we are root. The child goes when its parent does.
-  pid_t spawn(std::vector<std::string> command) {
+  // As the user postgres where we are root; changing the user forgets the signal at the parent's death.
+  static std::vector<std::string> as_user(std::vector<std::string> command) {
     if (::geteuid() == 0) {
       command.insert(command.begin(), {"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups",
                                        "--pdeathsig=INT", "--"});
     }
-    std::vector<char*> args;
-    for (std::string& word : command) args.push_back(word.data());
-    args.push_back(nullptr);
-    const std::string log = folder_ / "log";
-    const pid_t child = ::fork();
-    CHECK(child >= 0, "fork");
-    if (child != 0) return child;
-    ::prctl(PR_SET_PDEATHSIG, SIGINT);
-    if (::freopen(log.c_str(), "a", stdout) != nullptr) ::dup2(1, 2);
-    if (::chdir("/") == 0) ::execvp(args[0], args.data());
-    ::_exit(127);
-  }
-  static int wait_for(pid_t child) {
-    int status = 0;
-    ::waitpid(child, &status, 0);
-    return status;
+    return command;
   }
 
   TempFolder folder_;
-  pid_t server_ = -1;
+  Process server_;
   int databases_ = 0;
 };
 
