@@ -50,10 +50,10 @@ TEST(CrossEntropy, LossAndGradientsAgreeWithF64) {
           linear_cross_entropy(logprob.data(), x.data(), packed, targets.data(), M, &gradient, pool);
       EXPECT_NEAR(loss / want_loss, 1, 1e-6);
       EXPECT_LT(worst_error(logprob, want_logprob), 1e-5);
-      // bf16 rounds each row's slopes to 8 bits.
-      const double tolerance = dtype == DType::kBF16 ? 0.1 : 2e-5;
-      EXPECT_LT(worst_error(dx, want_dx), tolerance) << dtype_name(dtype);
-      EXPECT_LT(worst_error(dw, want_dw), tolerance) << dtype_name(dtype);
+      // Against the largest: most slopes are nearly zero. bf16 rounds each to 8 bits.
+      const double tolerance = dtype == DType::kBF16 ? 1e-2 : 1e-5;
+      EXPECT_LT(worst_error_of_largest(dx, want_dx), tolerance) << dtype_name(dtype);
+      EXPECT_LT(worst_error_of_largest(dw, want_dw), tolerance) << dtype_name(dtype);
       EXPECT_EQ(loss, linear_cross_entropy(nullptr, x.data(), packed, targets.data(), M, nullptr, pool));
     }
   }

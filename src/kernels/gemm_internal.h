@@ -14,6 +14,7 @@ namespace flywheel::kernels {
 template <typename L>
 struct GemmF32 {
   static constexpr int kStepBytes = 64;
+  static constexpr bool kIsPair = false;
   using B = typename L::F;
   LANES_INLINE B load(const uint8_t* p) { return L::load(reinterpret_cast<const float*>(p)); }
   LANES_INLINE typename L::F multiply_add(typename L::F acc, B b, const uint32_t* a) {
@@ -34,6 +35,7 @@ struct GemmF16 : GemmF32<L> {
 template <typename L>
 struct GemmBf16 {
   static constexpr int kStepBytes = 64;
+  static constexpr bool kIsPair = true;
   using B = typename L::I;
   LANES_INLINE B load(const uint8_t* p) { return L::load_bits(p); }
   LANES_INLINE typename L::F multiply_add(typename L::F acc, B b, const uint32_t* a) {
@@ -119,6 +121,48 @@ void gemm(const GemmPiece& g) {
                                        at_end ? static_cast<int>(g.columns - (panels - 1) * 16) : 16);
     panel += here;
   }
+}
+
+// A tile of the largest size that multiplies what is in registers. Returns the operations done.
+template <typename L, typename Kind>
+double spin(int64_t rounds) {
+  constexpr int kRows = L::kTileRows[L::kTilePanels], kPanels = L::kTilePanels;
+  alignas(64) uint8_t b[64] = {};
+  uint32_t a = 0;
+  typename L::F acc[kRows][kPanels];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) acc[r][p] = L::zero();
+  }
+  auto w = Kind::load(b);
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile("" : "+m"(a));  // the factor may have changed: nothing moves out of the loop
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) acc[r][p] = Kind::multiply_add(acc[r][p], w, &a);
+    }
+  }
+  typename L::F sum = L::zero();
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) sum = L::add(sum, acc[r][p]);
+  }
+  const double per_step = Kind::kIsPair ? 64 : 32;
+  return static_cast<double>(rounds) * kRows * kPanels * per_step + static_cast<double>(L::sum(sum));
+}
+
+// Four streams at once, as the product of one row reads four panels.
+template <typename L>
+float read_all(const float* x, int64_t n) {
+  typename L::F sum[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
+  const int64_t quarter = n / 4;
+  for (int64_t i = 0; i + 16 <= quarter; i += 16) {
+    for (int j = 0; j < 4; ++j) sum[j] = L::add(sum[j], L::load(x + j * quarter + i));
+  }
+  return L::sum(L::add(L::add(sum[0], sum[1]), L::add(sum[2], sum[3])));
 }
 
 template <typename L>

@@ -152,8 +152,7 @@ PackedWeight::PackedWeight(DType dtype, int64_t N, int64_t K) : dtype_(dtype), N
   CHECK(N > 0 && K > 0, "a weight of {} x {}", N, K);
   CHECK(!is_quantized(dtype), "{} weights are not packed here", dtype_name(dtype));
   bytes_ = packed_size(dtype, N, K);
-  auto* memory = static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((bytes_ + 63) / 64 * 64)));
-  CHECK(memory != nullptr, "out of memory: {} bytes of packed weights", bytes_);
+  auto* memory = static_cast<uint8_t*>(allocate_aligned(bytes_));
   packed_ = std::shared_ptr<uint8_t[]>(memory, [](uint8_t* p) { std::free(p); });
 }
 

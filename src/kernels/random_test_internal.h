@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <random>
@@ -57,6 +58,17 @@ inline double worst_error(const std::vector<float>& got, const std::vector<doubl
     squares += want[i] * want[i];
   }
   return worst / (std::sqrt(squares / static_cast<double>(want.size())) + 1e-30);
+}
+
+// The same over the largest |want|, for results that are nearly zero but for a few.
+inline double worst_error_of_largest(const std::vector<float>& got, const std::vector<double>& want) {
+  double worst = 0, largest = 1e-30;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double error = std::abs(static_cast<double>(got[i]) - want[i]);
+    if (!(error <= worst)) worst = error;  // keeps a NaN
+    largest = std::max(largest, std::abs(want[i]));
+  }
+  return worst / largest;
 }
 
 #define FOR_EACH_ISA                          \

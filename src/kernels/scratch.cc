@@ -1,3 +1,5 @@
+#include <sys/mman.h>
+
 #include <array>
 #include <memory>
 
@@ -16,15 +18,23 @@ struct Buffer {
 
 }  // namespace
 
+void* allocate_aligned(int64_t bytes) {
+  constexpr int64_t kHugePage = 2 << 20;
+  const int64_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
+  const auto rounded = static_cast<size_t>((bytes + alignment - 1) / alignment * alignment);
+  void* memory = std::aligned_alloc(static_cast<size_t>(alignment), rounded);
+  CHECK(memory != nullptr, "out of memory: {} bytes", bytes);
+  if (alignment == kHugePage) (void)madvise(memory, rounded, MADV_HUGEPAGE);  // advice: may be refused
+  return memory;
+}
+
 void* scratch(Scratch use, int64_t bytes) {
   static thread_local std::array<Buffer, static_cast<size_t>(Scratch::kCount)> buffers;
   Buffer& buffer = buffers[static_cast<size_t>(use)];
   if (buffer.bytes < bytes) {
-    const int64_t rounded = (bytes + 4095) / 4096 * 4096;
     buffer.memory.reset();
-    buffer.memory.reset(std::aligned_alloc(64, static_cast<size_t>(rounded)));
-    CHECK(buffer.memory != nullptr, "out of memory: {} bytes of working memory", rounded);
-    buffer.bytes = rounded;
+    buffer.memory.reset(allocate_aligned(bytes));
+    buffer.bytes = bytes;
   }
   return buffer.memory.get();
 }

@@ -8,6 +8,10 @@
 
 namespace flywheel::kernels {
 
+// 64-byte aligned memory, from huge pages where it is large: a walk over it is then bound by the memory
+// alone, not by page tables. Free with std::free.
+void* allocate_aligned(int64_t bytes);
+
 enum class Scratch { kLinearInput, kWeightA, kWeightB, kLogits, kAttention, kPartialSums, kCount };
 
 // At least `bytes` bytes, 64-byte aligned; what was in it before is lost. Valid until the next call with this

@@ -31,6 +31,9 @@ constexpr Table make_table() {
       .log_sum_exp = log_sum_exp_lanes<L>,
       .softmax_scaled = softmax_scaled_lanes<L>,
       .adamw = adamw_lanes<L>,
+      .spin_f32 = spin<L, GemmF32<L>>,
+      .spin_bf16 = spin<L, GemmBf16<L>>,
+      .read_all = read_all<L>,
       .attention = attention_rows<L>,
       .attention_backward = attention_backward_head<L>,
   };

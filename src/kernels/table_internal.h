@@ -56,6 +56,11 @@ struct Table {
   void (*softmax_scaled)(float* x, float lse, float factor, int64_t n);
   void (*adamw)(float* w, float* m, float* v, const float* g, uint16_t* bf16, int64_t n, const AdamWTerms&);
 
+  // For peak.h: multiply-adds from registers (returns how many operations), and a sum of 16 lanes.
+  double (*spin_f32)(int64_t rounds);
+  double (*spin_bf16)(int64_t rounds);
+  float (*read_all)(const float* x, int64_t n);
+
   void (*attention)(const AttentionTask&);
   void (*attention_backward)(const AttentionBackwardTask&);
 };
