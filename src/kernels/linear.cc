@@ -116,6 +116,30 @@ void pack_panels(uint8_t* packed, DType dtype, int64_t N, int64_t K, ThreadPool&
   });
 }
 
+// The trainer's path, after every step: whole rows rounded with vectors, then their pairs laid out as 4-byte
+// steps.
+void pack_panels_bf16(uint8_t* packed, const float* rows, int64_t N, int64_t K, ThreadPool& pool) {
+  const int64_t steps = steps_of(DType::kBF16, K);
+  const auto row_to_bf16 = table().row_to_bf16;
+  pool.parallel_for(panels_of(N), 1, [&](int64_t begin, int64_t end) {
+    auto* rounded = scratch<uint32_t>(Scratch::kWeightA, kPanel * steps);
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t columns = std::min(kPanel, N - p * kPanel);
+      for (int64_t c = 0; c < columns; ++c) {
+        row_to_bf16(reinterpret_cast<uint16_t*>(rounded + c * steps), rows + (p * kPanel + c) * K, K);
+      }
+      std::fill(rounded + columns * steps, rounded + kPanel * steps, 0);
+      auto* panel = reinterpret_cast<uint32_t*>(packed) + p * steps * kPanel;
+      for (int64_t s0 = 0; s0 < steps; s0 += kPanel) {  // a tile of 16 x 16 stays in the nearest cache
+        const int64_t s1 = std::min(s0 + kPanel, steps);
+        for (int64_t c = 0; c < kPanel; ++c) {
+          for (int64_t s = s0; s < s1; ++s) panel[s * kPanel + c] = rounded[c * steps + s];
+        }
+      }
+    }
+  });
+}
+
 // x_MK^T as panels of K rows over steps of m, in f32 or bf16: what both dw and a transposed weight need.
 void pack_columns(uint8_t* packed, DType dtype, const float* x, int64_t M, int64_t K, ThreadPool& pool) {
   const Table& kernels = table();
@@ -187,6 +211,7 @@ PackedWeight PackedWeight::pack_transposed_from_f32(DType dtype, const float* ro
 }
 
 void PackedWeight::repack_from_f32(const float* rows, ThreadPool& pool) {
+  if (dtype_ == DType::kBF16) return pack_panels_bf16(packed_.get(), rows, N_, K_, pool);
   with_values(DType::kF32, rows, K_,
               [&](const auto& value) { pack_panels(packed_.get(), dtype_, N_, K_, pool, value); });
 }
