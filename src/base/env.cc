@@ -16,6 +16,8 @@ std::string home() {
   return get("HOME") + "/.flywheel";
 }
 
+std::string store() { return get("FLYWHEEL_STORE"); }
+
 std::string log_level() {
   std::string level = get("FLYWHEEL_LOG");
   return level.empty() ? "info" : level;

@@ -5,19 +5,12 @@
 // Downstream is the same graph from the other end.
 #include <set>
 
+#include "base/progress.h"
 #include "store/store.h"
 #include "store/store_internal.h"
 
 namespace flywheel::store {
 namespace {
-
-std::string bytes_text(uint64_t bytes) {
-  static constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB"};
-  double value = static_cast<double>(bytes);
-  size_t unit = 0;
-  while (value >= 1000 && unit + 1 < std::size(kUnits)) value /= 1000, ++unit;
-  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
-}
 
 class LineageWalk {
  public:
@@ -27,7 +20,7 @@ class LineageWalk {
   Result<LineageNode> artifact(int64_t id) {
     ASSIGN_OR_RETURN(const Artifact artifact, load_artifact(db_, id));
     LineageNode node{.what = LineageNode::What::kArtifact, .id = artifact.ref(), .kind = artifact.kind};
-    node.detail = bytes_text(artifact.size_bytes);
+    node.detail = human_bytes(static_cast<double>(artifact.size_bytes));
     if (artifact.files.size() > 1) node.detail += fmt::format(" in {} files", artifact.files.size());
     if (artifact.metadata.contains("uri"))
       node.detail += " at " + artifact.metadata["uri"].get<std::string>();

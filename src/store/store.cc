@@ -195,7 +195,8 @@ Result<void> move_alias(Database& db, const Artifact& to, const std::string& ali
 
 Result<Store> Store::open(const std::string& where, const std::string& files) {
   auto state = std::make_shared<StoreState>();
-  const std::string place = where.empty() ? env::home() : where;
+  std::string place = where.empty() ? env::store() : where;
+  if (place.empty()) place = env::home();
   const bool postgres = place.starts_with("postgres://") || place.starts_with("postgresql://");
   if (!postgres && place.find("://") != std::string::npos) {
     return make_error(ErrorCode::kInvalid, "{}: a store is a folder or a postgres:// address", place);

@@ -1,0 +1,270 @@
+// flywheel runs: what was executed, with which config, and how it went.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <set>
+
+#include "base/file.h"
+#include "base/plot.h"
+#include "base/progress.h"
+#include "cli.h"
+#include "store/store.h"
+#include "table.h"
+
+namespace flywheel::cli {
+namespace {
+
+using store::MetricPoint;
+using store::RunInfo;
+using store::Store;
+
+struct Options {
+  std::vector<std::string> runs, tags;
+  store::RunFilter filter{.limit = 50};
+  std::string metric = "loss", svg;
+  bool json = false, log_y = false;
+};
+
+void print_json(const Json& json) {
+  std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+}
+
+// JSON has no NaN: null stands for it, and for the infinities.
+Json number(double value) {
+  return std::isfinite(value) ? Json(value) : Json();
+}
+
+Json to_json(const RunInfo& run) {
+  Json metrics = Json::object();
+  for (const auto& metric : run.metrics) {
+    metrics[metric.name] = {{"points", metric.points},
+                            {"last_step", metric.last_step},
+                            {"last_value", number(metric.last_value)}};
+  }
+  return {{"id", run.id},
+          {"name", run.name},
+          {"kind", run.kind},
+          {"status", store::run_status_name(run.status)},
+          {"note", run.note},
+          {"owner", run.owner},
+          {"host", run.host},
+          {"pid", run.pid},
+          {"config", run.config},
+          {"params", run.params},
+          {"tags", run.tags},
+          {"metrics", metrics},
+          {"inputs", run.inputs},
+          {"outputs", run.outputs},
+          {"created_ms", run.created_ms},
+          {"finished_ms", run.finished_ms},
+          {"heartbeat_ms", run.heartbeat_ms}};
+}
+
+double duration_seconds(const RunInfo& run) {
+  const int64_t end = run.finished_ms != 0 ? run.finished_ms : run.heartbeat_ms;
+  return static_cast<double>(std::max<int64_t>(end - run.created_ms, 0)) / 1000;
+}
+
+std::string last_value(const RunInfo& run, const std::string& name) {
+  for (const auto& metric : run.metrics) {
+    if (metric.name == name) return fmt::format("{:.5g}", metric.last_value);
+  }
+  return "-";
+}
+
+std::string join(const std::map<std::string, std::string>& pairs) {
+  std::string out;
+  for (const auto& [key, value] : pairs) out += (out.empty() ? "" : " ") + key + "=" + value;
+  return out;
+}
+
+int list(Store& store, const Options& options) {
+  store::RunFilter filter = options.filter;
+  for (const std::string& tag : options.tags) {
+    const size_t equal = tag.find('=');
+    if (equal == std::string::npos) throw UserError("--tag", "\"" + tag + "\" is not key=value");
+    filter.tags[tag.substr(0, equal)] = tag.substr(equal + 1);
+  }
+  const auto runs = store.list_runs(filter).value_or_throw();
+  if (options.json) {
+    Json out = Json::array();
+    for (const RunInfo& run : runs) out.push_back(to_json(run));
+    print_json(out);
+    return 0;
+  }
+  std::vector<std::vector<std::string>> rows{{"RUN", "KIND", "STATUS", "LOSS", "TIME", "STARTED", "TAGS"}};
+  for (const RunInfo& run : runs) {
+    rows.push_back({run.id, run.kind, store::run_status_name(run.status), last_value(run, "loss"),
+                    human_seconds(duration_seconds(run)), format_time(run.created_ms), join(run.tags)});
+  }
+  std::fputs(format_table(rows).c_str(), stdout);
+  if (runs.empty()) std::fprintf(stderr, "no runs\n");
+  return 0;
+}
+
+int show(Store& store, const Options& options) {
+  const RunInfo run = store.run_info(options.runs[0]).value_or_throw();
+  if (options.json) {
+    print_json(to_json(run));
+    return 0;
+  }
+  std::vector<std::vector<std::string>> rows{
+      {run.id, run.kind},
+      {"status", std::string(store::run_status_name(run.status)) + (run.note.empty() ? "" : ": " + run.note)},
+      {"owner", fmt::format("{} on {}, process {}", run.owner, run.host, run.pid)},
+      {"started", format_time(run.created_ms)},
+      {"ended", format_time(run.finished_ms)},
+      {"time", human_seconds(duration_seconds(run))},
+      {"tags", join(run.tags)}};
+  for (const std::string& input : run.inputs) rows.push_back({"used", input});
+  for (const std::string& output : run.outputs) rows.push_back({"made", output});
+  std::fputs(format_table(rows).c_str(), stdout);
+  if (!run.params.empty()) {
+    rows = {{"\nPARAMETER", "VALUE"}};
+    for (const auto& [key, value] : run.params) rows.push_back({key, value});
+    std::fputs(format_table(rows).c_str(), stdout);
+  }
+  if (!run.metrics.empty()) {
+    rows = {{"\nMETRIC", "LAST", "STEP", "POINTS"}};
+    for (const auto& metric : run.metrics) {
+      rows.push_back({metric.name, fmt::format("{:.5g}", metric.last_value), std::to_string(metric.last_step),
+                      std::to_string(metric.points)});
+    }
+    std::fputs(format_table(rows).c_str(), stdout);
+  }
+  if (!run.config.empty()) std::printf("\nCONFIG\n%s\n", run.config.c_str());
+  return 0;
+}
+
+// Parameters that differ and the last, least and greatest value of every metric, side by side.
+int compare(Store& store, const Options& options) {
+  std::vector<RunInfo> runs;
+  for (const std::string& id : options.runs) runs.push_back(store.run_info(id).value_or_throw());
+  std::set<std::string> params, metrics;
+  for (const RunInfo& run : runs) {
+    for (const auto& [key, value] : run.params) params.insert(key);
+    for (const auto& metric : run.metrics) metrics.insert(metric.name);
+  }
+  Json out = {{"runs", options.runs}, {"params", Json::object()}, {"metrics", Json::object()}};
+  std::vector<std::vector<std::string>> rows{{""}};
+  for (const RunInfo& run : runs) rows[0].push_back(run.id);
+  const auto add_row = [&](const std::string& title, const std::vector<std::string>& values) {
+    rows.push_back({title});
+    rows.back().insert(rows.back().end(), values.begin(), values.end());
+  };
+  std::vector<std::string> values;
+  for (const RunInfo& run : runs) values.emplace_back(store::run_status_name(run.status));
+  add_row("status", values);
+  values.clear();
+  for (const RunInfo& run : runs) values.push_back(human_seconds(duration_seconds(run)));
+  add_row("time", values);
+  for (const std::string& param : params) {
+    values.clear();
+    for (const RunInfo& run : runs) values.push_back(run.params.contains(param) ? run.params.at(param) : "-");
+    if (std::ranges::count(values, values[0]) == static_cast<std::ptrdiff_t>(values.size()) &&
+        runs.size() > 1)
+      continue;
+    add_row(param, values);
+    out["params"][param] = values;
+  }
+  for (const std::string& metric : metrics) {
+    std::vector<std::string> last, least, greatest;
+    Json& json = out["metrics"][metric] = Json::array();
+    for (const RunInfo& run : runs) {
+      const auto points = store.metric(run.id, metric);
+      double low = std::numeric_limits<double>::infinity(), high = -low;
+      if (!points.ok() && points.error().code != ErrorCode::kNotFound)
+        throw UserError(run.id, points.error().message);
+      if (!points.ok() || points->empty()) {
+        for (auto* column : {&last, &least, &greatest}) column->emplace_back("-");
+        json.push_back(nullptr);
+        continue;
+      }
+      for (const MetricPoint& point : *points)
+        low = std::fmin(low, point.value), high = std::fmax(high, point.value);
+      last.push_back(fmt::format("{:.5g}", points->back().value));
+      least.push_back(fmt::format("{:.5g}", low));
+      greatest.push_back(fmt::format("{:.5g}", high));
+      json.push_back({{"last", number(points->back().value)},
+                      {"min", number(low)},
+                      {"max", number(high)},
+                      {"last_step", points->back().step}});
+    }
+    add_row(metric, last);
+    add_row("  min", least);
+    add_row("  max", greatest);
+  }
+  if (options.json)
+    print_json(out);
+  else
+    std::fputs(format_table(rows).c_str(), stdout);
+  return 0;
+}
+
+int plot(Store& store, const Options& options) {
+  Chart chart{.title = options.metric, .x_label = "step", .y_label = options.metric, .log_y = options.log_y};
+  Json out = Json::object();
+  for (const std::string& id : options.runs) {
+    const auto points = store.metric(id, options.metric).value_or_throw();
+    Series series{.name = id};
+    Json json = Json::array();
+    for (const MetricPoint& point : points) {
+      series.x.push_back(static_cast<double>(point.step));
+      series.y.push_back(point.value);
+      if (options.json) json.push_back({point.step, number(point.value)});
+    }
+    chart.series.push_back(std::move(series));
+    out[id] = std::move(json);
+  }
+  if (!options.svg.empty()) {
+    write_file(options.svg, chart.svg()).value_or_throw("--svg");
+    std::fprintf(stderr, "%s written\n", options.svg.c_str());
+  }
+  if (options.json)
+    print_json(out);
+  else
+    std::printf("%s\n", chart.terminal().c_str());
+  return 0;
+}
+
+int verb_runs(const std::vector<std::string>& args) {
+  CLI::App app{"Look at runs: config, parameters, metrics, status, artifacts in and out."};
+  app.footer(
+      "  flywheel runs list --kind train\n"
+      "  flywheel runs show tiny-7\n"
+      "  flywheel runs compare tiny-7 tiny-8\n"
+      "  flywheel runs plot tiny-7 tiny-8 --metric loss --svg loss.svg\n");
+  Options options;
+  int (*chosen)(Store&, const Options&) = nullptr;
+  const auto sub = [&](const char* name, const char* summary, int (*function)(Store&, const Options&)) {
+    CLI::App* command = app.add_subcommand(name, summary);
+    command->add_flag("--json", options.json, "One JSON value on stdout");
+    command->callback([&chosen, function] { chosen = function; });
+    return command;
+  };
+  CLI::App* command = sub("list", "The runs, newest first", list);
+  command->add_option("--name", options.filter.name, "Only runs of this name");
+  command->add_option("--kind", options.filter.kind, "Only this kind: train, data, ...");
+  command->add_option("--tag", options.tags, "Only runs with this key=value; may be repeated");
+  command->add_option("--limit", options.filter.limit, "At most so many")->capture_default_str();
+  sub("show", "One run", show)->add_option("run", options.runs, "Its id, as tiny-7")->required()->expected(1);
+  sub("compare", "Several runs side by side", compare)
+      ->add_option("runs", options.runs, "Their ids")
+      ->required();
+  command = sub("plot", "A metric against the step, in the terminal or as SVG", plot);
+  command->add_option("runs", options.runs, "Their ids")->required();
+  command->add_option("--metric", options.metric, "Which one")->capture_default_str();
+  command->add_option("--svg", options.svg, "Also write this file");
+  command->add_flag("--log-y", options.log_y, "Logarithmic axis");
+  app.require_subcommand(1);
+  if (auto exit = parse(app, "runs", args)) return *exit;
+  Store store = Store::open().value_or_throw();
+  return chosen(store, options);
+}
+
+REGISTER_VERB(runs, "Executions: list, show, compare, plot", verb_runs);
+
+}  // namespace
+}  // namespace flywheel::cli
