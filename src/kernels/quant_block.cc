@@ -91,32 +91,10 @@ void read_q6_k(QuantBlock& b, const uint8_t* p) {
 
 }  // namespace
 
-QuantFormat quant_format(DType dtype) {
-  switch (dtype) {
-    case DType::kQ4_0:
-      return {32, -8, 4, false, false};
-    case DType::kQ4_1:
-      return {32, 0, 4, true, false};
-    case DType::kQ5_0:
-      return {32, -16, 8, false, false};
-    case DType::kQ5_1:
-      return {32, 0, 8, true, false};
-    case DType::kQ8_0:
-      return {32, -128, 8, false, false};
-    case DType::kQ2_K:
-      return {16, 0, 4, true, true};
-    case DType::kQ3_K:
-      return {16, -4, 4, false, true};
-    case DType::kQ4_K:
-      return {32, 0, 4, true, true};
-    case DType::kQ5_K:
-      return {32, 0, 8, true, true};
-    case DType::kQ6_K:
-      return {16, -32, 6, false, true};
-    default:
-      CHECK(false, "{} is not quantized", dtype_name(dtype));
-      return {};
-  }
+const QuantFormat& quant_format(DType dtype) {
+  const int index = static_cast<int>(dtype) - static_cast<int>(kFirstQuantized);
+  CHECK(index >= 0 && index < kQuantTypes, "{} is not quantized", dtype_name(dtype));
+  return kQuantFormats[index];
 }
 
 void read_quant_block(QuantBlock& b, DType dtype, const uint8_t* p) {
