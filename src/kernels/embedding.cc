@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "kernels/quant.h"
 #include "kernels/table_internal.h"
 
 namespace flywheel::kernels {
@@ -13,7 +14,12 @@ void embedding(float* y_TD, const int32_t* ids_T, DType dtype, const void* table
   pool.parallel_for(T, std::max<int64_t>(1, 16384 / D), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       CHECK(ids_T[t] >= 0 && ids_T[t] < V, "token {} of a vocabulary of {}", ids_T[t], V);
-      to_f32(y_TD + t * D, static_cast<const uint8_t*>(table_VD) + ids_T[t] * bytes, dtype, D);
+      const auto* row = static_cast<const uint8_t*>(table_VD) + ids_T[t] * bytes;
+      if (is_quantized(dtype)) {
+        dequantize_row(y_TD + t * D, dtype, row, D);
+      } else {
+        to_f32(y_TD + t * D, row, dtype, D);
+      }
     }
   });
 }

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "kernels/quant.h"
 #include "kernels/scratch_internal.h"
 #include "kernels/table_internal.h"
 
@@ -174,14 +175,17 @@ void with_values(DType dtype, const void* rows, int64_t K, const Use& use) {
 
 PackedWeight::PackedWeight(DType dtype, int64_t N, int64_t K) : dtype_(dtype), N_(N), K_(K) {
   CHECK(N > 0 && K > 0, "a weight of {} x {}", N, K);
-  CHECK(!is_quantized(dtype), "{} weights are not packed here", dtype_name(dtype));
-  bytes_ = packed_size(dtype, N, K);
+  bytes_ = is_quantized(dtype) ? quant_packed_bytes(dtype, N, K) : packed_size(dtype, N, K);
   auto* memory = static_cast<uint8_t*>(allocate_aligned(bytes_));
   packed_ = std::shared_ptr<uint8_t[]>(memory, [](uint8_t* p) { std::free(p); });
 }
 
 PackedWeight PackedWeight::pack(DType dtype, const void* rows, int64_t N, int64_t K, ThreadPool& pool) {
   PackedWeight w(dtype, N, K);
+  if (is_quantized(dtype)) {
+    quant_pack(w.packed_.get(), dtype, rows, N, K, pool);
+    return w;
+  }
   with_values(dtype, rows, K,
               [&](const auto& value) { pack_panels(w.packed_.get(), dtype, N, K, pool, value); });
   return w;
@@ -189,6 +193,7 @@ PackedWeight PackedWeight::pack(DType dtype, const void* rows, int64_t N, int64_
 
 PackedWeight PackedWeight::pack_from_f32(DType dtype, const float* rows, int64_t N, int64_t K,
                                          ThreadPool& pool) {
+  CHECK(!is_quantized(dtype), "f32 values are not quantized to {} here", dtype_name(dtype));
   PackedWeight w(dtype, N, K);
   w.repack_from_f32(rows, pool);
   return w;
@@ -196,6 +201,7 @@ PackedWeight PackedWeight::pack_from_f32(DType dtype, const float* rows, int64_t
 
 PackedWeight PackedWeight::pack_transposed(DType dtype, const void* rows, int64_t N, int64_t K,
                                            ThreadPool& pool) {
+  CHECK(!is_quantized(dtype), "a transposed weight of {}", dtype_name(dtype));
   PackedWeight w(dtype, K, N);
   with_values(dtype, rows, K, [&](const auto& value) {
     pack_panels(w.packed_.get(), dtype, K, N, pool, [&](int64_t k, int64_t n) { return value(n, k); });
@@ -205,6 +211,7 @@ PackedWeight PackedWeight::pack_transposed(DType dtype, const void* rows, int64_
 
 PackedWeight PackedWeight::pack_transposed_from_f32(DType dtype, const float* rows, int64_t N, int64_t K,
                                                     ThreadPool& pool) {
+  CHECK(!is_quantized(dtype), "a transposed weight of {}", dtype_name(dtype));
   PackedWeight w(dtype, K, N);
   w.repack_transposed_from_f32(rows, pool);
   return w;
@@ -223,6 +230,10 @@ void PackedWeight::repack_transposed_from_f32(const float* rows, ThreadPool& poo
 }
 
 void linear(float* y_MN, const float* x_MK, const PackedWeight& weight, int64_t M, ThreadPool& pool) {
+  if (is_quantized(weight.dtype())) {
+    return quant_linear(y_MN, x_MK, weight.dtype(), weight.packed(), M, weight.rows(), weight.columns(),
+                        pool);
+  }
   linear_float(y_MN, x_MK, weight, M, false, pool);
 }
 

@@ -9,6 +9,8 @@
 #include <sstream>
 
 #include "base/file.h"
+#include "kernels/embedding.h"
+#include "kernels/linear.h"
 #include "kernels/quant_pack_internal.h"
 #include "kernels/random_test_internal.h"
 
@@ -157,6 +159,23 @@ TEST(Quant, BitsDependOnNothingButTheRow) {
                   std::vector<float>(y.begin() + first * N, y.begin() + (first + count) * N));
       }
     }
+  }
+}
+
+TEST(Quant, LinearAndEmbeddingTakeQuantizedWeights) {
+  ThreadPool pool(2);
+  RandomInput random;
+  const Weight w = random_weight(random, DType::kQ4_K, 33, 256, pool);
+  const PackedWeight packed = PackedWeight::pack(w.dtype, w.rows.data(), w.N, w.K, pool);
+  const std::vector<float> x = random.normal(3 * w.K);
+  std::vector<float> y(static_cast<size_t>(3 * w.N));
+  linear(y.data(), x.data(), packed, 3, pool);
+  EXPECT_EQ(y, multiply(w, x, pool));
+  const std::vector<int32_t> ids = {32, 0, 5};
+  std::vector<float> rows(static_cast<size_t>(3 * w.K));
+  embedding(rows.data(), ids.data(), w.dtype, w.rows.data(), 3, w.N, w.K, pool);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    ASSERT_EQ(rows[i], w.values[static_cast<size_t>(ids[i / 256]) * 256 + i % 256]);
   }
 }
 
