@@ -16,7 +16,9 @@ std::string home() {
   return get("HOME") + "/.flywheel";
 }
 
-std::string store() { return get("FLYWHEEL_STORE"); }
+std::string store() {
+  return get("FLYWHEEL_STORE");
+}
 
 std::string log_level() {
   std::string level = get("FLYWHEEL_LOG");
@@ -35,6 +37,14 @@ std::string test_data() {
 
 std::string isa_limit() {
   return get("FLYWHEEL_ISA");
+}
+std::string hub_url() {
+  std::string url = get("HF_ENDPOINT");
+  while (url.ends_with('/')) url.pop_back();
+  return url.empty() ? "https://huggingface.co" : url;
+}
+std::string hub_token() {
+  return get("HF_TOKEN");
 }
 bool no_color() {
   return !get("NO_COLOR").empty();

@@ -77,6 +77,15 @@ std::string sha256_hex(std::string_view bytes) {
   return sha.hex();
 }
 
+std::string sha1_hex(std::string_view bytes) {
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+  unsigned length = 0;
+  CHECK(EVP_Digest(bytes.data(), bytes.size(), digest.data(), &length, EVP_sha1(), nullptr) == 1, "SHA-1");
+  std::string out;
+  for (unsigned i = 0; i < length; ++i) out += fmt::format("{:02x}", digest[i]);
+  return out;
+}
+
 Result<std::string> sha256_file(const std::string& path) {
   ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
   return sha256_hex(file.bytes());

@@ -35,6 +35,8 @@ class Sha256 {
 };
 
 std::string sha256_hex(std::string_view bytes);
+// SHA-1 only to compare with names that others made (git objects); it does not resist forgery.
+std::string sha1_hex(std::string_view bytes);
 Result<std::string> sha256_file(const std::string& path);
 
 }  // namespace flywheel

@@ -22,7 +22,8 @@ namespace flywheel {
 struct HttpOptions {
   std::map<std::string, std::string> headers;
   Deadline deadline = Deadline::after_ms(30'000);
-  int64_t range_from = -1;                    // >= 0: "Range: bytes=N-"
+  int64_t stall_ms = 0;     // > 0: kDeadline when nothing came for so long, whatever the deadline
+  int64_t range_from = -1;  // >= 0: "Range: bytes=N-"
   size_t max_body_bytes = size_t{256} << 20;  // for bodies held in memory: more is kFull
   int max_redirects = 5;
   // Called with each piece of the body as it comes instead of keeping it; false stops (kCancelled).

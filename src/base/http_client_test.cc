@@ -1,6 +1,9 @@
 #include "base/http_client.h"
 
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <thread>
 
@@ -44,6 +47,22 @@ TEST(HttpClient, GetsFilesFromAServer) {
 TEST(HttpClient, Errors) {
   EXPECT_EQ(http_get("http://127.0.0.1:1/").error().code, ErrorCode::kUnavailable);
   EXPECT_EQ(http_get("file:///etc/passwd").error().code, ErrorCode::kInvalid);
+}
+
+TEST(HttpClient, GivesUpOnAServerThatSaysNothing) {
+  const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  struct sockaddr_in address {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  ASSERT_EQ(::bind(listener, reinterpret_cast<struct sockaddr*>(&address), size), 0);
+  ASSERT_EQ(::listen(listener, 1), 0);
+  ASSERT_EQ(::getsockname(listener, reinterpret_cast<struct sockaddr*>(&address), &size), 0);
+  const std::string url = "http://127.0.0.1:" + std::to_string(ntohs(address.sin_port)) + "/";
+  const Stopwatch clock;
+  EXPECT_EQ(http_get(url, {.stall_ms = 1000}).error().code, ErrorCode::kDeadline);
+  EXPECT_LT(clock.seconds(), 10);
+  ::close(listener);
 }
 
 }  // namespace
