@@ -119,6 +119,7 @@ template <typename L, const QuantFormat& format, int g, int R>
   auto w = group_weights<L, format.bits, g>(quants);
   constexpr bool kFullBytes = format.lowest_q == -128;
   if constexpr (kFullBytes) w = Q::as_signed(w);
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     if constexpr (kFullBytes) {
       sums[r] = Q::dot_bytes(sums[r], w, x.q[g][r]);
@@ -143,6 +144,7 @@ template <typename L, const QuantFormat& format, int R>
   const auto* min =
       reinterpret_cast<const int8_t*>(p.packed + p.layout->min_at + tile * p.layout->scale_bytes);
   F acc[R];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) acc[r] = L::zero();
   for (int64_t k = 0; k < p.K; k += format.elements, d += kTileRows, dmin += kTileRows) {
     const F d_w = L::load_f16(d);
@@ -160,11 +162,13 @@ template <typename L, const QuantFormat& format, int R>
             min += kTileRows;
           }
         }
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           acc[r] = L::add(acc[r], L::mul(Q::to_float(sums[r]), L::mul(w, L::set1(x->d[r]))));
           if constexpr (format.has_min) acc[r] = L::add(acc[r], L::mul(m, L::set1(x->d_sum[half][r])));
         }
       };
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sums[r] = Q::set1(format.lowest_q == 0 ? 0 : x->start[0][r]);
       add_group<L, format, 0>(sums, quants, *x);
       add_group<L, format, 1>(sums, quants, *x);
@@ -172,6 +176,7 @@ template <typename L, const QuantFormat& format, int R>
       add_group<L, format, 3>(sums, quants, *x);
       if constexpr (kSubs == 2) {
         finish(0);
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) sums[r] = Q::set1(format.lowest_q == 0 ? 0 : x->start[1][r]);
       }
       add_group<L, format, 4>(sums, quants, *x);
@@ -182,6 +187,7 @@ template <typename L, const QuantFormat& format, int R>
     }
   }
   const int64_t column = tile * kTileRows;
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     L::store_first(y + r * p.N + column, acc[r], static_cast<int>(p.N - column < 16 ? p.N - column : 16));
   }
