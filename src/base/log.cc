@@ -16,7 +16,7 @@ void init_logging(const std::string& level, const std::string& who) {
   auto logger =
       std::make_shared<spdlog::logger>("flywheel", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
   logger->set_level(parsed);
-  logger->set_pattern("%H:%M:%S.%e %^%.1l%$ " + (who.empty() ? "" : who + " ") + "%v");
+  logger->set_pattern("%H:%M:%S.%e %^%L%$ " + (who.empty() ? "" : who + " ") + "%v");
   spdlog::set_default_logger(std::move(logger));
 }
 
