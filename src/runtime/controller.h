@@ -1,0 +1,160 @@
+// The controller: an ordinary program that opens meshes of workers and calls operations on them.
+// docs/runtime.md.
+//
+// Every call is in the command log before it is sent. When a worker dies, hangs or is cut off, its mesh goes
+// back to the last watermark that all ranks have (survivors from their own memory, a replacement from a
+// peer's, else everybody from disk) and the calls since then are replayed; the program notices nothing but
+// the time it took. When the controller itself dies, the same program started again with the same folder
+// finds the log: calls that were made before are matched with it, answered from it where the log has the
+// answer, and replayed where not. So a program's calls must follow from its arguments and from what its calls
+// returned, in one order: one thread per controller makes calls.
+//
+//   ASSIGN_OR_RETURN(auto controller, Controller::open({.folder = home + "/runs/tiny-7", .run = "tiny-7"}));
+//   ASSIGN_OR_RETURN(Mesh mesh, controller->mesh("train", {{"data", 2}}));
+//   mesh.call("train.create", config);
+//   for (int64_t step = 0; step < steps; ++step) {
+//     Future loss = mesh.call("train.step", args, {.want_value = true, .cursor = step});
+//     ASSIGN_OR_RETURN(std::string bytes, loss.get(0));       // rank 0's value
+//   }
+//   RETURN_IF_ERROR(controller->close());
+//
+// Ownership: the controller owns its meshes and their processes; Mesh and Future are handles on shared state.
+// Threads: Future from any thread; Controller and Mesh as said above.
+// Errors: a call that cannot be made gives a Future that is done with the error (kNotFound, kInvalid). kFull:
+// the log cannot be written. kPeerLost: a nondeterministic call whose worker died (it may have run), or a
+// call that kills its workers again and again. kDeadline: a call that took longer than it was given. A
+// stateful call that failed has happened nowhere: its mesh is rolled back to before it. kCorrupt: a replay
+// gave another result than the log has; the mesh is given up.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/result.h"
+#include "runtime/command_log.h"
+#include "runtime/launcher.h"
+#include "runtime/shape.h"
+
+namespace flywheel::runtime {
+
+struct Core;
+struct MeshState;
+struct CallState;
+
+struct ControllerOptions {
+  std::string folder;  // the run's: commands.log, watermarks/, worker logs
+  std::string run;     // its name
+  uint64_t seed = 0;   // of every generator key
+  LogSync sync = LogSync::kDisk;
+  std::shared_ptr<Launcher> launcher;  // default: local processes of this program with the word "worker"
+  std::string address;  // reachable by workers on other hosts; empty: unix sockets, this host only
+  int64_t heartbeat_ms = 100;
+  int64_t heartbeat_timeout_ms = 800;     // a worker not heard of for this long is lost
+  int64_t start_timeout_ms = 60'000;      // for a new worker to come up and restore
+  int64_t lease_ms = 5'000;               // a worker that has not heard of its controller for this long ends
+  int64_t watermark_interval_ms = 1'000;  // between snapshots in memory, at least
+  int64_t durable_interval_ms = 30'000;   // between those that go to disk as well
+  uint64_t watermark_max_commands = 20'000;  // a snapshot at the latest after so many (they are replayed)
+  double watermark_cost = 0.02;              // share of the time that freezing may take
+  int64_t log_full_wait_ms = 30'000;         // how long to wait for room on a full disk
+  int max_recoveries_per_command = 3;        // then the command is what kills the workers
+};
+
+struct MeshOptions {
+  std::vector<Host> hosts;                 // ranks are dealt in blocks; empty: this machine
+  std::map<std::string, std::string> env;  // for its workers
+};
+
+struct CallOptions {
+  bool want_value = false;     // results come back with the completion, and are logged: small ones
+  std::vector<uint64_t> uses;  // earlier commands whose results the operation reads (Future::sequence)
+  int64_t cursor = 0;          // place in the data
+  int64_t deadline_ms = 600'000;
+  std::optional<uint64_t> generator_key;  // default: from the run's seed and the sequence
+};
+
+// The result of a call: a reference. Values stay on the workers until asked for, and are dropped there when
+// the last handle goes.
+class Future {
+ public:
+  Future() = default;
+  bool done() const;
+  // Done on every rank of the call; the error of the first rank that failed.
+  Result<void> wait(Deadline deadline = Deadline::never()) const;
+  // The value of the index-th rank of the call. What is fetched is logged too.
+  Result<std::string> get(int index = 0, Deadline deadline = Deadline::never()) const;
+  // Digest of every rank's value.
+  Result<std::vector<uint64_t>> digests(Deadline deadline = Deadline::never()) const;
+  uint64_t sequence() const;
+  // Answered by what an earlier controller logged.
+  bool replayed() const;
+
+ private:
+  friend class Mesh;
+  explicit Future(std::shared_ptr<CallState> state) : state_(std::move(state)) {}
+  std::shared_ptr<CallState> state_;
+};
+
+struct MeshStatus {
+  uint64_t epoch = 0, watermark = 0, durable_watermark = 0;
+  int recoveries = 0;
+  double last_recovery_seconds = 0;  // from noticing to replay under way
+  double last_freeze_seconds = 0;    // how long commands waited for the last snapshot
+  uint64_t watermarks = 0;
+  std::vector<int64_t> pids;  // per rank
+  bool running = false;
+};
+
+class Mesh {
+ public:
+  Mesh() = default;
+  const std::string& name() const;
+  const Shape& shape() const;
+  // On every rank of this handle: the mesh or a slice of it.
+  Future call(const std::string& operation, const std::string& args = "",
+              const CallOptions& options = {}) const;
+  // The workers with these coordinates: slice({{"data", 0}}).
+  Result<Mesh> slice(const std::map<std::string, int>& at) const;
+  const std::vector<int>& ranks() const { return ranks_; }
+  MeshStatus status() const;
+
+ private:
+  friend class Controller;
+  Mesh(std::shared_ptr<Core> core, MeshState* mesh, std::vector<int> ranks)
+      : core_(std::move(core)), mesh_(mesh), ranks_(std::move(ranks)) {}
+  std::shared_ptr<Core> core_;
+  MeshState* mesh_ = nullptr;
+  std::vector<int> ranks_;
+};
+
+class Controller {
+ public:
+  // kUnavailable: another controller holds the run. kCorrupt: the log is damaged (where, and what to do).
+  // kInvalid: the log is another run's.
+  static Result<std::unique_ptr<Controller>> open(ControllerOptions options);
+  // Without close() the run is left to be taken up again; workers end.
+  ~Controller();
+  Controller(const Controller&) = delete;
+  Controller& operator=(const Controller&) = delete;
+
+  // Starts the workers; returns when all are up and, in a run taken up again, restored.
+  Result<Mesh> mesh(const std::string& name, std::vector<Axis> axes, const MeshOptions& options = {});
+  // An earlier controller wrote this log.
+  bool resumed() const;
+  // Calls now are still matched with what the earlier controller logged.
+  bool replaying() const;
+  // A snapshot of every mesh, on disk, now; returns when it is there.
+  Result<void> checkpoint(Deadline deadline);
+  // Waits for all calls, writes that the run ended, and ends the workers.
+  Result<void> close(Deadline deadline = Deadline::after_ms(60'000));
+
+ private:
+  explicit Controller(std::shared_ptr<Core> core) : core_(std::move(core)) {}
+  std::shared_ptr<Core> core_;
+};
+
+}  // namespace flywheel::runtime

@@ -1,0 +1,211 @@
+// Inside the controller. Reading order: controller.cc (calls), controller_loop.cc (what workers say),
+// recovery.cc (losses, rollback, replay), watermarks.cc.
+//
+// Threads. `mutex` guards everything here but what is marked. The loop thread alone starts and ends worker
+// processes (their death signal follows it), reads the sockets and sends on `control`. The `commands` socket
+// is sent on by whoever holds `mutex`: a lone call goes out from the caller's own thread, a group from the
+// log's thread once it is durable.
+#pragma once
+
+#include <zmq.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/log.h"
+#include "base/metrics.h"
+#include "runtime/controller.h"
+#include "runtime/history.h"
+#include "runtime/transport.h"
+#include "runtime/worker.h"
+
+namespace flywheel::runtime {
+
+struct CallState {
+  Core* core = nullptr;
+  MeshState* mesh = nullptr;
+  Command command;
+  std::vector<int> ranks;
+  uint64_t log_position = 0;      // durable up to here: may be sent
+  std::vector<Outcome> outcomes;  // per rank of the call
+  std::vector<uint8_t> have;      // which of them are there
+  size_t missing = 0;             // how many are not
+  std::vector<Outcome> expected;  // what the log says, when this is a replay
+  std::optional<Error> error;
+  bool complete = false;         // all outcomes are in (or it has failed) and logged
+  bool done = false;             // the program may see it
+  bool dispatched = false;       // sent at least once: it may have run
+  bool failed_for_good = false;  // with `error`: decided without its workers, not tried again
+  bool replayed = false;
+  int kills = 0;  // workers that died with it under way
+};
+
+struct Fetch {
+  std::shared_ptr<CallState> call;
+  size_t index = 0;
+  std::optional<Outcome> outcome;
+};
+
+struct WorkerState {
+  WorkerId id;
+  Host host;
+  std::string identity, peer_endpoint;
+  std::unique_ptr<WorkerProcess> process;  // the loop thread's
+  int64_t pid = 0;
+  int control_fd = -1;  // of its control connection, to know it when that closes
+  bool hello = false, rollback_sent = false, restored = false;
+  int64_t silent_ms = 0;  // not heard of for so long (counted only while the loop runs)
+  Deadline start_by = Deadline::never();
+  uint64_t next_result = 0;  // where in the tail its next result probably is
+};
+
+struct MeshState {
+  enum class Phase { kRestoring, kRunning, kFailed };
+  uint32_t id = 0;
+  std::string name;
+  Shape shape;
+  MeshOptions options;
+  Phase phase = Phase::kRestoring;
+  std::optional<Error> failed;
+  std::vector<WorkerState> workers;
+  uint64_t epoch = 0, epoch_position = 0;
+
+  // Calls after `trimmed`, oldest first; [next_dispatch] is the first that was not sent in this epoch.
+  std::deque<std::shared_ptr<CallState>> tail;
+  uint64_t tail_base = 0;           // how many were trimmed: absolute index of tail[0]
+  uint64_t next_dispatch = 0;       // absolute
+  uint64_t first_incomplete = 0;    // absolute; everything before is complete
+  uint64_t last_dispatched = 0;     // sequence
+  Stopwatch oldest_since;           // how long the first incomplete call has been that
+  std::optional<Deadline> suspect;  // something failed that a loss may explain: recover then at the latest
+  std::deque<std::pair<uint64_t, uint64_t>> releases;  // (after this sequence was sent, drop this result)
+  std::vector<uint64_t> released;                      // since the watermark: dropped again after a replay
+  size_t released_before_making = 0;
+
+  uint64_t watermark = 0, restore_point = 0, durable = 0;
+  std::map<std::string, std::set<uint64_t>> holders;  // of the watermark's pieces, by incarnation
+  uint64_t making = 0;                                // the watermark under way
+  bool making_durable = false, want_durable = false;
+  std::map<int, KeptMessage> kept;
+  Stopwatch since_watermark, since_durable, making_since;
+  double freeze_seconds = 0;
+  uint64_t dispatched_since_watermark = 0, watermarks = 0;
+  std::vector<uint64_t> durable_on_disk;
+
+  int recoveries = 0, fruitless = 0;  // fruitless: in a row, without a call completing between
+  bool restore_failed = false;        // memory would not do: from disk next time
+  Stopwatch recovery_clock;
+  double last_recovery_seconds = 0;
+};
+
+struct Core : std::enable_shared_from_this<Core> {
+  ControllerOptions options;
+  std::string log_path, socket_folder;
+  int lock_fd = -1;
+  History history;
+  std::unique_ptr<Transport> transport;
+  std::unique_ptr<TempFolder> temporary;
+  Socket commands, results, control;
+  zmq::socket_t monitor;
+  int wake = -1;
+  std::thread loop_thread;
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  int waiters = 0;
+  bool stop = false;
+  std::optional<Error> failed;  // of the whole run: nothing more can be logged
+  std::unique_ptr<CommandLog> log;
+  uint64_t durable_position = 0;
+  uint64_t next_sequence = 1, next_incarnation = 1;
+  std::list<MeshState> meshes;
+  std::deque<std::pair<uint64_t, std::shared_ptr<CallState>>> await_durable;
+  std::list<std::shared_ptr<Fetch>> fetches;
+  struct Meeting {
+    uint32_t mesh = 0;
+    std::map<int, std::pair<std::string, std::string>> present;  // rank in group -> identity, bytes
+  };
+  std::map<std::string, Meeting> meetings;
+  std::deque<std::function<void()>> posted;  // for the loop thread, run under `mutex`
+
+  ~Core();
+  // controller.cc
+  Result<void> take_run();
+  void shutdown();
+  Result<void> start();
+  void poke() const;
+  void post(std::function<void()> task);
+  std::shared_ptr<CallState> issue(MeshState& mesh, const std::vector<int>& ranks,
+                                   const std::string& operation, const std::string& args,
+                                   const CallOptions& call);
+  Result<Outcome> fetch(const std::shared_ptr<CallState>& call, size_t index, Deadline deadline);
+  void release(CallState& call);
+  // Waits for `ready` under `lock`, until the deadline.
+  template <typename Ready>
+  Result<void> wait(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what, Ready ready) {
+    while (!ready()) {
+      if (deadline.expired())
+        return make_error(ErrorCode::kDeadline, "{} took longer than it was given", what);
+      ++waiters;
+      changed.wait_for(lock, std::chrono::milliseconds(std::min<int64_t>(deadline.remaining_ms() + 1, 200)));
+      --waiters;
+    }
+    return {};
+  }
+  template <typename T>
+  uint64_t record(RecordType type, const T& body) {
+    std::string bytes;
+    append_record(bytes, type, body);
+    return log->append(bytes);
+  }
+
+  // controller_loop.cc, loop thread; `mutex` is held in the on_ functions
+  void loop();
+  void on_log_durable(uint64_t position);
+  void on_log_failed(const Error& error);
+  void on_result(std::string_view message);
+  void on_completions(std::string_view body);
+  void on_control(const std::string& identity, zmq::message_t& message);
+  void on_hello(const std::string& identity, const HelloMessage& hello, int fd);
+  void on_meet(const std::string& identity, MeetMessage meet);
+  void tick(int64_t elapsed_ms);
+  WorkerState* find_worker(const WorkerId& id, MeshState** mesh);
+
+  // dispatch.cc, `mutex` held
+  void dispatch(MeshState& mesh);
+  void take_outcome(MeshState& mesh, CallState& call, int rank, Outcome outcome);
+  void finish(MeshState& mesh, const std::shared_ptr<CallState>& call);
+  void settle(MeshState& mesh);
+  void fail_mesh(MeshState& mesh, Error error);
+  void send_fetch(const Fetch& fetch);
+  CallState* find_call(MeshState& mesh, WorkerState& worker, uint64_t sequence);
+
+  // recovery.cc, loop thread, `mutex` held
+  void recover(MeshState& mesh, const std::set<int>& lost, const std::string& reason);
+  void start_worker(MeshState& mesh, int rank);
+  void advance(MeshState& mesh);
+  bool choose_restore_point(MeshState& mesh);
+  Result<void> reload_tail(MeshState& mesh, uint64_t from);
+  RollbackMessage rollback_for(MeshState& mesh, const WorkerState& worker);
+  void on_restored(const RestoredMessage& restored);
+  std::shared_ptr<CallState> from_history(MeshState& mesh, const LoggedCall& logged);
+
+  // watermarks.cc, `mutex` held
+  void consider_watermark(MeshState& mesh);
+  void on_kept(const KeptMessage& kept);
+  void complete_watermark(MeshState& mesh);
+  std::string watermark_folder(const MeshState& mesh, uint64_t watermark) const;
+};
+
+}  // namespace flywheel::runtime

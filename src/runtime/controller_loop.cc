@@ -1,0 +1,291 @@
+// The loop thread: what workers say, and what time says about those that say nothing.
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "runtime/controller_internal.h"
+
+namespace flywheel::runtime {
+
+void Core::poke() const {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = ::write(wake, &one, sizeof one);
+}
+
+void Core::post(std::function<void()> task) {
+  posted.push_back(std::move(task));
+  poke();
+}
+
+WorkerState* Core::find_worker(const WorkerId& id, MeshState** mesh) {
+  for (auto& candidate : meshes) {
+    if (candidate.id != id.mesh || id.rank < 0 || id.rank >= static_cast<int>(candidate.workers.size()))
+      continue;
+    WorkerState& worker = candidate.workers[static_cast<size_t>(id.rank)];
+    if (worker.id.incarnation != id.incarnation) return nullptr;  // one that was given up
+    *mesh = &candidate;
+    return &worker;
+  }
+  return nullptr;
+}
+
+void Core::loop() {
+  Stopwatch since_tick;
+  std::vector<zmq::pollitem_t> items;
+  zmq::message_t identity, message;
+  for (;;) {
+    items = {{results.zmq.handle(), 0, ZMQ_POLLIN, 0},
+             {control.zmq.handle(), 0, ZMQ_POLLIN, 0},
+             {monitor.handle(), 0, ZMQ_POLLIN, 0},
+             {nullptr, wake, ZMQ_POLLIN, 0}};
+    bool busy = false;
+    {
+      std::scoped_lock lock(mutex);
+      for (const auto& mesh : meshes) {
+        busy = busy || mesh.phase == MeshState::Phase::kRestoring;
+        for (const auto& worker : mesh.workers) {
+          if (worker.process != nullptr && worker.process->exit_fd() >= 0) {
+            items.push_back({nullptr, worker.process->exit_fd(), ZMQ_POLLIN, 0});
+          }
+        }
+      }
+    }
+    zmq::poll(items, std::chrono::milliseconds(busy ? 5 : 50));
+    std::scoped_lock lock(mutex);
+    if (items[3].revents != 0) {
+      uint64_t count = 0;
+      [[maybe_unused]] const ssize_t n = ::read(wake, &count, sizeof count);
+    }
+    if (stop) {
+      for (auto& mesh : meshes) {
+        for (auto& worker : mesh.workers) worker.process.reset();  // ended by the thread that started them
+      }
+      return;
+    }
+    while (monitor.recv(message, zmq::recv_flags::dontwait)) {  // event and descriptor, then the endpoint
+      int32_t fd = 0;
+      if (message.size() >= 6) std::memcpy(&fd, static_cast<const char*>(message.data()) + 2, 4);
+      (void)monitor.recv(message);
+      for (auto& mesh : meshes) {
+        for (auto& worker : mesh.workers) {
+          if (worker.hello && worker.control_fd == fd) {
+            worker.control_fd = -1;
+            recover(mesh, {worker.id.rank}, "its connection closed");
+          }
+        }
+      }
+    }
+    for (int n = 0; n < 256 && results.zmq.recv(message, zmq::recv_flags::dontwait); ++n) {
+      on_result(message.to_string_view());
+    }
+    while (control.zmq.recv(identity, zmq::recv_flags::dontwait)) {
+      if (control.zmq.recv(message)) on_control(identity.to_string(), message);
+    }
+    std::deque<std::function<void()>> tasks;
+    tasks.swap(posted);
+    for (const auto& task : tasks) task();
+    const auto elapsed_ms = static_cast<int64_t>(since_tick.seconds() * 1000);
+    const bool exited =
+        std::any_of(items.begin() + 4, items.end(), [](const auto& item) { return item.revents != 0; });
+    if (elapsed_ms >= (busy ? 5 : 20) || exited || !tasks.empty() || items[3].revents != 0) {
+      since_tick.restart();
+      tick(elapsed_ms);
+    }
+  }
+}
+
+void Core::tick(int64_t elapsed_ms) {
+  // A pause of this process (or of the whole machine) is not the workers' silence.
+  const int64_t counted_ms = std::min<int64_t>(elapsed_ms, options.heartbeat_ms);
+  for (auto& mesh : meshes) {
+    if (mesh.phase == MeshState::Phase::kFailed) continue;
+    std::set<int> lost;
+    std::string why;
+    for (auto& worker : mesh.workers) {
+      const auto lose = [&](const std::string& reason) {
+        lost.insert(worker.id.rank);
+        why += fmt::format("{}rank {}: {}", why.empty() ? "" : ", ", worker.id.rank, reason);
+      };
+      worker.silent_ms += counted_ms;
+      if (worker.process != nullptr) {
+        if (const auto status = worker.process->ended()) {
+          lose(status->signal != 0 ? fmt::format("killed by signal {}", status->signal)
+                                   : fmt::format("exited with {}", status->exit_code));
+          continue;
+        }
+      }
+      if (worker.hello && worker.silent_ms > options.heartbeat_timeout_ms) {
+        lose(fmt::format("not heard of for {} ms", worker.silent_ms));
+      } else if (!worker.restored && worker.start_by.expired()) {
+        lose(fmt::format("not ready after {} ms", options.start_timeout_ms));
+      }
+    }
+    const size_t front = mesh.first_incomplete - mesh.tail_base;
+    if (lost.empty() && mesh.phase == MeshState::Phase::kRunning &&
+        mesh.first_incomplete < mesh.next_dispatch) {
+      CallState& call = *mesh.tail[front];
+      const double limit =
+          static_cast<double>(call.command.deadline_ms) / 1000 + 1.0;  // the worker's own comes first
+      if (call.command.deadline_ms > 0 && mesh.oldest_since.seconds() > limit) {
+        call.error = make_error(ErrorCode::kDeadline, "command {} ({}) took longer than its {} ms",
+                                call.command.sequence, call.command.operation, call.command.deadline_ms);
+        for (size_t i = 0; i < call.ranks.size(); ++i) {
+          if (!call.have[i]) lost.insert(call.ranks[i]);
+        }
+        why = call.error->message;
+      }
+    }
+    if (!lost.empty()) {
+      recover(mesh, lost, why);
+    } else if (mesh.suspect && mesh.suspect->expired()) {
+      recover(mesh, {}, "a command failed");
+    }
+    advance(mesh);
+    consider_watermark(mesh);
+  }
+  log->flush();
+}
+
+void Core::on_log_durable(uint64_t position) {
+  std::scoped_lock lock(mutex);
+  durable_position = std::max(durable_position, position);
+  bool seen = false;
+  while (!await_durable.empty() && await_durable.front().first <= durable_position) {
+    await_durable.front().second->done = true;
+    await_durable.pop_front();
+    seen = true;
+  }
+  if (seen) changed.notify_all();
+  for (auto& mesh : meshes) {
+    if (mesh.phase == MeshState::Phase::kRestoring) poke();
+    dispatch(mesh);
+  }
+}
+
+void Core::on_log_failed(const Error& error) {
+  std::scoped_lock lock(mutex);
+  LOG_ERROR("{}", error.message);
+  failed = error;
+  for (auto& mesh : meshes) fail_mesh(mesh, error);
+  for (auto& [position, call] : await_durable) {
+    call->error = error;
+    call->done = true;
+  }
+  await_durable.clear();
+  changed.notify_all();
+}
+
+void Core::on_result(std::string_view message) {
+  if (message.empty()) return;
+  const std::string_view body = message.substr(1);
+  switch (static_cast<MessageType>(message[0])) {
+    case MessageType::kCompletions:
+      on_completions(body);
+      break;
+    case MessageType::kKept:
+      if (const auto kept = decode<KeptMessage>(body); kept.ok()) on_kept(*kept);
+      break;
+    case MessageType::kRestored:
+      if (const auto restored = decode<RestoredMessage>(body); restored.ok()) on_restored(*restored);
+      break;
+    case MessageType::kFetched: {
+      auto fetched = decode<FetchedMessage>(body);
+      if (!fetched.ok()) return;
+      for (const auto& fetch : fetches) {
+        if (fetch->call->command.sequence == fetched->sequence &&
+            fetch->call->mesh->id == fetched->from.mesh &&
+            fetch->call->ranks[fetch->index] == fetched->from.rank) {
+          fetch->outcome = fetched->outcome;
+        }
+      }
+      changed.notify_all();
+      break;
+    }
+    default:
+      LOG_WARN("a message of type {} on the result channel", int{message[0]});
+  }
+}
+
+void Core::on_completions(std::string_view body) {
+  Decoder decoder(body);
+  CompletionsMessage header;
+  decoder(header);
+  MeshState* mesh = nullptr;
+  WorkerState* worker = decoder.ok() ? find_worker(header.from, &mesh) : nullptr;
+  if (worker == nullptr || mesh->phase == MeshState::Phase::kFailed) return;
+  while (!decoder.done()) {
+    uint64_t sequence = 0;
+    Outcome outcome;
+    decoder(sequence), decoder(outcome);
+    if (!decoder.ok()) break;
+    CallState* call = find_call(*mesh, *worker, sequence);
+    if (call == nullptr) continue;
+    // What did not come of chance will come again; what did is taken whenever it comes.
+    if (header.epoch != mesh->epoch && call->command.kind != Kind::kNondeterministic) continue;
+    take_outcome(*mesh, *call, header.from.rank, std::move(outcome));
+  }
+  settle(*mesh);
+}
+
+void Core::on_control(const std::string& identity, zmq::message_t& message) {
+  if (message.size() == 0) return;
+  const std::string_view body = message.to_string_view().substr(1);
+  switch (static_cast<MessageType>(message.to_string_view()[0])) {
+    case MessageType::kHello:
+      if (const auto hello = decode<HelloMessage>(body); hello.ok()) {
+        on_hello(identity, *hello, message.get(ZMQ_SRCFD));
+      }
+      break;
+    case MessageType::kHeartbeat: {
+      const auto beat = decode<HeartbeatMessage>(body);
+      MeshState* mesh = nullptr;
+      WorkerState* worker = beat.ok() ? find_worker(beat->from, &mesh) : nullptr;
+      if (worker == nullptr) return;
+      worker->silent_ms = 0;
+      (void)control.send_to(identity, std::string(1, static_cast<char>(MessageType::kBeat)));
+      break;
+    }
+    case MessageType::kMeet:
+      if (auto meet = decode<MeetMessage>(body); meet.ok()) on_meet(identity, std::move(meet).value());
+      break;
+    default:
+      LOG_WARN("a message of type {} on the control channel", static_cast<int>(message.to_string_view()[0]));
+  }
+}
+
+void Core::on_hello(const std::string& identity, const HelloMessage& hello, int fd) {
+  MeshState* mesh = nullptr;
+  WorkerState* worker = find_worker(hello.from, &mesh);
+  if (worker == nullptr || hello.protocol != kProtocolVersion || identity != worker->identity) {
+    LOG_WARN("turned away worker {} (pid {} on {}): {}", identity, hello.pid, hello.host,
+             worker == nullptr ? "nobody waits for it" : "it speaks another version");
+    return;
+  }
+  worker->hello = true;
+  worker->silent_ms = 0;
+  worker->control_fd = fd;
+  worker->pid = hello.pid;
+  worker->peer_endpoint = hello.peer_endpoint;
+  (void)control.send_to(identity,
+                        pack(MessageType::kWelcome, WelcomeMessage{options.run, mesh->name, mesh->shape}));
+  advance(*mesh);
+}
+
+void Core::on_meet(const std::string& identity, MeetMessage meet) {
+  MeshState* mesh = nullptr;
+  if (find_worker(meet.from, &mesh) == nullptr || meet.epoch != mesh->epoch) return;
+  Meeting& meeting = meetings[meet.name];
+  meeting.mesh = mesh->id;
+  meeting.present[meet.rank] = {identity, std::move(meet.bytes)};
+  if (static_cast<int>(meeting.present.size()) < meet.size) return;
+  MetMessage met{meet.name, {}};
+  for (const auto& [rank, who] : meeting.present) met.all.push_back(who.second);
+  const std::string bytes = pack(MessageType::kMet, met);
+  for (const auto& [rank, who] : meeting.present) (void)control.send_to(who.first, bytes);
+  meetings.erase(meet.name);
+}
+
+}  // namespace flywheel::runtime

@@ -1,0 +1,52 @@
+#include "runtime/groups.h"
+
+#include <algorithm>
+
+namespace flywheel::runtime {
+
+void Groups::reset(Place place, std::vector<std::string> hosts, uint64_t epoch) {
+  std::map<std::string, std::unique_ptr<Communicator>> old;
+  std::scoped_lock lock(mutex_);
+  old.swap(open_);  // ends what is left of them
+  place_ = std::move(place);
+  hosts_ = std::move(hosts);
+  epoch_ = epoch;
+}
+
+Result<Communicator*> Groups::get(const std::string& axis, Deadline deadline) {
+  Group group;
+  Communicator* raw = nullptr;
+  {
+    std::scoped_lock lock(mutex_);
+    if (fenced_ > epoch_) return make_error(ErrorCode::kAborted, "epoch {} is over", epoch_);
+    if (const auto found = open_.find(axis); found != open_.end()) return found->second.get();
+    ASSIGN_OR_RETURN(const std::vector<int> ranks, place_.shape.group(place_.rank, axis));
+    group.name =
+        fmt::format("{}/{}/{}[{}]", place_.run, place_.mesh, axis.empty() ? "all" : axis, ranks.front());
+    group.epoch = epoch_;
+    group.rank = static_cast<int>(std::find(ranks.begin(), ranks.end(), place_.rank) - ranks.begin());
+    for (const int rank : ranks) group.hosts.push_back(hosts_.at(static_cast<size_t>(rank)));
+    ASSIGN_OR_RETURN(auto opened, Communicator::open(group));
+    raw = opened.get();
+    open_[axis] = std::move(opened);
+  }
+  // Not under the lock: fence() must get through while the others are waited for.
+  auto endpoints = rendezvous_.exchange(fmt::format("{}/e{}", group.name, group.epoch), group.rank,
+                                        group.size(), raw->endpoint(), deadline);
+  Result<void> connected =
+      endpoints.ok() ? raw->connect(*endpoints, deadline) : Result<void>(endpoints.error());
+  if (connected.ok()) return raw;
+  std::scoped_lock lock(mutex_);
+  open_.erase(axis);
+  return connected.error();
+}
+
+void Groups::fence(uint64_t epoch) {
+  std::scoped_lock lock(mutex_);
+  if (epoch <= fenced_) return;
+  fenced_ = epoch;
+  if (epoch_ >= epoch) return;
+  for (auto& [axis, communicator] : open_) communicator->abort("recovery: epoch " + std::to_string(epoch));
+}
+
+}  // namespace flywheel::runtime

@@ -1,0 +1,48 @@
+// A worker's snapshots in memory: its own, and the copies that it keeps for its neighbour.
+//
+// Pieces are named "replicated" and "rank-<r>". The last complete watermark and the one being made are kept,
+// older ones dropped when told that a newer one is complete everywhere.
+//
+// Threads: any. The bytes are shared and never change.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "base/result.h"
+#include "runtime/transport.h"
+
+namespace flywheel::runtime {
+
+class Snapshots {
+ public:
+  using Bytes = std::shared_ptr<const std::string>;
+  void put(uint64_t watermark, const std::string& name, Bytes bytes);
+  Bytes get(uint64_t watermark, const std::string& name) const;  // null: not here
+  void drop_before(uint64_t watermark);
+  // What comes after `watermark` belongs to a time that was given up.
+  void drop_after(uint64_t watermark);
+
+  // Answers one message on a ROUTER socket: a request for a part of a piece, or a copy to keep.
+  void serve(Socket& peer, const std::string& identity, std::string_view message);
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<uint64_t, std::map<std::string, Bytes>> pieces_;
+  std::map<std::string, std::string> arriving_;  // copies under way, by "watermark/name"
+};
+
+// From a peer's memory, part by part. kNotFound when it does not have it, kDeadline, kCorrupt by its digest.
+Result<std::string> pull_piece(Transport& transport, const std::string& endpoint, uint64_t watermark,
+                               const std::string& name, Deadline deadline);
+// Into a peer's memory; returns when it has all of it.
+Result<void> push_piece(Transport& transport, const std::string& endpoint, uint64_t watermark,
+                        const std::string& name, std::string_view bytes, Deadline deadline);
+
+// Pieces on disk. docs/formats/snapshot.md. kCorrupt names the file.
+Result<void> write_piece(const std::string& path, uint64_t watermark, std::string_view bytes);
+Result<std::string> read_piece(const std::string& path, uint64_t watermark);
+
+}  // namespace flywheel::runtime

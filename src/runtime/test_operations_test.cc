@@ -1,0 +1,119 @@
+// The operations of the runtime's tests, and their main(): the test program is its own worker.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <thread>
+
+#include "base/log.h"
+#include "runtime/collectives.h"
+#include "runtime/operation.h"
+#include "runtime/wire.h"
+#include "runtime/worker.h"
+
+namespace flywheel::runtime {
+namespace {
+
+// A number per rank (sharded), and a vector that all ranks have (replicated).
+class Counter : public State {
+ public:
+  const char* type() const override { return "test.counter"; }
+  std::function<std::string()> freeze() override {
+    return [copy = value] { return encode(copy); };
+  }
+  Result<void> restore(std::string_view bytes) override {
+    ASSIGN_OR_RETURN(value, decode<uint64_t>(bytes));
+    return {};
+  }
+  uint64_t value = 0;
+};
+REGISTER_STATE("test.counter", Counter);
+
+class Weights : public State {
+ public:
+  const char* type() const override { return "test.weights"; }
+  Sharing sharing() const override { return Sharing::kReplicated; }
+  std::function<std::string()> freeze() override {
+    return [copy = values] { return encode(copy); };
+  }
+  Result<void> restore(std::string_view bytes) override {
+    ASSIGN_OR_RETURN(values, decode<std::vector<uint64_t>>(bytes));
+    return {};
+  }
+  std::vector<uint64_t> values;
+};
+REGISTER_STATE("test.weights", Weights);
+
+REGISTER_OPERATION("test.echo", Kind::kPure,
+                   [](Call& call) -> Result<std::string> { return std::string(call.args()); });
+REGISTER_OPERATION("test.nothing", Kind::kPure, [](Call&) -> Result<std::string> { return std::string(); });
+REGISTER_OPERATION("test.where", Kind::kPure, [](Call& call) -> Result<std::string> {
+  return fmt::format("{} {}", call.place().mesh, call.place().rank);
+});
+REGISTER_OPERATION("test.join", Kind::kPure, [](Call& call) -> Result<std::string> {
+  std::string all;
+  for (size_t i = 0; i < call.num_inputs(); ++i) all += call.input(i);
+  return all;
+});
+REGISTER_OPERATION("test.random", Kind::kPure, [](Call& call) -> Result<std::string> {
+  return std::to_string(call.generator().next_u64());
+});
+REGISTER_OPERATION("test.pid", Kind::kNondeterministic,
+                   [](Call&) -> Result<std::string> { return std::to_string(::getpid()); });
+REGISTER_OPERATION("test.create", Kind::kStateful, [](Call& call) -> Result<std::string> {
+  RETURN_IF_ERROR(call.put_state("counter", std::make_unique<Counter>()));
+  auto weights = std::make_unique<Weights>();
+  weights->values.assign(256, 1);
+  RETURN_IF_ERROR(call.put_state("weights", std::move(weights)));
+  return std::string();
+});
+// Mixes the arguments, the random key and the rank into the state: any command lost, doubled or out of order
+// changes every later result.
+REGISTER_OPERATION("test.step", Kind::kStateful, [](Call& call) -> Result<std::string> {
+  ASSIGN_OR_RETURN(Counter * counter, call.state<Counter>("counter"));
+  ASSIGN_OR_RETURN(Weights * weights, call.state<Weights>("weights"));
+  counter->value = counter->value * 6364136223846793005u + call.generator().next_u64() +
+                   static_cast<uint64_t>(call.cursor());
+  for (auto& value : weights->values) value = value * 2862933555777941757u + call.generator_key();
+  if (call.args().starts_with("sleep ")) {
+    const int ms = std::stoi(std::string(call.args().substr(6)));
+    for (const Deadline until = Deadline::after_ms(ms); !until.expired();) {
+      if (call.aborted()) return make_error(ErrorCode::kAborted, "told to stop");
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+  if (call.args() == "fail") return make_error(ErrorCode::kInvalid, "as asked, after changing the state");
+  if (call.args() == "fail on 1" && call.place().rank == 1)
+    return make_error(ErrorCode::kInvalid, "rank 1, as asked");
+  if (call.args() == "throw") throw std::runtime_error("as asked");
+  return fmt::format("{:016x}-{:016x}", counter->value, weights->values[7]);
+});
+// Adds up over the mesh; every rank must agree.
+REGISTER_OPERATION("test.sum", Kind::kStateful, [](Call& call) -> Result<std::string> {
+  ASSIGN_OR_RETURN(Weights * weights, call.state<Weights>("weights"));
+  ASSIGN_OR_RETURN(Communicator * group, call.communicator("data"));
+  std::vector<float> values(
+      1024, static_cast<float>(call.place().rank + 1) + 0.1f * static_cast<float>(call.cursor()));
+  RETURN_IF_ERROR(group->run(AllReduce{of(std::span<const float>(values)), of(std::span<float>(values))},
+                             call.deadline()));
+  weights->values[0] = weights->values[0] * 31 + static_cast<uint64_t>(values[5] * 1000);
+  return std::to_string(weights->values[0]);
+});
+REGISTER_OPERATION("test.die", Kind::kStateful, [](Call& call) -> Result<std::string> {
+  if (call.place().rank == 0) ::raise(SIGKILL);
+  return std::string();
+});
+// Declared stateful but not deterministic: what the check of digests is for.
+REGISTER_OPERATION("test.liar", Kind::kStateful, [](Call&) -> Result<std::string> {
+  return std::to_string(::getpid()) + std::to_string(Deadline::Clock::now().time_since_epoch().count());
+});
+
+}  // namespace
+}  // namespace flywheel::runtime
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "worker") return flywheel::runtime::worker_main();
+  flywheel::init_logging();
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
