@@ -63,23 +63,14 @@ class Planner {
     }
   }
 
+  // A running prefill that is not complete has used up the budget, so whoever comes in here competes with
+  // decodes only.
   void admit() {
-    int64_t promised = 0;  // blocks that sequences now in prefill will still ask for
-    const auto promise = [&](const SchedulerSequence& s, int64_t end) {
-      promised += std::max<int64_t>(0, blocks_for(s.tokens) - std::max(blocks_for(end), s.blocks));
-    };
-    for (size_t i = 0; i < alive_; ++i) {
-      int64_t end = state_.running[i].computed;
-      for (const Chunk& chunk : plan_.prefill) {
-        if (chunk.id == state_.running[i].id) end = chunk.end;
-      }
-      promise(state_.running[i], end);
-    }
     auto running = static_cast<int64_t>(alive_);
     for (const SchedulerSequence& s : state_.waiting) {
       if (budget_ <= 0 || running >= limits_.max_running) return;
       const int64_t wanted = blocks_for(s.tokens) - s.blocks;
-      if (wanted + s.own_blocks + promised > free_) return;  // nobody overtakes the head of the queue
+      if (wanted + s.own_blocks > free_) return;  // nobody overtakes the head of the queue
       const int64_t end = std::min(s.tokens, s.computed + budget_);
       const int64_t new_blocks = std::max<int64_t>(0, blocks_for(end) - s.blocks);
       plan_.admit.push_back(s.id);
@@ -88,7 +79,6 @@ class Planner {
       free_ -= new_blocks + s.own_blocks;
       budget_ -= end - s.computed;
       ++running;
-      promise(s, end);
     }
   }
 

@@ -3,8 +3,8 @@
 // The policy, in order:
 //   1. Every running sequence whose tokens are all computed but the newest decodes one token.
 //   2. What is left of the token budget goes to prefill: running sequences first, oldest first, in chunks.
-//   3. Waiting sequences are admitted, first come first served, when blocks for all their tokens are free
-//      beside what running prefills still need; a preempted one waits at the head.
+//   3. Waiting sequences are admitted, first come first served, when blocks for all their tokens are free; a
+//      preempted one waits at the head.
 // When a sequence needs a block and none is free, the youngest running one is preempted: its blocks come
 // back and its tokens are computed again later. The oldest is never preempted for a younger one, so it
 // always finishes: nothing starves.
