@@ -48,6 +48,9 @@ enum class Ingest {
   kMove,  // as kLink, and the source's name is removed once the artifact is committed
 };
 
+// What a put does when the name's latest version has the same files already.
+enum class IfSame { kNewVersion, kReturnIt };
+
 // What put_artifact() is asked to store. Give `path`, or `files` and `contents`.
 struct NewArtifact {
   std::string kind;
@@ -60,8 +63,10 @@ struct NewArtifact {
   Json metadata = Json::object();
   std::vector<std::string> aliases = {};  // to move to this version in the same commit
   Ingest ingest = Ingest::kCopy;
+  IfSame if_same = IfSame::kNewVersion;
   // When not empty: a second put with the same text returns the first one's artifact and stores nothing. A
   // controller that is started again after a crash says "<run>/<step>" and never makes a version twice.
+  // Removing the artifact forgets the text.
   std::string once = {};
 };
 

@@ -278,7 +278,12 @@ Result<Artifact> Store::put_artifact(const NewArtifact& request) {
     ASSIGN_OR_RETURN(const int64_t same, made_before(db, request.once));  // another process, meanwhile
     if (same != 0) return load_artifact(db, same);
     RETURN_IF_ERROR(reservation->check_and_end(contents.size()));
-    return insert_artifact(state, request, is_file, files, digest_of(files), size_bytes);
+    const std::string digest = digest_of(files);
+    if (request.if_same == IfSame::kReturnIt) {
+      auto latest = find_artifact(db, request.name);
+      if (latest.ok() && latest->digest == digest && latest->kind == request.kind) return latest;
+    }
+    return insert_artifact(state, request, is_file, files, digest, size_bytes);
   }));
   if (request.ingest == Ingest::kMove) {
     for (const auto& [path, source] : sources) ::unlink(source.c_str());

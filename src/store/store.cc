@@ -316,7 +316,8 @@ Result<void> Store::remove_artifact(const std::string& ref) {
     }
     ASSIGN_OR_RETURN(const int64_t now, db.now_ms());
     RETURN_IF_ERROR(db.execute("DELETE FROM artifact_file WHERE artifact = $1", {artifact.id}));
-    RETURN_IF_ERROR(db.execute("UPDATE artifact SET removed_ms = $1 WHERE id = $2", {now, artifact.id}));
+    RETURN_IF_ERROR(
+        db.execute("UPDATE artifact SET removed_ms = $1, once = NULL WHERE id = $2", {now, artifact.id}));
     return {};
   });
 }

@@ -175,6 +175,19 @@ TEST_P(StoreTest, OnceMakesOneVersion) {
   const Artifact first = store().put_artifact(request).value();
   EXPECT_EQ(store().put_artifact(request)->id, first.id);
   EXPECT_EQ(store().list_artifacts({.name = "c"})->size(), 1u);
+  ASSERT_TRUE(store().remove_artifact("c").ok());
+  EXPECT_EQ(store().put_artifact(request)->version, 2) << "what was removed can be made again";
+}
+
+TEST_P(StoreTest, TheSameFilesAgainAreTheSameVersionWhereAsked) {
+  NewArtifact request{.kind = "model", .name = "m", .contents = {{"x", "1"}}, .if_same = IfSame::kReturnIt};
+  EXPECT_EQ(store().put_artifact(request)->version, 1);
+  EXPECT_EQ(store().put_artifact(request)->version, 1);
+  request.contents["x"] = "2";
+  EXPECT_EQ(store().put_artifact(request)->version, 2);
+  request.contents["x"] = "1";
+  EXPECT_EQ(store().put_artifact(request)->version, 3) << "only the latest counts";
+  EXPECT_EQ(store().gc()->blobs_reserved, 0);
 }
 
 TEST_P(StoreTest, CollectionTakesOnlyWhatNobodyRefersTo) {

