@@ -26,6 +26,9 @@ using ::testing::Not;
 std::string small_gguf(uint32_t layers) {
   GgufWriterForTests writer;
   writer.string("general.architecture", "llama").u32("llama.block_count", layers);
+  writer.u32("llama.embedding_length", 8).u32("llama.feed_forward_length", 8).u32("llama.context_length", 64);
+  writer.u32("llama.attention.head_count", 2).u32("llama.vocab_size", 4);
+  writer.f32("llama.attention.layer_norm_rms_epsilon", 1e-5f);
   writer.tensor("token_embd.weight", kernels::DType::kF32, {4, 8}, std::string(4 * 8 * 4, 'x'));
   return writer.finish();
 }
