@@ -53,8 +53,8 @@ class Rewriter {
   void keep(size_t begin, size_t end) {
     next_.text.append(old_.text, begin, end - begin);
     if (!old_.tracked) return;
-    next_.origin.insert(next_.origin.end(), old_.origin.begin() + static_cast<ptrdiff_t>(begin),
-                        old_.origin.begin() + static_cast<ptrdiff_t>(end));
+    next_.origin.insert(next_.origin.end(), old_.origin.begin() + static_cast<std::ptrdiff_t>(begin),
+                        old_.origin.begin() + static_cast<std::ptrdiff_t>(end));
   }
   // `bytes` instead of [begin, end); begin == end inserts, with an empty origin at that place.
   void replace(size_t begin, size_t end, std::string_view bytes) {
