@@ -1,0 +1,33 @@
+// A model written as a folder that `transformers` loads: config.json, safetensors, tokenizer files.
+//
+// Files are written under temporary names and renamed, the weights last: a folder that was being written when
+// the machine died has no model, rather than half of one.
+//
+// Threads: any. Errors: kInvalid when a weight of the decoder is missing or has another shape, before
+// anything is written; kIo.
+//
+//   RETURN_IF_ERROR(write_hf_folder(folder, describe(config), tensors, {{"tokenizer.json", text}}));
+#pragma once
+
+#include <map>
+#include <span>
+#include <string>
+
+#include "base/result.h"
+#include "model/decoder.h"
+#include "model/open_model.h"
+#include "model/safetensors.h"
+
+namespace flywheel::model {
+
+// `tensors`: every weight of the decoder by its name, in F32, BF16 or F16. `files`: name -> content of what
+// stands beside (tokenizer.json, tokenizer_config.json, ...).
+Result<void> write_hf_folder(const std::string& folder, const Decoder& decoder,
+                             std::span<const Tensor> tensors,
+                             const std::map<std::string, std::string>& files = {},
+                             const SafetensorsOptions& options = {});
+
+// A model from anywhere (a GGUF is dequantized) to such a folder, in a float dtype.
+Result<void> export_hf_folder(const std::string& folder, const OpenModel& model, kernels::DType dtype);
+
+}  // namespace flywheel::model

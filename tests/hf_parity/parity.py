@@ -1,0 +1,101 @@
+"""Tiny random models of each family: saved by transformers and read by us, exported by us and read by transformers.
+
+Logits of every position must differ by at most 1e-4 in f32, and our export must load without a missing or
+unexpected weight.
+"""
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+import zlib
+
+import numpy
+import torch
+import transformers
+from transformers import (AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config)
+
+TOLERANCE = 1e-4
+SIZES = dict(vocab_size=131, hidden_size=64, intermediate_size=112, num_hidden_layers=3, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=256)
+LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+
+
+def cases():
+    yield "llama2", LlamaConfig(**SIZES)
+    yield "llama, one KV head, tied, biases", LlamaConfig(
+        **{**SIZES, "num_key_value_heads": 1}, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
+    yield "llama3 rope", LlamaConfig(**SIZES, head_dim=32, rope_parameters=LLAMA3_ROPE)
+    yield "linear rope", LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0,
+                                                               "factor": 4.0})
+    yield "smollm2", LlamaConfig(**{**SIZES, "hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3},
+                                 tie_word_embeddings=True, rope_parameters={"rope_type": "default",
+                                                                            "rope_theta": 100000.0})
+    yield "mistral", MistralConfig(**SIZES, sliding_window=None, head_dim=24)
+    yield "mistral, window of 20", MistralConfig(**SIZES, sliding_window=20)
+    yield "qwen2", Qwen2Config(**SIZES)
+    yield "qwen2, window in the upper layers", Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=24,
+                                                           max_window_layers=1)
+    yield "qwen2.5, tied", Qwen2Config(**SIZES, tie_word_embeddings=True)
+    yield "qwen3", Qwen3Config(**SIZES, head_dim=32)
+    yield "qwen3, biases", Qwen3Config(**SIZES, head_dim=16, attention_bias=True, tie_word_embeddings=True)
+
+
+def our_logits(program, folder, ids, vocab, scratch):
+    out = scratch / "logits.f32"
+    subprocess.run([program, "logits", folder, out, *map(str, ids)], check=True, timeout=120)
+    return numpy.fromfile(out, dtype=numpy.float32).reshape(len(ids), vocab)
+
+
+def their_logits(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].float().numpy()
+
+
+def check(program, name, config, scratch):
+    torch.manual_seed(zlib.crc32(name.encode()))
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():  # away from the defaults: norms of one and biases of nought would hide mistakes
+        for key, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            else:
+                parameter.mul_(8)
+    ids = torch.randint(0, config.vocab_size, (75,)).tolist()
+    reference = their_logits(model, ids)
+
+    saved, exported = scratch / "saved", scratch / "exported"
+    model.save_pretrained(saved)
+    ours = our_logits(program, saved, ids, config.vocab_size, scratch)
+    read = float(numpy.abs(ours - reference).max())
+
+    subprocess.run([program, "export", saved, exported], check=True, timeout=120)
+    back, info = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True, dtype=torch.float32,
+                                                      attn_implementation="eager")
+    written = float(numpy.abs(their_logits(back.eval(), ids) - reference).max())
+    odd = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
+    good = read <= TOLERANCE and written <= TOLERANCE and not odd
+    spread = float(reference.std())
+    print(f"{'ok  ' if good else 'FAIL'} {name:36} read {read:.1e}  written {written:.1e}  "
+          f"(logits spread {spread:.1f}){'  odd weights: ' + str(odd) if odd else ''}", flush=True)
+    return good
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--program", required=True)
+    program = pathlib.Path(parser.parse_args().program).resolve()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(2)
+    good = True
+    for name, config in cases():
+        with tempfile.TemporaryDirectory() as scratch:
+            good = check(program, name, config, pathlib.Path(scratch)) and good
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
