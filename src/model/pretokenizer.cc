@@ -125,29 +125,6 @@ Finder whole_pattern(PatternFn next) {
   };
 }
 
-// `\w+|[^\w\s]+`
-Finder words_and_others() {
-  return [](std::string_view text) {
-    const auto kind = [](char32_t c) {
-      return has_class(c, kSpace) ? 0 : has_class(c, kLetter | kMark | kDecimal | kConnector) ? 1 : 2;
-    };
-    std::vector<ByteSpan> found;
-    int last = 0;
-    for (size_t at = 0; at < text.size();) {
-      const CodePoint c = decode_utf8(text, at);
-      const int now = kind(c.value);
-      if (now != 0 && now == last) {
-        found.back().end += c.size_bytes;
-      } else if (now != 0) {
-        found.push_back({at, at + c.size_bytes});
-      }
-      last = now;
-      at += c.size_bytes;
-    }
-    return found;
-  };
-}
-
 // Rewrites every piece: `prefix` before those for which `wants_prefix`, `from` replaced by `to`.
 void rewrite_pieces(SplitText& split, std::string_view prefix,
                     const std::function<bool(std::string_view, bool first)>& wants_prefix, char from,
@@ -227,7 +204,7 @@ Result<void> Pretokenizer::add(const Json& spec) {
   } else if (type == "WhitespaceSplit") {
     steps_.push_back(cutter(characters(kSpace), false, Behavior::kRemoved));
   } else if (type == "Whitespace") {
-    steps_.push_back(cutter(words_and_others(), true, Behavior::kRemoved));
+    return add_split({{"pattern", {{"Regex", R"(\w+|[^\w\s]+)"}}}, {"behavior", "Removed"}, {"invert", true}});
   } else if (type == "BertPreTokenizer") {
     steps_.push_back(cutter(characters(kSpace), false, Behavior::kRemoved));
     steps_.push_back(cutter(characters(kPunctuation, kAsciiSymbols), false, Behavior::kIsolated));
