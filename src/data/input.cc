@@ -1,0 +1,203 @@
+#include "data/input.h"
+
+#include <fnmatch.h>
+#include <glob.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <set>
+
+namespace flywheel::data {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::pair<const char*, InputKind> kEndings[] = {
+    {".html", InputKind::kHtml},  {".htm", InputKind::kHtml},       {".xhtml", InputKind::kHtml},
+    {".txt", InputKind::kText},   {".text", InputKind::kText},      {".md", InputKind::kText},
+    {".rst", InputKind::kText},   {".jsonl", InputKind::kJsonl},    {".ndjson", InputKind::kJsonl},
+    {".json", InputKind::kJsonl}, {".parquet", InputKind::kParquet}};
+
+std::string without_compression(std::string name) {
+  for (const char* ending : {".gz", ".zst"}) {
+    if (name.ends_with(ending)) name.resize(name.size() - std::string_view(ending).size());
+  }
+  return name;
+}
+
+std::optional<InputKind> kind_of(const std::string& path) {
+  std::string name = without_compression(path);
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+  for (const auto& [ending, kind] : kEndings) {
+    // One JSON value over many lines is not JSON lines; .json is that only when it is compressed (as crawls
+    // are).
+    if (std::string_view(ending) == ".json" && name == path) continue;
+    if (name.ends_with(ending)) return kind;
+  }
+  return std::nullopt;
+}
+
+bool matches(const std::vector<std::string>& patterns, const std::string& relative) {
+  const fs::path path(relative);
+  return std::any_of(patterns.begin(), patterns.end(), [&](const std::string& pattern) {
+    if (fnmatch(pattern.c_str(), relative.c_str(), 0) == 0) return true;
+    return std::any_of(path.begin(), path.end(),
+                       [&](const fs::path& part) { return fnmatch(pattern.c_str(), part.c_str(), 0) == 0; });
+  });
+}
+
+class Lister {
+ public:
+  explicit Lister(const InputConfig& config) : config_(config) {
+    for (const std::string& format : config.formats) {
+      const char* const known[] = {"html", "text", "jsonl", "parquet"};
+      if (std::find(std::begin(known), std::end(known), format) == std::end(known)) {
+        throw UserError("input.formats", "\"" + format + "\" is not one of html, text, jsonl, parquet");
+      }
+    }
+  }
+
+  void add(std::string input) {
+    const std::string scheme = uri_scheme(input);
+    if (scheme == "file") input = input.substr(std::string_view("file://").size());
+    if (!scheme.empty() && scheme != "file") return add_remote(input);
+    if (fs::is_directory(input)) return add_folder(input);
+    if (fs::exists(input)) return add_named(input);
+    glob_t found{};
+    const int rc = glob(input.c_str(), 0, nullptr, &found);
+    std::vector<std::string> paths(found.gl_pathv, found.gl_pathv + (rc == 0 ? found.gl_pathc : 0));
+    globfree(&found);
+    if (paths.empty()) throw UserError(input, "no such file or folder", "give a folder, a file or a pattern");
+    for (const std::string& path : paths) fs::is_directory(path) ? add_folder(path) : add_named(path);
+  }
+
+  InputList finish() {
+    std::sort(list_.files.begin(), list_.files.end(),
+              [](const InputFile& a, const InputFile& b) { return a.path < b.path; });
+    return std::move(list_);
+  }
+
+ private:
+  void add_folder(const std::string& folder) {
+    std::error_code error;
+    for (fs::recursive_directory_iterator it(folder, fs::directory_options::skip_permission_denied, error),
+         end;
+         it != end; it.increment(error)) {
+      if (error) throw UserError(folder, "cannot be listed: " + error.message());
+      const std::string relative = it->path().lexically_relative(folder).string();
+      const bool left_out = matches(config_.exclude, relative);
+      if (it->is_directory(error)) {
+        if (left_out) it.disable_recursion_pending();
+        continue;
+      }
+      if (!it->is_regular_file(error)) continue;
+      consider({.path = it->path().lexically_normal().string(), .size_bytes = it->file_size(error)}, relative,
+               left_out);
+    }
+    if (error) throw UserError(folder, "cannot be listed: " + error.message());
+  }
+
+  void add_remote(const std::string& uri) {
+    auto remote = std::make_shared<const FileSystem>(FileSystem::open(uri).value_or_throw(uri));
+    const std::string base = uri.substr(0, uri.find('?'));
+    for (const FileEntry& entry : remote->list().value_or_throw(uri)) {
+      consider({.path = base + "/" + entry.path,
+                .size_bytes = entry.size_bytes,
+                .remote = remote,
+                .remote_path = entry.path},
+               entry.path, matches(config_.exclude, entry.path));
+    }
+  }
+
+  // A file that the user names is read whatever the patterns say.
+  void add_named(const std::string& path) {
+    const auto kind = kind_of(path);
+    if (!kind) {
+      throw UserError(path, "this kind of file is not read",
+                      "html, txt, md, rst, jsonl and parquet are, also .gz and .zst");
+    }
+    put({.path = fs::path(path).lexically_normal().string(),
+         .kind = *kind,
+         .size_bytes = fs::file_size(path)});
+  }
+
+  void consider(InputFile file, const std::string& relative, bool left_out) {
+    if (left_out || (!config_.include.empty() && !matches(config_.include, relative))) {
+      ++list_.skipped["excluded"];
+      return;
+    }
+    const auto kind = kind_of(file.path);
+    const bool wanted = kind && std::find(config_.formats.begin(), config_.formats.end(),
+                                          input_kind_name(*kind)) != config_.formats.end();
+    if (!wanted) {
+      const std::string ending = fs::path(file.path).extension().string();
+      ++list_.skipped[ending.empty() ? "no ending" : ending];
+      return;
+    }
+    file.kind = *kind;
+    put(std::move(file));
+  }
+
+  // The same file through two inputs is one.
+  void put(InputFile file) {
+    if (seen_.insert(file.path).second) list_.files.push_back(std::move(file));
+  }
+
+  const InputConfig& config_;
+  InputList list_;
+  std::set<std::string> seen_;
+};
+
+}  // namespace
+
+const char* input_kind_name(InputKind kind) {
+  static constexpr const char* kNames[] = {"html", "text", "jsonl", "parquet"};
+  return kNames[static_cast<size_t>(kind)];
+}
+
+InputList list_inputs(const std::vector<std::string>& inputs, const InputConfig& config) {
+  Lister lister(config);
+  for (const std::string& input : inputs) lister.add(input);
+  InputList list = lister.finish();
+  if (list.files.empty()) {
+    std::string skipped;
+    for (const auto& [why, n] : list.skipped)
+      skipped += fmt::format("{}{} {}", skipped.empty() ? "" : ", ", n, why);
+    throw UserError("input", "no file to read" + (skipped.empty() ? "" : " (skipped: " + skipped + ")"),
+                    "html, txt, md, rst, jsonl and parquet are read; see input.exclude and input.formats");
+  }
+  return list;
+}
+
+bool is_compressed(const InputFile& file) {
+  return file.path.ends_with(".gz") || file.path.ends_with(".zst");
+}
+
+Result<LoadedFile> load_input(const InputFile& file, const InputConfig& config) {
+  const auto too_large = [&](uint64_t size) {
+    return make_error(ErrorCode::kInvalid, "{} bytes; input.max_file_bytes is {}", size,
+                      config.max_file_bytes);
+  };
+  std::optional<LoadedFile> raw;
+  if (file.remote != nullptr) {
+    if (file.size_bytes > static_cast<uint64_t>(config.max_file_bytes)) return too_large(file.size_bytes);
+    ASSIGN_OR_RETURN(std::string bytes, file.remote->read(file.remote_path));
+    raw.emplace(std::move(bytes));
+  } else {
+    ASSIGN_OR_RETURN(MappedFile map, MappedFile::open(file.path));
+    raw.emplace(std::move(map));
+  }
+  if (file.path.ends_with(".gz")) {
+    ASSIGN_OR_RETURN(std::string bytes, decompress_gzip(raw->bytes(), config.max_file_bytes));
+    return LoadedFile(std::move(bytes));
+  }
+  if (file.path.ends_with(".zst")) {
+    ASSIGN_OR_RETURN(std::string bytes, decompress_zstd(raw->bytes(), config.max_file_bytes));
+    return LoadedFile(std::move(bytes));
+  }
+  if (raw->bytes().size() > static_cast<size_t>(config.max_file_bytes)) return too_large(raw->bytes().size());
+  return std::move(*raw);
+}
+
+}  // namespace flywheel::data
