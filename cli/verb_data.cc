@@ -1,0 +1,174 @@
+// flywheel data: raw files into a clean, deduplicated, tokenized dataset; what is in it; what was dropped and
+// why.
+#include <algorithm>
+#include <cstdio>
+
+#include "base/config.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "base/thread_pool.h"
+#include "cli.h"
+#include "data/document.h"
+#include "data/prepare.h"
+#include "data/shards.h"
+#include "model/tokenizer.h"
+#include "store/store.h"
+
+namespace flywheel::cli {
+namespace {
+
+struct Options {
+  std::vector<std::string> inputs, overrides;
+  std::string output, config, name, split = "train";
+  int64_t documents = 3, sample = -1, length = 256;
+  uint64_t seed = 1;
+  bool json = false, no_store = false, verify = false;
+};
+
+int prepare(const Options& options) {
+  std::vector<std::string> overrides = options.overrides;
+  if (!options.name.empty()) overrides.push_back("name=" + options.name);
+  data::PrepareRequest request;
+  request.inputs = options.inputs;
+  request.output = options.output;
+  request.config = options.config.empty() ? parse_config<data::DataConfig>("--set", "{}", overrides)
+                                          : load_config<data::DataConfig>(options.config, overrides);
+  std::unique_ptr<ProgressBar> bar;
+  std::string stage;
+  request.progress = [&](const std::string& name, int64_t done, int64_t total) {
+    if (name != stage) {
+      bar.reset();
+      bar = std::make_unique<ProgressBar>(name, total);
+      stage = name;
+    }
+    bar->update(done);
+  };
+  std::optional<store::Store> store;
+  if (!options.no_store) {
+    store = store::Store::open().value_or_throw("--home");
+    request.store = &*store;
+  }
+  const data::PrepareReport report = data::prepare(request).value_or_throw(options.output);
+  bar.reset();
+  if (options.json) {
+    std::printf("%s\n", data::to_json(report).dump().c_str());
+  } else {
+    std::printf("%s\n%s in %s; the documents are in %s/documents.jsonl, the tokens in %s/shards\n",
+                data::to_text(report).c_str(), human_bytes(static_cast<double>(report.bytes)).c_str(),
+                human_seconds(report.seconds).c_str(), options.output.c_str(), options.output.c_str());
+  }
+  return 0;
+}
+
+int report(const Options& options) {
+  const data::PrepareReport report = data::read_report(options.output).value_or_throw();
+  if (options.json) {
+    std::printf("%s\n", data::to_json(report).dump().c_str());
+  } else {
+    std::printf("%s", data::to_text(report).c_str());
+  }
+  return 0;
+}
+
+// A few documents, cut to a readable length.
+void print_documents(const std::string& output, int64_t count) {
+  const Result<MappedFile> file = MappedFile::open(output + "/documents.jsonl");
+  if (!file.ok()) return;
+  std::string_view rest = file->bytes();
+  for (int64_t i = 0; i < count && !rest.empty(); ++i) {
+    const size_t end = std::min(rest.find('\n'), rest.size());
+    const Result<data::Document> document = data::document_from_json(rest.substr(0, end));
+    rest.remove_prefix(std::min(end + 1, rest.size()));
+    if (!document.ok()) continue;
+    std::string text = document->text.substr(0, 300);
+    text.resize(text.size() == 300 ? text.find_last_of(' ') : text.size());
+    std::printf("\n--- %s %s %s\n%s%s\n", document->id.c_str(), document->file.c_str(),
+                document->place.c_str(), text.c_str(), document->text.size() > text.size() ? " ..." : "");
+  }
+}
+
+int inspect(const Options& options) {
+  const std::string folder = options.output + "/shards/" + options.split;
+  const data::TokenShards shards =
+      data::TokenShards::open(path_exists(options.output + "/manifest.json") ? options.output : folder)
+          .value_or_throw();
+  if (options.verify) shards.verify().value_or_throw();
+  const data::ShardManifest& manifest = shards.manifest();
+  OrderedJson json = {{"documents", manifest.documents},   {"tokens", manifest.tokens},
+                      {"vocab_size", manifest.vocab_size}, {"token_bytes", manifest.token_bytes},
+                      {"shards", manifest.shards.size()},  {"tokenizer_sha256", manifest.tokenizer_sha256},
+                      {"verified", options.verify}};
+  std::string text;
+  if (options.sample >= 0) {
+    const data::Sampler sampler(shards, {.seed = options.seed, .batch = 1, .length = options.length});
+    const data::Batch batch = sampler.batch(options.sample).value_or_throw();
+    const std::string file = options.output + "/tokenizer/tokenizer.json";
+    const model::Tokenizer tokenizer = model::Tokenizer::load(file).value_or_throw(file);
+    text = tokenizer.decode(batch.inputs(0));
+    json["sample"] = {{"step", options.sample}, {"position", batch.samples[0]}, {"text", text}};
+  }
+  if (options.json) {
+    std::printf("%s\n", json.dump().c_str());
+    return 0;
+  }
+  std::printf("%s: %s documents, %s tokens of %d bytes, vocabulary %s, %zu shard%s%s\n",
+              options.split.c_str(), human_count(manifest.documents).c_str(),
+              human_count(manifest.tokens).c_str(), manifest.token_bytes,
+              human_count(manifest.vocab_size).c_str(), manifest.shards.size(),
+              manifest.shards.size() == 1 ? "" : "s", options.verify ? ", every checksum right" : "");
+  if (options.sample >= 0) {
+    std::printf("\nstep %lld (seed %llu):\n%s\n", static_cast<long long>(options.sample),
+                static_cast<unsigned long long>(options.seed), text.c_str());
+  } else {
+    print_documents(options.output, options.documents);
+  }
+  return 0;
+}
+
+int verb_data(const std::vector<std::string>& args) {
+  Options options;
+  CLI::App app{"Make a dataset from raw files: extract, clean, deduplicate, tokenize, write shards."};
+  app.require_subcommand(1);
+  app.footer(
+      "  flywheel data prepare --input docs/ --output out/docs\n"
+      "  flywheel data prepare --input 'pages/*.html' crawl.jsonl --output out/web --config data.yaml\n"
+      "  flywheel data prepare --input docs/ --output out/docs --set tokenizer.vocab_size=4096\n"
+      "  flywheel data report out/docs\n"
+      "  flywheel data inspect out/docs --verify\n"
+      "  flywheel data inspect out/docs --step 0 --length 64\n");
+
+  CLI::App* prepare_app = app.add_subcommand("prepare", "Run the stages; what is done and unchanged is kept");
+  prepare_app->add_option("--input,-i", options.inputs, "Folders, files, patterns or s3:// addresses")
+      ->required();
+  prepare_app->add_option("--output,-o", options.output, "Folder for the dataset")->required();
+  prepare_app->add_option("--config,-c", options.config, "YAML; every key is optional (docs/data.md)");
+  prepare_app->add_option("--set", options.overrides, "One key of the config, e.g. dedup.near=false");
+  prepare_app->add_option("--name", options.name, "The dataset's name in the store");
+  prepare_app->add_flag("--no-store", options.no_store, "Record no run and no artifacts");
+  prepare_app->add_flag("--json", options.json, "The report as JSON");
+
+  CLI::App* report_app = app.add_subcommand("report", "What was kept and dropped, by stage and rule");
+  report_app->add_option("folder", options.output, "The output folder of prepare")->required();
+  report_app->add_flag("--json", options.json, "As JSON");
+
+  CLI::App* inspect_app = app.add_subcommand("inspect", "Look at documents, shards and samples");
+  inspect_app->add_option("folder", options.output, "The output folder of prepare, or a folder of shards")
+      ->required();
+  inspect_app->add_option("--split", options.split, "train or validation")->capture_default_str();
+  inspect_app->add_option("--documents", options.documents, "How many to show")->capture_default_str();
+  inspect_app->add_option("--step", options.sample, "Show the sample that training reads at this step");
+  inspect_app->add_option("--length", options.length, "Tokens in a sample")->capture_default_str();
+  inspect_app->add_option("--seed", options.seed, "Of the order of samples")->capture_default_str();
+  inspect_app->add_flag("--verify", options.verify, "Check every checksum");
+  inspect_app->add_flag("--json", options.json, "As JSON");
+
+  if (auto exit = parse(app, "data", args)) return *exit;
+  if (prepare_app->parsed()) return prepare(options);
+  if (report_app->parsed()) return report(options);
+  return inspect(options);
+}
+
+REGISTER_VERB(data, "Make a dataset: prepare, inspect, report", verb_data);
+
+}  // namespace
+}  // namespace flywheel::cli

@@ -1,0 +1,151 @@
+#include "data/prepare.h"
+
+#include <optional>
+
+#include "base/config.h"
+#include "base/deadline.h"
+#include "base/hash.h"
+#include "data/record_internal.h"
+#include "data/stage_internal.h"
+
+namespace flywheel::data {
+namespace {
+
+// Raised when a stage's code changes what it writes: older results are then made again.
+constexpr const char* kVersion = "1";
+
+struct Keys {
+  std::string extract, clean, dedup, tokenizer, shards;
+};
+
+Result<Keys> make_keys(const DataConfig& config, const std::string& inputs_digest) {
+  Keys keys;
+  keys.extract = stage_key({kVersion, inputs_digest, dump_config(config.input), dump_config(config.extract)});
+  keys.clean = stage_key({keys.extract, dump_config(config.unicode), dump_config(config.quality)});
+  keys.dedup = stage_key({keys.clean, dump_config(config.dedup)});
+  std::string given;
+  if (!config.tokenizer.path.empty()) {
+    const std::string folder_file = config.tokenizer.path + "/tokenizer.json";
+    const std::string file = path_exists(folder_file) ? folder_file : config.tokenizer.path;
+    Result<std::string> sha = sha256_file(file);
+    if (!sha.ok())
+      throw UserError("tokenizer.path", sha.error().message, "give a tokenizer.json or its folder");
+    given = sha.value();
+  }
+  keys.tokenizer = stage_key({keys.dedup, dump_config(config.tokenizer), given});
+  keys.shards = stage_key({keys.tokenizer, dump_config(config.shards)});
+  return keys;
+}
+
+Result<void> join_files(const std::string& to, const std::vector<std::string>& from) {
+  ASSIGN_OR_RETURN(AtomicFile out, AtomicFile::create(to));
+  for (const std::string& name : from) {
+    ASSIGN_OR_RETURN(const std::string bytes, read_file(name));
+    RETURN_IF_ERROR(out.write(bytes));
+  }
+  return out.commit();
+}
+
+Result<void> write_inputs(const std::string& path, const std::vector<HashedInput>& inputs) {
+  std::string lines;
+  for (const HashedInput& input : inputs) {
+    const OrderedJson json = {{"file", input.file}, {"bytes", input.size_bytes}, {"sha256", input.sha256}};
+    lines += json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
+  }
+  return write_file(path, lines);
+}
+
+Result<void> write_report(const PrepareRequest& request, const PrepareReport& report) {
+  RETURN_IF_ERROR(write_file(request.output + "/report.json", to_json(report).dump(1) + "\n"));
+  return write_file(request.output + "/report.md", to_text(report));
+}
+
+Result<void> run_stages(StageContext& context, const InputList& inputs, const Keys& keys) {
+  RETURN_IF_ERROR(extract_stage(context, inputs, keys.extract));
+  RETURN_IF_ERROR(clean_stage(context, keys.clean));
+  RETURN_IF_ERROR(dedup_stage(context, keys.dedup));
+  RETURN_IF_ERROR(join_files(context.path("dropped.jsonl"), {context.path("stages/extract.dropped.jsonl"),
+                                                             context.path("stages/clean.dropped.jsonl"),
+                                                             context.path("stages/dedup.dropped.jsonl")}));
+  RETURN_IF_ERROR(
+      join_files(context.path("quarantined.jsonl"), {context.path("stages/extract.quarantined.jsonl")}));
+  if (context.report.stages.back().documents_out == 0) {
+    RETURN_IF_ERROR(write_report(context.request, context.report));
+    throw UserError(
+        "data", "no document is left after cleaning",
+        "`flywheel data report " + context.request.output + "` says why; loosen quality: in the config");
+  }
+  RETURN_IF_ERROR(tokenizer_stage(context, keys.tokenizer));
+  return shards_stage(context, keys.shards);
+}
+
+void log_metrics(store::Run& run, const PrepareReport& report) {
+  for (size_t i = 0; i < report.stages.size(); ++i) {
+    const StageReport& stage = report.stages[i];
+    const auto step = static_cast<int64_t>(i);
+    run.log_metric("flywheel_data_" + stage.name + "_documents", step,
+                   static_cast<double>(stage.documents_out));
+    run.log_metric("flywheel_data_" + stage.name + "_bytes", step, static_cast<double>(stage.bytes_out));
+    run.log_metric("flywheel_data_" + stage.name + "_seconds", step, stage.seconds);
+  }
+}
+
+}  // namespace
+
+Result<PrepareReport> prepare(const PrepareRequest& request, ThreadPool& pool) {
+  if (request.inputs.empty()) throw UserError("--input", "at least one folder, file or pattern is needed");
+  if (request.output.empty()) throw UserError("--output", "a folder for the dataset is needed");
+  const Stopwatch clock;
+  const InputList inputs = list_inputs(request.inputs, request.config.input);
+  RETURN_IF_ERROR(make_folders(request.output + "/stages"));
+  PrepareReport report;
+  report.files = static_cast<int64_t>(inputs.files.size());
+  report.skipped = inputs.skipped;
+  for (const InputFile& file : inputs.files) report.bytes += static_cast<int64_t>(file.size_bytes);
+  ASSIGN_OR_RETURN(const std::vector<HashedInput> hashed, hash_inputs(inputs, pool));
+  RETURN_IF_ERROR(write_inputs(request.output + "/inputs.jsonl", hashed));
+  const std::string resolved = dump_config(request.config);
+  RETURN_IF_ERROR(write_file(request.output + "/config.yaml", resolved));
+  ASSIGN_OR_RETURN(const Keys keys, make_keys(request.config, digest_of(hashed)));
+
+  std::optional<store::Run> run;
+  if (request.store != nullptr) {
+    ASSIGN_OR_RETURN(store::Run made, request.store->create_run(
+                                          {.name = request.config.name, .kind = "data", .config = resolved}));
+    run = std::move(made);
+  }
+  StageContext context{request, pool, report};
+  try {
+    Result<void> done = run_stages(context, inputs, keys);
+    if (!done.ok()) {
+      if (run) (void)run->finish(store::RunStatus::kFailed, done.error().message);
+      return done.error();
+    }
+  } catch (const UserError& error) {
+    if (run) (void)run->finish(store::RunStatus::kFailed, error.what());
+    throw;
+  }
+  report.seconds = clock.seconds();
+  RETURN_IF_ERROR(write_report(request, report));
+  if (run) {
+    RETURN_IF_ERROR(record_artifacts(request, hashed, keys.shards, *run, report));
+    log_metrics(*run, report);
+    RETURN_IF_ERROR(run->finish(store::RunStatus::kFinished));
+    report.seconds = clock.seconds();
+    RETURN_IF_ERROR(write_report(request, report));
+  }
+  return report;
+}
+
+Result<PrepareReport> read_report(const std::string& output) {
+  const std::string path = output + "/report.json";
+  if (!path_exists(path)) {
+    return make_error(ErrorCode::kNotFound,
+                      "{}: no report.json; run `flywheel data prepare --output {}` first", output, output);
+  }
+  ASSIGN_OR_RETURN(const std::string text, read_file(path));
+  ASSIGN_OR_RETURN(const OrderedJson json, parse_ordered_json(text));
+  return report_from_json(json);
+}
+
+}  // namespace flywheel::data

@@ -1,0 +1,248 @@
+#include "data/prepare.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/config.h"
+#include "base/hash.h"
+#include "base/philox.h"
+#include "data/document.h"
+#include "data/record_internal.h"
+#include "data/shards.h"
+#include "model/tokenizer.h"
+
+namespace flywheel::data {
+namespace {
+
+using testing::HasSubstr;
+
+std::string sentence(Philox& rng) {
+  static const char* const kNouns[] = {"wheel",  "engine",  "river",  "teacher",
+                                       "garden", "machine", "letter", "winter"};
+  static const char* const kVerbs[] = {"turns",   "follows", "carries", "remembers",
+                                       "crosses", "builds",  "opens"};
+  static const char* const kRest[] = {"to the north",     "with great care",      "of its own will",
+                                      "and that is all",  "in the early morning", "behind the old house",
+                                      "without any sound"};
+  return std::string("The ") + kNouns[rng.below(8)] + std::to_string(rng.below(500)) + " " +
+         kVerbs[rng.below(7)] + " a " + kNouns[rng.below(8)] + std::to_string(rng.below(500)) + " " +
+         kRest[rng.below(7)] + ".";
+}
+
+// Pages with furniture, lines with errors, exact and near copies, pages that the rules refuse.
+void make_raw(const std::string& folder) {
+  Philox rng(31);
+  for (int page = 0; page < 40; ++page) {
+    std::string text;
+    for (int p = 0; p < 6; ++p) {
+      text += "<p>";
+      for (int s = 0; s < 4; ++s) text += sentence(rng) + " ";
+      text += "</p>\n";
+    }
+    const std::string name = fmt::format("{}/html/page{:02}.html", folder, page);
+    write_file(
+        name, "<html><body><nav><a href=/>Home</a></nav><main><h1>Page</h1>" + text + "</main></body></html>")
+        .value();
+    if (page == 7)
+      write_file(folder + "/html/z-copy.html", "<body><main><h1>Page</h1>" + text + "</main></body>").value();
+    if (page == 8) {
+      text.replace(text.find("The "), 4, "One ");
+      write_file(folder + "/html/z-near.html", "<body><main><h1>Page</h1>" + text + "</main></body>").value();
+    }
+  }
+  write_file(folder + "/html/short.html", "<p>Too short to be of any use to anybody, sadly.</p>").value();
+  write_file(folder + "/html/none.html", "<script>nothing()</script>").value();
+  std::string lines;
+  for (int i = 0; i < 60; ++i) {
+    std::string text;
+    for (int s = 0; s < 20; ++s) text += sentence(rng) + (s % 5 == 4 ? "\\n" : " ");
+    lines += "{\"text\": \"" + text + "\"}\n";
+    if (i % 20 == 3) lines += "{\"text\": broken\n";
+  }
+  write_file(folder + "/lines.jsonl", lines).value();
+}
+
+DataConfig small_config() {
+  DataConfig config;
+  config.name = "small";
+  config.tokenizer.vocab_size = 400;
+  config.shards.validation_fraction = 0.2;
+  config.quality.gopher_repetition.enabled = false;
+  return config;
+}
+
+std::string outputs_hash(const std::string& output) {
+  std::string all;
+  for (const char* file :
+       {"documents.jsonl", "dropped.jsonl", "quarantined.jsonl", "clusters.jsonl", "tokenizer/tokenizer.json",
+        "shards/train/manifest.json", "shards/train/shard-00000.tokens", "shards/validation/manifest.json"}) {
+    all += sha256_file(output + "/" + file).value();
+  }
+  return sha256_hex(all);
+}
+
+TEST(Prepare, FromRawFilesToTokensWithEveryDocumentAccountedFor) {
+  TempFolder folder;
+  make_raw(folder / "raw");
+  ThreadPool pool(2);
+  const PrepareReport report =
+      prepare({.inputs = {folder / "raw"}, .output = folder / "out", .config = small_config()}, pool).value();
+  ASSERT_EQ(report.stages.size(), 5u);
+  const StageReport &extract = report.stages[0], &clean = report.stages[1], &dedup = report.stages[2];
+  EXPECT_EQ(report.files, 45);
+  EXPECT_EQ(extract.documents_in, 44 + 60);
+  EXPECT_EQ(extract.documents_out, 43 + 60);
+  EXPECT_EQ(extract.quarantined, 3);
+  EXPECT_EQ(extract.dropped.at("no_text").documents, 1);
+  EXPECT_EQ(clean.documents_in, extract.documents_out);
+  EXPECT_EQ(clean.dropped.at("gopher_quality.min_words").documents, 1);
+  EXPECT_EQ(dedup.dropped.at("dedup.exact").documents, 1);
+  EXPECT_EQ(dedup.dropped.at("dedup.near").documents, 1);
+  EXPECT_EQ(dedup.documents_out, 100);
+
+  const std::string quarantined = read_file(folder / "out/quarantined.jsonl").value();
+  EXPECT_THAT(quarantined, HasSubstr("\"place\":\"line 5\""));
+  const std::string dropped = read_file(folder / "out/dropped.jsonl").value();
+  EXPECT_EQ(std::count(dropped.begin(), dropped.end(), '\n'), 4);
+  EXPECT_THAT(dropped, HasSubstr("page07.html"));
+  EXPECT_THAT(read_file(folder / "out/clusters.jsonl").value(), HasSubstr("z-near.html"));
+
+  // The shards hold the documents: decoded, each is the text of one line.
+  const model::Tokenizer tokenizer = model::Tokenizer::load(folder / "out/tokenizer/tokenizer.json").value();
+  EXPECT_EQ(tokenizer.vocab_size(), 400);
+  std::map<std::string, int> texts;
+  std::string rest = read_file(folder / "out/documents.jsonl").value();
+  for (size_t at = 0, end; (end = rest.find('\n', at)) != std::string::npos; at = end + 1) {
+    ++texts[document_from_json(rest.substr(at, end - at))->text];
+  }
+  int64_t documents = 0;
+  for (const char* split : {"train", "validation"}) {
+    const TokenShards shards = TokenShards::open(folder / "out/shards/" + split).value();
+    shards.verify().value();
+    std::vector<int32_t> ids(static_cast<size_t>(shards.num_tokens()));
+    shards.read(0, ids).value();
+    const auto end = tokenizer.token_id("<|endoftext|>").value();
+    for (auto begin = ids.begin(); begin != ids.end();) {
+      const auto stop = std::find(begin, ids.end(), end);
+      ASSERT_NE(stop, ids.end());
+      EXPECT_EQ(texts[tokenizer.decode(std::vector<int32_t>(begin, stop))], 1);
+      begin = stop + 1;
+      ++documents;
+    }
+    EXPECT_GT(shards.num_documents(), 5);
+  }
+  EXPECT_EQ(documents, 100);
+  const PrepareReport again = read_report(folder / "out").value();
+  EXPECT_EQ(to_json(again).dump(), to_json(report).dump());
+  EXPECT_THAT(to_text(report), HasSubstr("gopher_quality.min_words"));
+}
+
+TEST(Prepare, TheSameBytesForAnyNumberOfThreads) {
+  TempFolder folder;
+  make_raw(folder / "raw");
+  std::string wanted;
+  for (const int threads : {1, 2, 5}) {
+    const std::string out = folder / ("out" + std::to_string(threads));
+    ThreadPool pool(threads);
+    ASSERT_TRUE(prepare({.inputs = {folder / "raw"}, .output = out, .config = small_config()}, pool).ok());
+    if (wanted.empty()) wanted = outputs_hash(out);
+    EXPECT_EQ(outputs_hash(out), wanted) << threads << " threads";
+  }
+}
+
+std::vector<bool> reused(const PrepareReport& report) {
+  std::vector<bool> out;
+  for (const StageReport& stage : report.stages) out.push_back(stage.reused);
+  return out;
+}
+
+TEST(Prepare, OnlyWhatChangedIsDoneAgain) {
+  using testing::ElementsAre;
+  TempFolder folder;
+  make_raw(folder / "raw");
+  ThreadPool pool(2);
+  DataConfig config = small_config();
+  const auto run = [&] {
+    return prepare({.inputs = {folder / "raw"}, .output = folder / "out", .config = config}, pool).value();
+  };
+  EXPECT_THAT(reused(run()), ElementsAre(false, false, false, false, false));
+  const std::string first = outputs_hash(folder / "out");
+  EXPECT_THAT(reused(run()), ElementsAre(true, true, true, true, true));
+  config.quality.gopher_quality.min_words = 40;
+  EXPECT_THAT(reused(run()), ElementsAre(true, false, false, false, false));
+  config.shards.seed = 5;
+  EXPECT_THAT(reused(run()), ElementsAre(true, true, true, true, false));
+  config = small_config();
+  run();
+  EXPECT_EQ(outputs_hash(folder / "out"), first);
+  // Killed after a stage: its record is not there, or its output was cut.
+  remove_all(folder / "out/stages/dedup.json").value();
+  EXPECT_THAT(reused(run()), ElementsAre(true, true, false, true, true));
+  write_file(folder / "out/stages/clean.jsonl", "{\"text\":").value();
+  EXPECT_THAT(reused(run()), ElementsAre(true, false, true, true, true));
+  EXPECT_EQ(outputs_hash(folder / "out"), first);
+  write_file(folder / "raw/html/page00.html", "<p>Something else.</p>").value();
+  EXPECT_THAT(reused(run()), ElementsAre(false, false, false, false, false));
+}
+
+TEST(Prepare, RunsAndArtifactsAreRecordedWithTheirLineage) {
+  TempFolder folder;
+  make_raw(folder / "raw");
+  store::Store store = store::Store::open(folder / "home").value();
+  ThreadPool pool(2);
+  PrepareRequest request{.inputs = {folder / "raw/html", folder / "raw/lines.jsonl"},
+                         .output = folder / "out",
+                         .config = small_config(),
+                         .store = &store};
+  const PrepareReport report = prepare(request, pool).value();
+  EXPECT_EQ(report.artifacts.at("dataset"), "small:1");
+  const std::string tree = store::draw_lineage(store.lineage("small").value());
+  EXPECT_THAT(tree, HasSubstr("small-tokenizer:1"));
+  EXPECT_THAT(tree, HasSubstr("raw-html"));
+  EXPECT_THAT(tree, HasSubstr("lines.jsonl"));
+  const std::string files = store.path_of(store.resolve("small").value(), store::Store::Verify::kYes).value();
+  EXPECT_EQ(TokenShards::open(files + "/shards/train")->num_tokens(),
+            TokenShards::open(folder / "out/shards/train")->num_tokens());
+  // The same again is the same version.
+  EXPECT_EQ(prepare(request, pool)->artifacts.at("dataset"), "small:1");
+  EXPECT_EQ(store.list_runs({.kind = "data"})->size(), 2u);
+}
+
+TEST(Prepare, ErrorsThatTheUserCanMend) {
+  TempFolder folder;
+  make_raw(folder / "raw");
+  ThreadPool pool(1);
+  const auto message = [&](const DataConfig& config, const std::string& input) -> std::string {
+    try {
+      const auto result = prepare({.inputs = {input}, .output = folder / "out", .config = config}, pool);
+      return result.ok() ? "" : result.error().message;
+    } catch (const UserError& error) {
+      return error.what();
+    }
+  };
+  DataConfig config = small_config();
+  EXPECT_THAT(message(config, folder / "nothing"), HasSubstr("no such file or folder"));
+  config.quality.gopher_quality.min_words = 100000;
+  EXPECT_THAT(message(config, folder / "raw"), HasSubstr("no document is left"));
+  EXPECT_EQ(read_report(folder / "out")->stages[1].documents_out, 0);
+  config = small_config();
+  config.tokenizer.path = folder / "no-tokenizer.json";
+  EXPECT_THAT(message(config, folder / "raw"), HasSubstr("tokenizer.path"));
+  config = small_config();
+  config.tokenizer.vocab_size = 10;
+  EXPECT_THAT(message(config, folder / "raw"), HasSubstr("vocab_size"));
+  config = small_config();
+  config.shards.validation_fraction = 1;
+  EXPECT_THAT(message(config, folder / "raw"), HasSubstr("validation_fraction"));
+  EXPECT_EQ(read_report(folder / "none").error().code, ErrorCode::kNotFound);
+  EXPECT_THROW(parse_config<DataConfig>("c.yaml", "dedup: {band: 3}"), UserError);
+}
+
+TEST(Prepare, NamesOfSources) {
+  EXPECT_EQ(source_name("/usr/share/doc/postgresql-doc-15/html"), "postgresql-doc-15-html");
+  EXPECT_EQ(source_name("/data/wiki dump/"), "wiki-dump");
+  EXPECT_EQ(source_name("s3://bucket/corpus/2026?region=x"), "2026");
+}
+
+}  // namespace
+}  // namespace flywheel::data

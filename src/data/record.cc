@@ -1,0 +1,136 @@
+#include <filesystem>
+
+#include "base/hash.h"
+#include "data/record_internal.h"
+#include "data/stage_internal.h"
+
+namespace flywheel::data {
+namespace {
+
+std::string absolute(const std::string& input) {
+  if (!uri_scheme(input).empty()) return input;
+  return "file://" + std::filesystem::absolute(input).lexically_normal().string();
+}
+
+// Whether a file was found through this input.
+bool below(const std::string& file, const std::string& input) {
+  const std::string folder =
+      std::filesystem::path(input.substr(0, input.find_first_of("*?["))).lexically_normal().string();
+  return file.starts_with(folder) || file.starts_with(input.substr(0, input.find('?')));
+}
+
+}  // namespace
+
+Result<std::vector<HashedInput>> hash_inputs(const InputList& inputs, ThreadPool& pool) {
+  const auto n = static_cast<int64_t>(inputs.files.size());
+  std::vector<HashedInput> out(inputs.files.size());
+  std::vector<std::optional<Error>> errors(inputs.files.size());
+  pool.parallel_for(n, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto f = static_cast<size_t>(i);
+      const InputFile& file = inputs.files[f];
+      out[f] = {file.path, file.size_bytes, ""};
+      if (file.remote == nullptr) {
+        Result<std::string> sha = sha256_file(file.path);
+        // A file that cannot be read is quarantined by the reader; here it has no hash.
+        out[f].sha256 = sha.ok() ? std::move(sha).value() : "";
+        continue;
+      }
+      const Result<std::string> bytes = file.remote->read(file.remote_path);
+      if (bytes.ok()) {
+        out[f].sha256 = sha256_hex(bytes.value());
+      } else {
+        errors[f] = bytes.error();
+      }
+    }
+  });
+  for (const std::optional<Error>& error : errors) {
+    if (error) return *error;
+  }
+  return out;
+}
+
+std::string digest_of(const std::vector<HashedInput>& inputs) {
+  std::vector<std::string> parts;
+  for (const HashedInput& input : inputs) {
+    parts.push_back(input.file);
+    parts.push_back(input.sha256);
+  }
+  return stage_key(parts);
+}
+
+std::string source_name(const std::string& input) {
+  namespace fs = std::filesystem;
+  const std::string scheme = uri_scheme(input);
+  std::string text =
+      scheme.empty() ? fs::absolute(input).lexically_normal().string() : input.substr(0, input.find('?'));
+  while (text.size() > 1 && text.back() == '/') text.pop_back();
+  const fs::path path(text);
+  std::string name = path.filename().string();
+  // "html" alone says little: the folder above says what of.
+  for (const char* plain : {"html", "doc", "docs", "data", "raw", "text", "pages", "www"}) {
+    if (name == plain && path.has_parent_path()) name = path.parent_path().filename().string() + "-" + name;
+  }
+  for (char& c : name) {
+    if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-' && c != '_' && c != '.') c = '-';
+  }
+  while (!name.empty() && !std::isalnum(static_cast<unsigned char>(name.front()))) name.erase(0, 1);
+  return name.empty() ? "source" : name;
+}
+
+Result<void> record_artifacts(const PrepareRequest& request, const std::vector<HashedInput>& inputs,
+                              const std::string& key, store::Run& run, PrepareReport& report) {
+  store::Store& store = *request.store;
+  std::vector<std::string> sources;
+  for (const std::string& input : request.inputs) {
+    std::vector<HashedInput> part;
+    uint64_t bytes = 0;
+    for (const HashedInput& hashed : inputs) {
+      if (request.inputs.size() > 1 && !below(hashed.file, input)) continue;
+      part.push_back(hashed);
+      bytes += hashed.size_bytes;
+    }
+    ASSIGN_OR_RETURN(const store::Artifact source,
+                     store.put_source(source_name(input), absolute(input), digest_of(part), bytes,
+                                      {{"files", static_cast<int64_t>(part.size())}}));
+    RETURN_IF_ERROR(run.add_input(source.ref()));
+    sources.push_back(source.ref());
+  }
+  const std::string name = request.config.name;
+  const auto local = [&](const std::string& file) { return request.output + "/" + file; };
+  ASSIGN_OR_RETURN(const store::Artifact tokenizer,
+                   store.put_artifact({.kind = "tokenizer",
+                                       .name = name + "-tokenizer",
+                                       .files = {{"tokenizer.json", local("tokenizer/tokenizer.json")}},
+                                       .inputs = sources,
+                                       .run = run.id(),
+                                       .once = "tokenizer/" + key}));
+  std::map<std::string, std::string> files;
+  for (const char* file : {"documents.jsonl", "dropped.jsonl", "quarantined.jsonl", "inputs.jsonl",
+                           "config.yaml", "clusters.jsonl"}) {
+    files[file] = local(file);
+  }
+  for (const std::string split : {"shards/train", "shards/validation"}) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> names, list_folder(local(split)));
+    for (const std::string& file : names) files[split + "/" + file] = local(split + "/" + file);
+  }
+  std::vector<std::string> dataset_inputs = sources;
+  dataset_inputs.push_back(tokenizer.ref());
+  Json metadata = Json::object();
+  for (const StageReport& stage : report.stages) {
+    if (stage.name != "shards") continue;
+    for (const auto& [what, n] : stage.counts) metadata[what] = n;
+  }
+  ASSIGN_OR_RETURN(const store::Artifact dataset, store.put_artifact({.kind = "dataset",
+                                                                      .name = name,
+                                                                      .files = files,
+                                                                      .inputs = dataset_inputs,
+                                                                      .run = run.id(),
+                                                                      .metadata = metadata,
+                                                                      .once = "dataset/" + key}));
+  report.artifacts["tokenizer"] = tokenizer.ref();
+  report.artifacts["dataset"] = dataset.ref();
+  return {};
+}
+
+}  // namespace flywheel::data

@@ -1,0 +1,32 @@
+// The raw inputs, the tokenizer and the dataset of one prepare() as artifacts of the store, with their
+// lineage.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/prepare.h"
+
+namespace flywheel::data {
+
+// One raw file by its content.
+struct HashedInput {
+  std::string file;
+  uint64_t size_bytes = 0;
+  std::string sha256;
+};
+
+Result<std::vector<HashedInput>> hash_inputs(const InputList& inputs, ThreadPool& pool);
+// Over paths and contents.
+std::string digest_of(const std::vector<HashedInput>& inputs);
+
+// Stores what lies in the output folder; `key` names its content, so that the same result is stored once.
+// Fills report.artifacts.
+Result<void> record_artifacts(const PrepareRequest& request, const std::vector<HashedInput>& inputs,
+                              const std::string& key, store::Run& run, PrepareReport& report);
+
+// "/usr/share/doc/postgresql-doc-15/html" -> "postgresql-doc-15-html": the name of a source in the store.
+std::string source_name(const std::string& input);
+
+}  // namespace flywheel::data
