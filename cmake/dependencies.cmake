@@ -18,6 +18,12 @@ pkg_check_modules(gumbo REQUIRED IMPORTED_TARGET gumbo)
 pkg_check_modules(utf8proc REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(re2 REQUIRED IMPORTED_TARGET re2)
 pkg_check_modules(curl REQUIRED IMPORTED_TARGET libcurl)
+# Gloo ships no package file. Only a module links it (see room()): libtorch exports another version's symbols.
+find_library(gloo_library gloo REQUIRED)
+find_path(gloo_include gloo/context.h PATHS /usr/include /usr/local/include NO_DEFAULT_PATH REQUIRED)
+add_library(Gloo::gloo SHARED IMPORTED)
+set_target_properties(Gloo::gloo PROPERTIES IMPORTED_LOCATION ${gloo_library}
+                      INTERFACE_SYSTEM_INCLUDE_DIRECTORIES ${gloo_include})
 if(NOT TARGET yaml-cpp::yaml-cpp)  # Debian 12's 0.7 exports the bare name
   add_library(yaml-cpp::yaml-cpp INTERFACE IMPORTED)
   target_link_libraries(yaml-cpp::yaml-cpp INTERFACE yaml-cpp)

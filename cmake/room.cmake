@@ -1,9 +1,11 @@
-# room(NAME [DEPS room...] [LIBS target...] [TORCH])
+# room(NAME [DEPS room...] [LIBS target...] [MODULE_LIBS target...] [TORCH])
 #
 # Makes the target of one room from the folder's files:
 #   *.cc, *.cu             the static library flywheel_NAME
 #   *.avx2.cc, *.avx512.cc  the same, with that instruction set's flags (chosen at run time, see base/cpu.h)
 #   *_test.cc              NAME_test, label "fast";  *_slow_test.cc  NAME_slow_test, label "slow"
+#   *_module.cc            flywheel_NAME_<file>.so in build/modules, loaded with dlopen: for a library that must not be
+#                          linked into the program. It sees no room, only MODULE_LIBS.
 #   *_bench.cc             one program each, NAME_<file>
 #   *.h                    NAME_headers: each compiled alone (target check_headers builds all)
 #
@@ -39,7 +41,7 @@ function(flywheel_test target label)
 endfunction()
 
 function(room name)
-  cmake_parse_arguments(ROOM "TORCH" "" "DEPS;LIBS" ${ARGN})
+  cmake_parse_arguments(ROOM "TORCH" "" "DEPS;LIBS;MODULE_LIBS" ${ARGN})
   get_property(rooms GLOBAL PROPERTY FLYWHEEL_ROOMS)
   foreach(dep ${ROOM_DEPS})
     if(NOT dep IN_LIST rooms)
@@ -61,7 +63,8 @@ function(room name)
   file(GLOB slow_tests CONFIGURE_DEPENDS ${dir}/*_slow_test.cc)
   file(GLOB tests CONFIGURE_DEPENDS ${dir}/*_test.cc)
   file(GLOB benches CONFIGURE_DEPENDS ${dir}/*_bench.cc)
-  list(REMOVE_ITEM sources ${tests} ${benches})
+  file(GLOB modules CONFIGURE_DEPENDS ${dir}/*_module.cc)
+  list(REMOVE_ITEM sources ${tests} ${benches} ${modules})
   if(slow_tests)
     list(REMOVE_ITEM tests ${slow_tests})
   endif()
@@ -100,6 +103,18 @@ function(room name)
   endif()
   list(TRANSFORM ROOM_DEPS PREPEND flywheel_ OUTPUT_VARIABLE dep_targets)
   target_link_libraries(${target} ${scope} ${dep_targets} ${ROOM_LIBS})
+
+  foreach(module ${modules})
+    get_filename_component(module_name ${module} NAME_WE)
+    set(module_target flywheel_${name}_${module_name})
+    add_library(${module_target} MODULE ${module})
+    set_target_properties(${module_target} PROPERTIES PREFIX "" CXX_VISIBILITY_PRESET hidden
+                          LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/modules)
+    target_include_directories(${module_target} PRIVATE ${include_root})
+    target_link_libraries(${module_target} PRIVATE ${ROOM_MODULE_LIBS})
+    add_dependencies(${target} ${module_target})
+    target_compile_definitions(${target} PRIVATE FLYWHEEL_MODULES="${CMAKE_BINARY_DIR}/modules")
+  endforeach()
 
   if(tests)
     add_executable(${name}_test ${tests})

@@ -166,6 +166,36 @@ TEST_P(SharedMemory, GivesTheBitsOfRankOrder) {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, SharedMemory, ::testing::Values(1, 2, 3, 4));
 
+// The addresses differ, so these ranks are on different hosts as far as a group can tell; with 3 and 4 ranks
+// two of them share one.
+class Gloo : public ::testing::TestWithParam<int> {
+ protected:
+  static std::vector<std::string> hosts(int size) {
+    std::vector<std::string> all{"127.0.0.1", "127.0.0.2", "127.0.0.2", "127.0.0.3"};
+    all.resize(static_cast<size_t>(size));
+    return all;
+  }
+};
+
+TEST_P(Gloo, GivesTheBitsOfRankOrder) {
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE(seed);
+  run_group(
+      GetParam(),
+      [&](Communicator& comm, TestPeers&) {
+        EXPECT_STREQ(comm.transport(), "gloo");
+        for (const Case& c : cases(seed, 30'000)) {
+          check_case(comm, c);
+          if (::testing::Test::HasFailure()) return;
+        }
+        // More than one chunk.
+        check_case(comm, {Element::kF32, Reduce::kSum, 700'001, seed});
+      },
+      hosts(GetParam()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, Gloo, ::testing::Values(2, 3, 4));
+
 TEST(Collectives, AreCountedRightOverMillionsOfSteps) {
   run_group(2, [](Communicator& comm, TestPeers&) {
     std::vector<int32_t> value{comm.rank() + 1};

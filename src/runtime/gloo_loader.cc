@@ -1,0 +1,53 @@
+#include <dlfcn.h>
+
+#include <filesystem>
+
+#include "runtime/gloo_loader_internal.h"
+
+namespace flywheel::runtime {
+namespace {
+
+constexpr const char* kModule = "flywheel_runtime_gloo_module.so";
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// The sanitizers' own malloc must be seen by all. Without torch (which these builds never have) there is only
+// one Gloo in the process anyway.
+constexpr int kFlags = RTLD_NOW | RTLD_LOCAL;
+#else
+constexpr int kFlags = RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
+#endif
+
+Result<const FlywheelGlooTable*> load() {
+  std::error_code ignored;
+  const auto program = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
+  std::string failures;
+  // Beside an installed program, or where the build put it.
+  for (const auto& folder : {program, program / "../lib/flywheel", std::filesystem::path(FLYWHEEL_MODULES)}) {
+    const std::string path = folder / kModule;
+    if (!std::filesystem::exists(path, ignored)) continue;
+    void* module = dlopen(path.c_str(), kFlags);
+    if (module == nullptr) {
+      failures += fmt::format("; {}", dlerror());
+      continue;
+    }
+    using Entry = const FlywheelGlooTable* (*)();
+    const auto entry = reinterpret_cast<Entry>(dlsym(module, "flywheel_gloo_table"));
+    if (entry == nullptr || entry()->version != kFlywheelGlooVersion) {
+      failures += fmt::format("; {} is of another version of Flywheel", path);
+      continue;
+    }
+    return entry();
+  }
+  return make_error(ErrorCode::kUnavailable,
+                    "collectives between hosts need {} beside the program and the package libgloo0{}",
+                    kModule, failures);
+}
+
+}  // namespace
+
+Result<const FlywheelGlooTable*> load_gloo() {
+  static const Result<const FlywheelGlooTable*> table = load();
+  return table;
+}
+
+}  // namespace flywheel::runtime
