@@ -77,7 +77,7 @@ Fields fields(const Recv& op) {
 uint64_t signature(const Collective& collective) {
   const Fields f = std::visit([](const auto& op) { return fields(op); }, collective);
   return collective.index() | static_cast<uint64_t>(f.element) << 4 | static_cast<uint64_t>(f.reduce) << 7 |
-         static_cast<uint64_t>(f.root) << 9 | static_cast<uint64_t>(f.count) << 20;
+         (static_cast<uint64_t>(f.root) & 0x7FF) << 9 | static_cast<uint64_t>(f.count) << 20;
 }
 
 std::string describe_signature(uint64_t signature) {

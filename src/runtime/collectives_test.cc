@@ -1,5 +1,5 @@
 // Every collective over every element type, on both transports, against plain arithmetic in rank order; and
-// what happens when ranks disagree, come late, die or give up.
+// what happens when ranks disagree. Late, dying and leaving ranks are in collectives_faults_test.cc.
 #include "runtime/collectives.h"
 
 #include <gtest/gtest.h>
@@ -109,7 +109,7 @@ void check_case(Communicator& comm, const Case& c) {
   }
   expect("all_to_all", exchanged, columns, comm.run(AllToAll{buffer(mine), buffer(exchanged)}, soon()));
 
-  const int root = static_cast<int>(c.seed) % size;
+  const int root = static_cast<int>(c.seed % static_cast<uint64_t>(size));
   Bytes sent = mine;
   expect("broadcast", sent, wide[static_cast<size_t>(root)], comm.run(Broadcast{buffer(sent), root}, soon()));
 
@@ -262,53 +262,6 @@ TEST(Collectives, BadArgumentsAreRefusedOnEveryRank) {
           << result.error().to_string();
       ASSERT_TRUE(peers.reform(comm, test_group(comm.rank(), 2, epoch++)).ok());
     }
-  });
-}
-
-TEST(Collectives, ADeadlineEndsTheOperationOnEveryRank) {
-  run_group(2, [](Communicator& comm, TestPeers& peers) {
-    if (comm.rank() == 0) {
-      const Stopwatch watch;
-      const Result<void> result = comm.run(Barrier{}, Deadline::after_ms(200));
-      ASSERT_FALSE(result.ok());
-      EXPECT_EQ(result.error().code, ErrorCode::kDeadline) << result.error().to_string();
-      EXPECT_GE(watch.seconds(), 0.19);
-      EXPECT_LT(watch.seconds(), 2.0);
-      peers.counter(0) = 1;
-    } else {
-      while (peers.counter(0) == 0) usleep(1000);
-      EXPECT_EQ(comm.run(Barrier{}, soon()).error().code, ErrorCode::kAborted);
-    }
-    EXPECT_TRUE(peers.reform(comm, test_group(comm.rank(), 2, 2)).ok());
-    EXPECT_TRUE(comm.run(Barrier{}, soon()).ok());
-  });
-}
-
-TEST(Collectives, AbortFromAnotherThreadEndsEveryRankAtOnce) {
-  run_group(3, [](Communicator& comm, TestPeers&) {
-    if (comm.rank() == 0) {
-      std::thread other([&] {
-        usleep(100'000);
-        comm.abort("told so");
-      });
-      other.join();
-      return;
-    }
-    const Stopwatch watch;
-    const Result<void> result = comm.run(Barrier{}, soon());
-    ASSERT_FALSE(result.ok());
-    EXPECT_EQ(result.error().code, ErrorCode::kAborted);
-    EXPECT_NE(result.error().message.find("told so"), std::string::npos) << result.error().message;
-    EXPECT_LT(watch.seconds(), 2.0);
-  });
-}
-
-TEST(Collectives, LeavingAfterTheLastOperationDisturbsNobody) {
-  run_group(3, [](Communicator& comm, TestPeers&) {
-    std::vector<float> x(100'000, comm.rank() == 1 ? 5.0f : 0.0f);
-    if (comm.rank() == 2) usleep(200'000);  // long after the root has gone
-    ASSERT_TRUE(comm.run(Broadcast{of(std::span(x)), 1}, soon()).ok());
-    EXPECT_EQ(x.back(), 5.0f);
   });
 }
 

@@ -175,10 +175,10 @@ struct Communicator::State {
       return make_error(ErrorCode::kAborted, "{}: not connected", describe(group));
     }
     if (Result<void> good = std::visit(Checker{group.rank, group.size()}, collective); !good.ok()) {
-      const std::string message = fmt::format(
-          "{}: {}: {}", describe(group), describe_signature(signature(collective)), good.error().message);
+      const std::string message =
+          fmt::format("{}: {}", describe_signature(signature(collective)), good.error().message);
       transport->abort(message);  // the peers wait for an operation that will not come
-      return Error{good.error().code, message};
+      return make_error(good.error().code, "{}: {}", describe(group), message);
     }
     if (const Send* send = std::get_if<Send>(&collective)) return transport->send(*send, deadline);
     if (const Recv* recv = std::get_if<Recv>(&collective)) return transport->recv(*recv, deadline);

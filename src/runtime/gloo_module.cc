@@ -223,16 +223,12 @@ struct FlywheelGlooMember {
   FlywheelGlooExchange* begin(const FlywheelGlooMessage* sends, int send_count,
                               const FlywheelGlooMessage* recvs, int recv_count, uint64_t slot) {
     auto exchange = std::make_unique<FlywheelGlooExchange>();
-    const auto buffer = [&](const FlywheelGlooMessage& m) {
-      return context->createUnboundBuffer(m.data, static_cast<size_t>(m.bytes));
-    };
-    for (int i = 0; i < recv_count; ++i) {
-      exchange->recvs.push_back(buffer(recvs[i]));
-      exchange->recvs.back()->recv(recvs[i].rank, slot);
-    }
-    for (int i = 0; i < send_count; ++i) {
-      exchange->sends.push_back(buffer(sends[i]));
-      exchange->sends.back()->send(sends[i].rank, slot);
+    try {
+      post(*exchange, sends, send_count, recvs, recv_count, slot);
+    } catch (const std::exception&) {
+      std::unique_lock lock(mutex);
+      if (changed.wait_for(lock, kGoodbye, [&] { return is_aborted; })) throw std::runtime_error(reason);
+      throw;
     }
     std::lock_guard lock(mutex);
     if (is_aborted) throw std::runtime_error(reason);
@@ -240,11 +236,27 @@ struct FlywheelGlooMember {
     return exchange.release();
   }
 
+  void post(FlywheelGlooExchange& exchange, const FlywheelGlooMessage* sends, int send_count,
+            const FlywheelGlooMessage* recvs, int recv_count, uint64_t slot) {
+    const auto buffer = [&](const FlywheelGlooMessage& m) {
+      return context->createUnboundBuffer(m.data, static_cast<size_t>(m.bytes));
+    };
+    for (int i = 0; i < recv_count; ++i) {
+      exchange.recvs.push_back(buffer(recvs[i]));
+      exchange.recvs.back()->recv(recvs[i].rank, slot);
+    }
+    for (int i = 0; i < send_count; ++i) {
+      exchange.sends.push_back(buffer(sends[i]));
+      exchange.sends.back()->send(sends[i].rank, slot);
+    }
+  }
+
   void wait(FlywheelGlooExchange* raw, int64_t timeout_ms) {
     const std::unique_ptr<FlywheelGlooExchange> exchange(raw);
     const auto end = Clock::now() + milliseconds(timeout_ms);
     const auto left = [&] {
-      return std::max(milliseconds(1), std::chrono::duration_cast<milliseconds>(end - Clock::now()));
+      // Rounded up, so that what Gloo gives up for lack of time ends after `end`.
+      return std::max(milliseconds(1), std::chrono::ceil<milliseconds>(end - Clock::now()));
     };
     std::string error;
     bool complete = true;
@@ -254,9 +266,12 @@ struct FlywheelGlooMember {
     } catch (const std::exception& e) {
       complete = false, error = e.what();
     }
-    std::lock_guard lock(mutex);
+    std::unique_lock lock(mutex);
     under_way.erase(raw);
-    if (!complete) throw std::runtime_error(is_aborted ? reason : error);
+    if (complete) return;
+    // A connection that broke is seen here or by the watcher first; the watcher may know from the peer why.
+    if (Clock::now() < end) changed.wait_for(lock, kGoodbye, [&] { return is_aborted; });
+    throw std::runtime_error(is_aborted ? reason : error);
   }
 
   ~FlywheelGlooMember() {

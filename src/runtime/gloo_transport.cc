@@ -150,9 +150,8 @@ class GlooTransport final : public Transport {
   // Names the member, and breaks the group for all.
   Result<void> explained(Result<void> result) {
     if (result.ok()) return result;
-    const std::string message = fmt::format("{}: {}", describe(group_), result.error().message);
-    gloo_.abort(member_, fmt::format("rank {}: {}", rank_, result.error().message).c_str());
-    return Error{result.error().code, message};
+    abort(result.error().message);
+    return make_error(result.error().code, "{}: {}", describe(group_), result.error().message);
   }
 
   template <typename Body>

@@ -114,7 +114,7 @@ ShmSegment::~ShmSegment() {
 
 Result<std::unique_ptr<ShmSegment>> ShmSegment::open(const Group& group, int64_t data_bytes) {
   if (group.size() > kMaxRanks) {
-    return make_error(ErrorCode::kInvalid, "{}: at most {} ranks share memory", describe(group), kMaxRanks);
+    return make_error(ErrorCode::kInvalid, "at most {} ranks share memory", kMaxRanks);
   }
   std::unique_ptr<ShmSegment> segment(new ShmSegment(group, data_bytes));
   if (group.rank == 0) RETURN_IF_ERROR(segment->create());
@@ -151,8 +151,8 @@ Result<void> ShmSegment::map(int descriptor) {
   if (fstat(memory_, &info) != 0) return system_error("size of shared memory");
   if (info.st_size != mapped_bytes_) {
     return make_error(ErrorCode::kInvalid,
-                      "{}: shared memory has {} bytes, expected {}; do all ranks run the same build?",
-                      describe(group_), info.st_size, mapped_bytes_);
+                      "shared memory has {} bytes, expected {}; do all ranks run the same build?",
+                      info.st_size, mapped_bytes_);
   }
   void* address =
       mmap(nullptr, static_cast<size_t>(mapped_bytes_), PROT_READ | PROT_WRITE, MAP_SHARED, memory_, 0);
@@ -162,7 +162,7 @@ Result<void> ShmSegment::map(int descriptor) {
   struct flock lock {};
   lock.l_type = F_WRLCK, lock.l_whence = SEEK_SET, lock.l_start = group_.rank, lock.l_len = 1;
   if (fcntl(memory_, F_OFD_SETLK, &lock) != 0) {
-    return make_error(ErrorCode::kInvalid, "{}: another process is this rank already", describe(group_));
+    return make_error(ErrorCode::kInvalid, "another process is this rank already");
   }
   header_.store(static_cast<Header*>(address));
   return {};
@@ -185,7 +185,7 @@ Result<void> ShmSegment::join(const std::string& leader_address, Deadline deadli
 Result<void> ShmSegment::check_alive(Deadline deadline) {
   if (aborted()) return abort_error();
   if (deadline.expired()) {
-    return make_error(ErrorCode::kDeadline, "{}: not all ranks came within the time given", describe(group_));
+    return make_error(ErrorCode::kDeadline, "not all ranks came within the time given");
   }
   return {};
 }
@@ -194,8 +194,7 @@ Result<void> ShmSegment::hand_out(Deadline deadline) {
   for (int missing = group_.size() - 1; missing > 0;) {
     RETURN_IF_ERROR(check_alive(deadline));
     if (const int dead = find_dead(); dead >= 0) {
-      return make_error(ErrorCode::kPeerLost, "{}: rank {} died while the group formed", describe(group_),
-                        dead);
+      return make_error(ErrorCode::kPeerLost, "rank {} died while the group formed", dead);
     }
     pollfd ready{listener_, POLLIN, 0};
     if (poll(&ready, 1, static_cast<int>(std::min(kNapMs, deadline.remaining_ms()))) <= 0) continue;
@@ -221,13 +220,12 @@ Result<void> ShmSegment::receive(const std::string& leader_address, Deadline dea
   sockaddr_un name{};
   name.sun_family = AF_UNIX;
   if (leader_address.empty() || leader_address.size() >= sizeof(name.sun_path)) {
-    return make_error(ErrorCode::kInvalid, "{}: rank 0's endpoint is malformed", describe(group_));
+    return make_error(ErrorCode::kInvalid, "rank 0's endpoint is malformed");
   }
   std::memcpy(name.sun_path + 1, leader_address.data(), leader_address.size());
   const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + leader_address.size());
   const auto lost = [&] {
-    return make_error(ErrorCode::kPeerLost, "{}: rank 0 is gone or of another epoch ({})", describe(group_),
-                      std::strerror(errno));
+    return make_error(ErrorCode::kPeerLost, "rank 0 is gone or of another epoch ({})", std::strerror(errno));
   };
   if (connect(leader.descriptor, reinterpret_cast<sockaddr*>(&name), length) != 0 ||
       !same_user(leader.descriptor)) {
@@ -245,8 +243,7 @@ Result<void> ShmSegment::receive(const std::string& leader_address, Deadline dea
   RETURN_IF_ERROR(map(memory.descriptor));
   if (const Header& header = *header_.load(); header.magic != kMagic || header.data_bytes != data_bytes_) {
     return make_error(ErrorCode::kInvalid,
-                      "{}: shared memory of another version; do all ranks run the same build?",
-                      describe(group_));
+                      "shared memory of another version; do all ranks run the same build?");
   }
   return {};
 }
@@ -275,9 +272,9 @@ Result<void> ShmSegment::wait(ShmSignal& signal, uint32_t target, int peer, Dead
     const bool over = aborted(), expired = deadline.expired();
     if (signal.reached(target)) return {};  // looked at last: what was raised before an end still counts
     if (over) return abort_error();
-    if (peer_left) return make_error(ErrorCode::kAborted, "{}: rank {} has left", describe(group_), peer);
+    if (peer_left) return make_error(ErrorCode::kAborted, "rank {} has left", peer);
     if (expired) {
-      return make_error(ErrorCode::kDeadline, "{}: time is up while waiting for {}", describe(group_),
+      return make_error(ErrorCode::kDeadline, "time is up while waiting for {}",
                         peer >= 0 ? fmt::format("rank {}", peer) : "the other ranks");
     }
     signal.sleep(target, std::clamp<int64_t>(deadline.remaining_ms(), 1, kNapMs));
@@ -306,7 +303,7 @@ bool ShmSegment::aborted() const {
 Error ShmSegment::abort_error() const {
   const Header* header = header_.load();
   const bool said = header != nullptr && header->abort_state.load() == 2;
-  return make_error(ErrorCode::kAborted, "{}: {}", describe(group_), said ? header->abort_reason : "aborted");
+  return make_error(ErrorCode::kAborted, "{}", said ? header->abort_reason : "aborted");
 }
 
 }  // namespace flywheel::runtime

@@ -52,7 +52,8 @@ struct Range {
 class ShmTransport final : public Transport {
  public:
   ShmTransport(const Group& group, std::unique_ptr<ShmSegment> segment)
-      : rank_(group.rank),
+      : group_(group),
+        rank_(group.rank),
         size_(group.size()),
         segment_(std::move(segment)),
         reduce_(reduce_in_rank_order(isa())),
@@ -66,7 +67,7 @@ class ShmTransport final : public Transport {
   const char* name() const override { return "shared memory"; }
   const std::string& address() const override { return segment_->address(); }
   Result<void> connect(const std::vector<std::string>& addresses, Deadline deadline) override {
-    return broken_on_error(segment_->join(addresses[0], deadline));
+    return explained(segment_->join(addresses[0], deadline));
   }
   void abort(const std::string& why) override { segment_->abort(fmt::format("rank {}: {}", rank_, why)); }
   bool broken() const override { return segment_->aborted(); }
@@ -74,13 +75,13 @@ class ShmTransport final : public Transport {
   Result<void> collective(const Collective& collective, Deadline deadline) override {
     signature_ = signature(collective);
     deadline_ = deadline;
-    return broken_on_error(std::visit([&](const auto& op) { return perform(op); }, collective));
+    return explained(std::visit([&](const auto& op) { return perform(op); }, collective));
   }
   Result<void> send(const Send& send, Deadline deadline) override {
-    return broken_on_error(stream_out(send, deadline));
+    return explained(stream_out(send, deadline));
   }
   Result<void> recv(const Recv& recv, Deadline deadline) override {
-    return broken_on_error(stream_in(recv, deadline));
+    return explained(stream_in(recv, deadline));
   }
 
  private:
@@ -96,10 +97,11 @@ class ShmTransport final : public Transport {
     return reinterpret_cast<Channel*>(channels)[from * size_ + to];
   }
 
-  // A failure here is the end for all: the ranks no longer agree on where they are.
-  Result<void> broken_on_error(Result<void> result) {
-    if (!result.ok()) abort(result.error().message);
-    return result;
+  // Names the member, and breaks the group for all: the ranks no longer agree on where they are.
+  Result<void> explained(Result<void> result) {
+    if (result.ok()) return result;
+    abort(result.error().message);
+    return make_error(result.error().code, "{}: {}", describe(group_), result.error().message);
   }
 
   // Waits until every other rank's signal has reached `target`.
@@ -355,6 +357,7 @@ class ShmTransport final : public Transport {
     if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
   }
 
+  const Group group_;
   const int rank_, size_;
   const std::unique_ptr<ShmSegment> segment_;
   const ReduceFn reduce_;

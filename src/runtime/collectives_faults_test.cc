@@ -1,0 +1,260 @@
+// Ranks that come late, give up, leave, stop or are killed, on both transports: the others hear of it in
+// time, and form again without a restart.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "base/philox.h"
+#include "runtime/collectives.h"
+#include "runtime/collectives_test_group.h"
+
+namespace flywheel::runtime {
+namespace {
+
+class Faults : public ::testing::TestWithParam<const char*> {
+ protected:
+  std::vector<std::string> hosts(int size) const {
+    std::vector<std::string> all(static_cast<size_t>(size), "127.0.0.1");
+    if (GetParam() == std::string("gloo")) all[0] = "127.0.0.2";
+    return all;
+  }
+};
+
+TEST_P(Faults, ADeadlineEndsTheOperationOnEveryRank) {
+  run_group(
+      2,
+      [&](Communicator& comm, TestPeers& peers) {
+        if (comm.rank() == 0) {
+          const Stopwatch watch;
+          const Result<void> result = comm.run(Barrier{}, Deadline::after_ms(200));
+          ASSERT_FALSE(result.ok());
+          EXPECT_EQ(result.error().code, ErrorCode::kDeadline) << result.error().to_string();
+          EXPECT_GE(watch.seconds(), 0.19);
+          EXPECT_LT(watch.seconds(), 2.0);
+          peers.counter(0) = 1;
+        } else {
+          while (peers.counter(0) == 0) usleep(1000);
+          EXPECT_EQ(comm.run(Barrier{}, soon()).error().code, ErrorCode::kAborted);
+        }
+        EXPECT_FALSE(comm.healthy());
+        EXPECT_TRUE(peers.reform(comm, test_group(comm.rank(), 2, 2, hosts(2))).ok());
+        EXPECT_TRUE(comm.healthy());
+        EXPECT_TRUE(comm.run(Barrier{}, soon()).ok());
+      },
+      hosts(2));
+}
+
+TEST_P(Faults, AMemberThatNeverComesEndsTheFormingInTime) {
+  run_processes(2, [&](int rank, TestPeers& peers) {
+    auto comm = Communicator::open(test_group(rank, 2, 1, hosts(2)));
+    ASSERT_TRUE(comm.ok());
+    const auto endpoints = peers.exchange(1, rank, 2, comm.value()->endpoint());
+    if (rank == 1) {  // opened, but goes no further
+      while (peers.counter(0) == 0) usleep(1000);
+      return;
+    }
+    const Stopwatch watch;
+    const Result<void> result = comm.value()->connect(endpoints, Deadline::after_ms(300));
+    peers.counter(0) = 1;
+    ASSERT_FALSE(result.ok());
+    EXPECT_EQ(result.error().code, ErrorCode::kDeadline) << result.error().to_string();
+    EXPECT_LT(watch.seconds(), 3.0);
+  });
+}
+
+TEST_P(Faults, AbortEndsTheForming) {
+  run_processes(2, [&](int rank, TestPeers& peers) {
+    auto comm = Communicator::open(test_group(rank, 2, 1, hosts(2)));
+    ASSERT_TRUE(comm.ok());
+    const auto endpoints = peers.exchange(1, rank, 2, comm.value()->endpoint());
+    if (rank == 1) {
+      while (peers.counter(0) == 0) usleep(1000);
+      return;
+    }
+    std::thread other([&] {
+      usleep(100'000);
+      comm.value()->abort("told so");
+    });
+    const Stopwatch watch;
+    const Result<void> result = comm.value()->connect(endpoints, soon());
+    other.join();
+    peers.counter(0) = 1;
+    ASSERT_FALSE(result.ok());
+    EXPECT_EQ(result.error().code, ErrorCode::kAborted) << result.error().to_string();
+    EXPECT_LT(watch.seconds(), 3.0);
+  });
+}
+
+TEST_P(Faults, AbortFromAnotherThreadEndsEveryRankAtOnce) {
+  run_group(
+      3,
+      [](Communicator& comm, TestPeers& peers) {
+        std::vector<float> x(1'000'000, 1.0f);
+        std::vector<Pending> pending;
+        for (int i = 0; i < 3; ++i) {
+          pending.push_back(comm.start(AllReduce{of(std::span(x)), of(std::span(x))}, soon()));
+        }
+        std::vector<float> y(10);
+        if (comm.rank() > 0) pending.push_back(comm.start(Recv{of(std::span(y)), 0}, soon()));
+        if (comm.rank() == 0) {
+          usleep(100'000);
+          comm.abort("told so");
+          peers.counter(0) = 1;
+        } else {
+          pending.push_back(comm.start(Barrier{}, soon()));
+          const Stopwatch watch;
+          const Result<void> result = pending.back().wait();
+          ASSERT_FALSE(result.ok());
+          EXPECT_EQ(result.error().code, ErrorCode::kAborted);
+          EXPECT_NE(result.error().message.find("told so"), std::string::npos) << result.error().message;
+          EXPECT_LT(watch.seconds(), 2.0);
+        }
+        const Result<void> result = pending[3 - (comm.rank() == 0)].wait();
+        if (comm.rank() > 0) {
+          EXPECT_EQ(result.error().code, ErrorCode::kAborted);
+        }
+      },
+      hosts(3));
+}
+
+TEST_P(Faults, LeavingAfterTheLastOperationDisturbsNobody) {
+  run_group(
+      3,
+      [](Communicator& comm, TestPeers&) {
+        std::vector<float> x(1'000, comm.rank() == 1 ? 5.0f : 0.0f);
+        // Over Gloo a send ends when it was taken; in shared memory the root is gone long before rank 2
+        // comes.
+        if (comm.rank() == 2) usleep(200'000);
+        ASSERT_TRUE(comm.run(Broadcast{of(std::span(x)), 1}, soon()).ok());
+        EXPECT_EQ(x.back(), 5.0f);
+        if (comm.rank() == 1) return;  // leaves; the other two go on for a while
+        const int other = 2 - comm.rank();
+        if (comm.rank() == 0) usleep(100'000);
+        Pending sending = comm.start(Send{of(std::span(x)), other}, soon());
+        const Result<void> received = comm.run(Recv{of(std::span(x)), other}, soon());
+        EXPECT_TRUE(received.ok()) << received.error().to_string();
+        EXPECT_TRUE(sending.wait().ok());
+      },
+      hosts(3));
+}
+
+// Rank `victim` is killed while all run random collectives; the others notice, form again with a replacement
+// (here: a smaller group), and go on.
+TEST_P(Faults, KillingARankEndsTheOthersAndTheyFormAgain) {
+  Philox rng(static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count()));
+  for (int round = 0; round < 6; ++round) {
+    const int victim = static_cast<int>(rng.below(4));
+    const auto delay_us = static_cast<useconds_t>(rng.below(60'000));
+    SCOPED_TRACE(fmt::format("round {}: rank {} after {} us", round, victim, delay_us));
+    run_processes(4,
+                  [&](int rank, TestPeers& peers) {
+                    auto comm = peers.form(test_group(rank, 4, 1, hosts(4)));
+                    ASSERT_NE(comm, nullptr);
+                    std::thread killer;
+                    if (rank == victim) {
+                      killer = std::thread([&] {
+                        usleep(delay_us);
+                        peers.counter(0) = std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                               std::chrono::steady_clock::now().time_since_epoch())
+                                               .count();
+                        kill(getpid(), SIGKILL);
+                      });
+                    }
+                    std::vector<float> x(200'000, 1.0f), y(x.size());
+                    Result<void> result;
+                    for (int64_t step = 0; result.ok(); ++step) {
+                      switch (step % 4) {
+                        case 0:
+                          result = comm->run(AllReduce{of(std::span(x)), of(std::span(y))}, soon());
+                          break;
+                        case 1:
+                          result = comm->run(AllToAll{of(std::span(x)), of(std::span(y))}, soon());
+                          break;
+                        case 2:
+                          result = comm->run(Broadcast{of(std::span(x)), 1}, soon());
+                          break;
+                        default:
+                          result = comm->run(Barrier{}, soon());
+                          break;
+                      }
+                    }
+                    const int64_t noticed = std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                                std::chrono::steady_clock::now().time_since_epoch())
+                                                .count();
+                    EXPECT_EQ(result.error().code, ErrorCode::kAborted) << result.error().to_string();
+                    EXPECT_LT(noticed - peers.counter(0), 1'000'000'000)
+                        << "a death is noticed within a second";
+                    const int new_rank = rank < victim ? rank : rank - 1;
+                    auto three = hosts(4);
+                    three.erase(three.begin() + victim);
+                    Group group = test_group(new_rank, 3, 2, three);
+                    const Result<void> formed = peers.reform(*comm, group);
+                    ASSERT_TRUE(formed.ok()) << formed.error().to_string();
+                    std::vector<int32_t> one{1};
+                    ASSERT_TRUE(comm->run(AllReduce{of(std::span(one)), of(std::span(one))}, soon()).ok());
+                    EXPECT_EQ(one[0], 3);
+                  },
+                  30, {victim});
+  }
+}
+
+TEST_P(Faults, AStoppedRankIsADeadlineForTheOthers) {
+  run_group(
+      3,
+      [&](Communicator& comm, TestPeers& peers) {
+        std::vector<float> x(300'000, 1.0f);
+        if (comm.rank() == 2) {
+          Result<void> result;
+          while (result.ok())
+            result = comm.run(AllReduce{of(std::span(x)), of(std::span(x)), Reduce::kMax}, soon());
+          EXPECT_EQ(result.error().code, ErrorCode::kAborted) << result.error().to_string();
+          return;
+        }
+        if (comm.rank() == 0) {
+          std::thread([&] {
+            usleep(50'000);
+            kill(peers.process_id(2), SIGSTOP);
+          }).detach();
+        }
+        Result<void> result;
+        const Stopwatch watch;
+        while (result.ok()) {
+          result =
+              comm.run(AllReduce{of(std::span(x)), of(std::span(x)), Reduce::kMax}, Deadline::after_ms(500));
+        }
+        EXPECT_TRUE(result.error().code == ErrorCode::kDeadline ||
+                    result.error().code == ErrorCode::kAborted);
+        EXPECT_LT(watch.seconds(), 5.0);
+        if (comm.rank() == 0) {
+          usleep(200'000);
+          kill(peers.process_id(2), SIGCONT);
+        }
+      },
+      hosts(3));
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, Faults, ::testing::Values("shm", "gloo"),
+                         [](const auto& info) { return std::string(info.param); });
+
+// Nothing with a name is left behind by a group whose members were killed.
+TEST(Collectives, KilledGroupsLeaveNoFile) {
+  const auto shared_files = [] {
+    int count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+      count += entry.path().filename().string().find("flywheel") != std::string::npos;
+    }
+    return count;
+  };
+  const int before = shared_files();
+  run_processes(2,
+                [](int rank, TestPeers& peers) {
+                  auto comm = peers.form(test_group(rank, 2));
+                  kill(getpid(), SIGKILL);
+                },
+                30, {0, 1});
+  EXPECT_EQ(shared_files(), before);
+}
+
+}  // namespace
+}  // namespace flywheel::runtime
