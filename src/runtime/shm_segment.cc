@@ -262,7 +262,9 @@ int ShmSegment::find_dead() const {
 }
 
 Result<void> ShmSegment::wait(ShmSignal& signal, uint32_t target, int peer, Deadline deadline) {
-  for (int spin = 0; spin < spins_; ++spin) {
+  if (signal.reached(target)) return {};
+  const int spins = signal.worth_spinning() ? spins_ : 0;
+  for (int spin = 0; spin < spins; ++spin) {
     if (signal.reached(target)) return {};
     cpu_relax();
   }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,11 +20,16 @@ namespace flywheel::runtime {
 struct alignas(128) ShmSignal {
   std::atomic<uint32_t> value;
   std::atomic<uint32_t> sleepers;
+  std::atomic<int> core;  // where the publisher ran, when it last published
+
+  // Spinning for a publisher on one's own core only keeps it from running.
+  bool worth_spinning() const { return core.load(std::memory_order_relaxed) != sched_getcpu(); }
 
   bool reached(uint32_t target) const {
     return static_cast<int32_t>(value.load(std::memory_order_acquire) - target) >= 0;
   }
   void publish(uint32_t next) {
+    core.store(sched_getcpu(), std::memory_order_relaxed);
     // Sequentially consistent, as the sleeper's side is: either it sees the value or this sees the sleeper.
     value.store(next, std::memory_order_seq_cst);
     if (sleepers.load(std::memory_order_seq_cst) != 0) wake();
