@@ -1,0 +1,70 @@
+#include "train/config.h"
+
+#include <cmath>
+#include <numbers>
+
+namespace flywheel::train {
+namespace {
+
+void require(bool holds, const char* key, const std::string& what) {
+  if (!holds) throw UserError(key, what);
+}
+
+}  // namespace
+
+void check(const TrainConfig& c) {
+  require(!c.name.empty(), "name", "is empty");
+  require(c.steps >= 1, "steps", "must be at least 1");
+  require(c.mesh.data >= 1, "mesh.data", "must be at least 1");
+  require(c.mesh.threads >= 0, "mesh.threads", "must be 0 (share the cores out) or more");
+  require(!c.data.train.empty(), "data.train",
+          "is not set; give a dataset artifact or a folder of token shards");
+  require(c.batch.length >= 1, "batch.length", "must be at least 1");
+  require(c.batch.sequences >= c.mesh.data, "batch.sequences",
+          fmt::format("{} sequences cannot be shared by {} workers", c.batch.sequences, c.mesh.data));
+  require(c.batch.micro_sequences >= 0, "batch.micro_sequences", "must be 0 (all at once) or more");
+  require(c.optimizer.betas.size() == 2 && c.optimizer.betas[0] >= 0 && c.optimizer.betas[0] < 1 &&
+              c.optimizer.betas[1] >= 0 && c.optimizer.betas[1] < 1,
+          "optimizer.betas", "must be two numbers in [0, 1)");
+  require(c.optimizer.lr > 0, "optimizer.lr", "must be above 0");
+  require(c.optimizer.min_lr >= 0 && c.optimizer.min_lr <= c.optimizer.lr, "optimizer.min_lr",
+          "must be between 0 and optimizer.lr");
+  require(c.optimizer.clip_norm >= 0, "optimizer.clip_norm", "must be 0 (no clipping) or more");
+  require(c.optimizer.epsilon > 0, "optimizer.epsilon", "must be above 0");
+  require(c.evaluate.every_steps >= 0 && c.evaluate.sequences >= 1, "evaluate",
+          "every_steps >= 0, sequences >= 1");
+  require(c.checkpoint.every_steps >= 0, "checkpoint.every_steps", "must be 0 (only at the end) or more");
+}
+
+model::DecoderConfig decoder_config(const ModelConfig& m, int64_t dataset_vocab_size) {
+  require(m.num_heads > 0 && m.hidden_size % m.num_heads == 0, "model.num_heads",
+          fmt::format("{} heads do not divide hidden_size {}", m.num_heads, m.hidden_size));
+  require(m.vocab_size == 0 || m.vocab_size >= dataset_vocab_size, "model.vocab_size",
+          fmt::format("{} is less than the dataset's {}", m.vocab_size, dataset_vocab_size));
+  model::DecoderConfig c;
+  c.family = m.family;
+  c.vocab_size = m.vocab_size > 0 ? m.vocab_size : dataset_vocab_size;
+  c.hidden_size = m.hidden_size;
+  c.intermediate_size =
+      m.intermediate_size > 0 ? m.intermediate_size : (m.hidden_size * 8 / 3 + 31) / 32 * 32;
+  c.num_layers = m.num_layers;
+  c.num_heads = m.num_heads;
+  c.num_kv_heads = m.num_kv_heads > 0 ? m.num_kv_heads : m.num_heads;
+  c.head_dim = m.hidden_size / m.num_heads;
+  c.max_positions = m.max_positions;
+  c.rope.theta = m.rope_theta;
+  c.tied_embeddings = m.tied_embeddings;
+  const Result<void> valid = model::validate(c);
+  if (!valid.ok()) throw UserError("model", valid.error().message);
+  return c;
+}
+
+double learning_rate(const OptimizerConfig& c, int64_t step, int64_t steps) {
+  if (step < c.warmup_steps)
+    return c.lr * static_cast<double>(step + 1) / static_cast<double>(c.warmup_steps);
+  const auto left = static_cast<double>(steps - 1 - c.warmup_steps);
+  const double share = left <= 0 ? 1 : std::min(1.0, static_cast<double>(step - c.warmup_steps) / left);
+  return c.min_lr + (c.lr - c.min_lr) * 0.5 * (1 + std::cos(std::numbers::pi * share));
+}
+
+}  // namespace flywheel::train

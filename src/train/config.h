@@ -1,0 +1,140 @@
+// What a training run is made of. Read from YAML (base/config.h); every default says why.
+//
+//   TrainConfig config = load_config<TrainConfig>("tiny.yaml", {"steps=100"});
+//   check(config);                                   // UserError naming the key
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/config.h"
+#include "model/decoder_config.h"
+
+namespace flywheel::train {
+
+enum class Precision { kF32, kBF16 };
+
+struct ModelConfig {
+  std::string from;  // go on from a model: an artifact or a folder; the sizes below are then its own
+  std::string family = "llama";
+  int64_t hidden_size = 256;
+  int64_t intermediate_size = 0;  // 0: 8/3 of hidden_size, up to the next multiple of 32
+  int64_t num_layers = 6;
+  int64_t num_heads = 8;
+  int64_t num_kv_heads = 0;  // 0: as many as num_heads
+  int64_t vocab_size = 0;    // 0: the dataset's
+  int64_t max_positions = 2048;
+  double rope_theta = 10000;
+  bool tied_embeddings = true;  // small models spend most of their parameters on the vocabulary
+  template <typename V>
+  void fields(V& v) {
+    v("from", from), v("family", family), v("hidden_size", hidden_size),
+        v("intermediate_size", intermediate_size);
+    v("num_layers", num_layers), v("num_heads", num_heads), v("num_kv_heads", num_kv_heads);
+    v("vocab_size", vocab_size), v("max_positions", max_positions), v("rope_theta", rope_theta);
+    v("tied_embeddings", tied_embeddings);
+  }
+};
+
+struct DataConfig {
+  std::string train;       // a dataset artifact (docs@latest) or a folder of token shards
+  std::string validation;  // the same; empty: no evaluation
+  std::string
+      tokenizer;  // a tokenizer artifact or folder, put beside the weights so that the model can be served
+  template <typename V>
+  void fields(V& v) {
+    v("train", train), v("validation", validation), v("tokenizer", tokenizer);
+  }
+};
+
+struct BatchConfig {
+  int64_t sequences = 8;        // of the global batch, over all workers
+  int64_t length = 256;         // tokens in a sequence
+  int64_t micro_sequences = 0;  // computed at once on a worker, the rest accumulated; 0: all of its share
+  template <typename V>
+  void fields(V& v) {
+    v("sequences", sequences), v("length", length), v("micro_sequences", micro_sequences);
+  }
+};
+
+struct OptimizerConfig {
+  double lr = 1e-3;
+  double min_lr = 1e-4;  // at the end of the cosine
+  int64_t warmup_steps = 20;
+  std::vector<double> betas = {0.9, 0.95};
+  double epsilon = 1e-8;
+  double weight_decay = 0.1;  // of matrices; norms and biases do not decay
+  double clip_norm = 1.0;     // 0: no clipping
+  template <typename V>
+  void fields(V& v) {
+    v("lr", lr), v("min_lr", min_lr), v("warmup_steps", warmup_steps), v("betas", betas),
+        v("epsilon", epsilon);
+    v("weight_decay", weight_decay), v("clip_norm", clip_norm);
+  }
+};
+
+struct MeshConfig {
+  int64_t data = 1;     // workers, each with the whole model and a share of the batch
+  int64_t threads = 0;  // of each worker; 0: the machine's cores shared out
+  template <typename V>
+  void fields(V& v) {
+    v("data", data), v("threads", threads);
+  }
+};
+
+struct EvaluateConfig {
+  int64_t every_steps = 0;  // 0: only at the end, where there is validation data
+  int64_t sequences = 64;   // the first ones of the validation set
+  template <typename V>
+  void fields(V& v) {
+    v("every_steps", every_steps), v("sequences", sequences);
+  }
+};
+
+struct CheckpointConfig {
+  int64_t every_steps = 0;  // 0: only at the end
+  template <typename V>
+  void fields(V& v) {
+    v("every_steps", every_steps);
+  }
+};
+
+struct TrainConfig {
+  std::string name = "model";  // of the run and of the model artifact
+  uint64_t seed = 1;           // of the weights and of the order of the data
+  int64_t steps = 100;
+  Precision precision = Precision::kBF16;  // of products; weights and optimizer state are f32 either way
+  bool recompute = false;  // forget activations inside layers and compute them again: less memory
+  ModelConfig model;
+  DataConfig data;
+  BatchConfig batch;
+  OptimizerConfig optimizer;
+  MeshConfig mesh;
+  EvaluateConfig evaluate;
+  CheckpointConfig checkpoint;
+  template <typename V>
+  void fields(V& v) {
+    v("name", name), v("seed", seed), v("steps", steps), v("precision", precision), v("recompute", recompute);
+    v("model", model), v("data", data), v("batch", batch), v("optimizer", optimizer), v("mesh", mesh);
+    v("evaluate", evaluate), v("checkpoint", checkpoint);
+  }
+};
+
+// UserError for numbers that do not fit together.
+void check(const TrainConfig& config);
+
+// The decoder that ModelConfig describes (not for `from`).
+model::DecoderConfig decoder_config(const ModelConfig& config, int64_t dataset_vocab_size);
+
+// Linear from 0 over the warm-up, then a cosine to min_lr at the last step. `step` counts from 0.
+double learning_rate(const OptimizerConfig& config, int64_t step, int64_t steps);
+
+}  // namespace flywheel::train
+
+template <>
+struct flywheel::ConfigEnum<flywheel::train::Precision> {
+  static constexpr std::array<std::pair<const char*, flywheel::train::Precision>, 2> names{
+      {{"f32", flywheel::train::Precision::kF32}, {"bf16", flywheel::train::Precision::kBF16}}};
+};

@@ -1,0 +1,256 @@
+#include "train/functions.h"
+
+#include <cmath>
+
+#include "base/check.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/norm.h"
+#include "kernels/swiglu.h"
+
+namespace flywheel::train {
+namespace {
+
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+float* data(const Tensor& t) {
+  return t.data_ptr<float>();
+}
+Tensor like(const Tensor& t) {
+  return torch::empty_like(t);
+}
+Tensor make(int64_t rows, int64_t width) {
+  return torch::empty({rows, width}, torch::kFloat32);
+}
+
+// Autograd carries tensors and numbers; the pass goes along as its address.
+void remember(AutogradContext* ctx, const char* name, int64_t value) {
+  ctx->saved_data[name] = value;
+}
+int64_t recall(AutogradContext* ctx, const char* name) {
+  return ctx->saved_data[name].toInt();
+}
+void remember(AutogradContext* ctx, Pass* pass) {
+  remember(ctx, "pass", reinterpret_cast<int64_t>(pass));
+}
+Pass& recall(AutogradContext* ctx) {
+  return *reinterpret_cast<Pass*>(recall(ctx, "pass"));
+}
+int index(AutogradContext* ctx, const char* name) {
+  return static_cast<int>(recall(ctx, name));
+}
+
+struct Embed : torch::autograd::Function<Embed> {
+  static Tensor forward(AutogradContext* ctx, const Tensor&, Pass* pass, int64_t weight, int64_t width) {
+    remember(ctx, pass), remember(ctx, "weight", weight);
+    const int w = static_cast<int>(weight);
+    Tensor y = make(pass->rows(), width);
+    kernels::embedding(data(y), pass->ids.data(), pass->parameters.compute(), pass->parameters.rows(w),
+                       pass->rows(), pass->config.vocab_size, width, pass->pool);
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    Pass& pass = recall(ctx);
+    kernels::embedding_backward(pass.parameters.gradient(index(ctx, "weight")).data(), pass.ids.data(),
+                                data(dy[0].contiguous()), pass.rows(), dy[0].size(1), pass.pool);
+    return {Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+struct RmsNorm : torch::autograd::Function<RmsNorm> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, int64_t weight,
+                        int64_t row_width) {
+    remember(ctx, pass), remember(ctx, "weight", weight), remember(ctx, "width", row_width);
+    ctx->save_for_backward({x});
+    Tensor y = like(x);
+    kernels::rms_norm(data(y), data(x), pass->parameters.weight(static_cast<int>(weight)).data(),
+                      x.numel() / row_width, row_width, static_cast<float>(pass->config.rms_norm_epsilon),
+                      pass->pool);
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    Pass& pass = recall(ctx);
+    const Tensor x = ctx->get_saved_variables()[0], gradient = dy[0].contiguous();
+    const int w = index(ctx, "weight");
+    const int64_t width = recall(ctx, "width");
+    Tensor dx = like(x);
+    kernels::rms_norm_backward(data(dx), pass.parameters.gradient(w).data(), data(gradient), data(x),
+                               pass.parameters.weight(w).data(), x.numel() / width, width,
+                               static_cast<float>(pass.config.rms_norm_epsilon), pass.pool);
+    return {dx, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+struct Linear : torch::autograd::Function<Linear> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, int64_t weight, int64_t bias) {
+    remember(ctx, pass), remember(ctx, "weight", weight), remember(ctx, "bias", bias);
+    ctx->save_for_backward({x});
+    const kernels::PackedWeight& packed = pass->parameters.packed(static_cast<int>(weight));
+    Tensor y = make(x.size(0), packed.rows());
+    kernels::linear(data(y), data(x), packed, x.size(0), pass->pool);
+    if (bias >= 0) {
+      kernels::add_bias(data(y), pass->parameters.weight(static_cast<int>(bias)).data(), y.size(0), y.size(1),
+                        pass->pool);
+    }
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    Pass& pass = recall(ctx);
+    const Tensor x = ctx->get_saved_variables()[0], gradient = dy[0].contiguous();
+    const int w = index(ctx, "weight"), b = index(ctx, "bias");
+    const int64_t M = x.size(0), N = gradient.size(1), K = x.size(1);
+    kernels::linear_backward_weight(pass.parameters.gradient(w).data(), data(gradient), data(x),
+                                    pass.parameters.compute(), M, N, K, pass.pool);
+    if (b >= 0)
+      kernels::add_bias_backward(pass.parameters.gradient(b).data(), data(gradient), M, N, pass.pool);
+    Tensor dx = like(x);
+    kernels::linear(data(dx), data(gradient), pass.parameters.packed_transposed(w), M, pass.pool);
+    return {dx, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+struct Rope : torch::autograd::Function<Rope> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass) {
+    remember(ctx, pass);
+    Tensor y = x.clone();
+    turn(*pass, y, kernels::Rotation::kForward);
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    Tensor dx = dy[0].clone(at::MemoryFormat::Contiguous);
+    turn(recall(ctx), dx, kernels::Rotation::kBackward);
+    return {dx, Tensor()};
+  }
+  static void turn(Pass& pass, Tensor& x, kernels::Rotation rotation) {
+    const int64_t D = pass.config.head_dim;
+    kernels::rope(data(x), pass.positions.data(), pass.rope, pass.rows(), x.size(1) / D, D, rotation,
+                  pass.pool);
+  }
+};
+
+struct Attention : torch::autograd::Function<Attention> {
+  static kernels::AttentionShape shape(const Pass& pass, int64_t window) {
+    return {.heads = pass.config.num_heads,
+            .scale = 1.0f / std::sqrt(static_cast<float>(pass.config.head_dim)),
+            .window = window};
+  }
+  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, Pass* pass,
+                        int64_t window) {
+    remember(ctx, pass), remember(ctx, "window", window);
+    const kernels::KvLayout layout{pass->parameters.compute(), pass->config.num_kv_heads,
+                                   pass->config.head_dim};
+    pass->cache.resize(pass->block_table.size() * static_cast<size_t>(layout.block_bytes()));
+    kernels::kv_write(pass->cache.data(), layout, data(k), data(v), pass->sequences, pass->pool);
+    Tensor y = like(q), lse = make(q.size(0), pass->config.num_heads);
+    kernels::attention(data(y), data(lse), data(q), pass->cache.data(), layout, shape(*pass, window),
+                       pass->sequences, pass->pool);
+    if (pass->with_gradient) ctx->save_for_backward({q, rounded(*pass, k), rounded(*pass, v), y, lse});
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    Pass& pass = recall(ctx);
+    const auto saved = ctx->get_saved_variables();
+    const Tensor gradient = dy[0].contiguous();
+    Tensor dq = like(saved[0]), dk = like(saved[1]), dv = like(saved[2]);
+    kernels::attention_backward(data(dq), data(dk), data(dv), data(gradient), data(saved[0]), data(saved[1]),
+                                data(saved[2]), data(saved[3]), data(saved[4]), pass.B, pass.T,
+                                pass.config.num_kv_heads, pass.config.head_dim,
+                                shape(pass, recall(ctx, "window")), pass.pool);
+    return {dq, dk, dv, Tensor(), Tensor()};
+  }
+  // What the cache gave back.
+  static Tensor rounded(Pass& pass, const Tensor& x) {
+    if (pass.parameters.compute() == kernels::DType::kF32) return x;
+    Tensor y = like(x);
+    kernels::round_to(data(y), data(x), pass.parameters.compute(), x.numel(), pass.pool);
+    return y;
+  }
+};
+
+struct Swiglu : torch::autograd::Function<Swiglu> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up, Pass* pass) {
+    remember(ctx, pass);
+    ctx->save_for_backward({gate, up});
+    Tensor y = like(gate);
+    kernels::swiglu(data(y), data(gate), data(up), y.numel(), pass->pool);
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor gradient = dy[0].contiguous();
+    Tensor dgate = like(saved[0]), dup = like(saved[1]);
+    kernels::swiglu_backward(data(dgate), data(dup), data(gradient), data(saved[0]), data(saved[1]),
+                             dup.numel(), recall(ctx).pool);
+    return {dgate, dup, Tensor()};
+  }
+};
+
+struct Add : torch::autograd::Function<Add> {
+  static Tensor forward(AutogradContext*, const Tensor& a, const Tensor& b, Pass* pass) {
+    Tensor y = like(a);
+    kernels::add(data(y), data(a), data(b), y.numel(), pass->pool);
+    return y;
+  }
+  static variable_list backward(AutogradContext*, const variable_list& dy) {
+    return {dy[0], dy[0], Tensor()};
+  }
+};
+
+// Forward computes the gradient too, chunk by chunk, so that the logits never exist at once.
+struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, int64_t weight) {
+    const int w = static_cast<int>(weight);
+    double loss = 0;
+    if (pass->with_gradient) {
+      Tensor dx = like(x);
+      const kernels::CrossEntropyGradient gradient{
+          .weight_transposed = &pass->parameters.packed_transposed(w),
+          .scale = 1.0f,
+          .dx_MD = data(dx),
+          .dw_VD = pass->parameters.gradient(w).data()};
+      loss = kernels::linear_cross_entropy(pass->logprobs, data(x), pass->parameters.packed(w),
+                                           pass->targets.data(), pass->rows(), &gradient, pass->pool);
+      ctx->save_for_backward({dx});
+    } else {
+      loss = kernels::linear_cross_entropy(pass->logprobs, data(x), pass->parameters.packed(w),
+                                           pass->targets.data(), pass->rows(), nullptr, pass->pool);
+    }
+    pass->loss += loss;
+    return torch::scalar_tensor(loss, torch::kFloat32);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list&) {
+    return {ctx->get_saved_variables()[0], Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor embed(Pass& pass, const Tensor& anchor, int weight, int64_t width) {
+  return Embed::apply(anchor, &pass, static_cast<int64_t>(weight), width);
+}
+Tensor rms_norm(Pass& pass, const Tensor& x, int weight, int64_t row_width) {
+  return RmsNorm::apply(x, &pass, static_cast<int64_t>(weight), row_width);
+}
+Tensor linear(Pass& pass, const Tensor& x, int weight, int bias) {
+  return Linear::apply(x, &pass, static_cast<int64_t>(weight), static_cast<int64_t>(bias));
+}
+Tensor rope(Pass& pass, const Tensor& x) {
+  return Rope::apply(x, &pass);
+}
+Tensor attention(Pass& pass, const Tensor& q, const Tensor& k, const Tensor& v, int64_t window) {
+  return Attention::apply(q, k, v, &pass, window);
+}
+Tensor swiglu(Pass& pass, const Tensor& gate, const Tensor& up) {
+  return Swiglu::apply(gate, up, &pass);
+}
+Tensor add(Pass& pass, const Tensor& a, const Tensor& b) {
+  return Add::apply(a, b, &pass);
+}
+Tensor cross_entropy(Pass& pass, const Tensor& x, int weight) {
+  return CrossEntropy::apply(x, &pass, static_cast<int64_t>(weight));
+}
+
+}  // namespace flywheel::train

@@ -1,0 +1,47 @@
+// The kernels as autograd functions: forward is the call that the engine makes, backward its gradient kernel.
+//
+// Values are f32 tensors [T, width]. Weights are no autograd variables: a function carries its parameter's
+// index, reads the packed form and adds to the flat gradient buffer in backward. So a gradient has one place
+// and is never copied; autograd keeps the order and the gradients of values.
+//
+// Private to the room (needs torch's headers, which come with the precompiled header).
+#pragma once
+
+#include <torch/torch.h>
+
+#include "kernels/attention.h"
+#include "kernels/rope.h"
+#include "train/parameters.h"
+
+namespace flywheel::train {
+
+// What the functions of one pass share: B sequences of T tokens. Lives until backward has ended.
+struct Pass {
+  Parameters& parameters;
+  ThreadPool& pool;
+  const model::DecoderConfig& config;
+  const kernels::RopeTable& rope;
+  int64_t B = 0, T = 0;
+  std::vector<int32_t> ids, targets, positions;       // [B * T]
+  std::vector<int32_t> block_table;                   // sequence b has blocks b * n .. b * n + n - 1
+  std::vector<kernels::AttentionSequence> sequences;  // B of them
+  std::vector<uint8_t> cache;                         // of one layer; each attention fills it anew
+  bool with_gradient = true;
+  double loss = 0;            // sum over valid tokens
+  float* logprobs = nullptr;  // [B * T], if wanted
+  int64_t rows() const { return B * T; }
+};
+
+// `anchor`: an empty tensor that requires grad, so that autograd has something to follow.
+torch::Tensor embed(Pass& pass, const torch::Tensor& anchor, int weight, int64_t width);
+torch::Tensor rms_norm(Pass& pass, const torch::Tensor& x, int weight, int64_t row_width);
+torch::Tensor linear(Pass& pass, const torch::Tensor& x, int weight, int bias);
+torch::Tensor rope(Pass& pass, const torch::Tensor& x);
+torch::Tensor attention(Pass& pass, const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                        int64_t window);
+torch::Tensor swiglu(Pass& pass, const torch::Tensor& gate, const torch::Tensor& up);
+torch::Tensor add(Pass& pass, const torch::Tensor& a, const torch::Tensor& b);
+// Sum of the losses of all valid tokens; adds it to pass.loss. Its backward takes a gradient of 1.
+torch::Tensor cross_entropy(Pass& pass, const torch::Tensor& x, int weight);
+
+}  // namespace flywheel::train

@@ -1,0 +1,85 @@
+// A decoder's weights as the trainer keeps them: one flat f32 buffer each for weights, gradients and the two
+// moments of AdamW, in the order of Decoder::weights; and, beside them, what the kernels read: each matrix
+// packed for the forward product and, transposed, for the gradient of its input.
+//
+// The packed forms are rounded to the compute dtype; the f32 weights are the truth. update() is the only way
+// that they change during training, and packs again.
+//
+// Ownership: owns everything. Threads: one at a time; `pool` is used inside.
+//
+//   Parameters parameters(describe(config), DType::kBF16, pool);
+//   parameters.initialize(seed);
+//   ...the network adds to gradients()...
+//   double norm = parameters.gradient_norm();
+//   parameters.update({.lr = 1e-3f, .t = 1, .gradient_scale = scale});
+//   parameters.clear_gradients();
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "kernels/adamw.h"
+#include "kernels/linear.h"
+#include "model/decoder.h"
+#include "model/weights.h"
+
+namespace flywheel::train {
+
+class Parameters {
+ public:
+  Parameters(const model::Decoder& decoder, kernels::DType compute, ThreadPool& pool);
+
+  // Normal with standard deviation 0.02, that of the matrices which write to the residual stream divided by
+  // sqrt(2 * layers) (Radford et al. 2019); norms 1, biases 0. A pure function of `seed`.
+  void initialize(uint64_t seed);
+  // Errors: kNotFound, kInvalid for a source that lacks a weight or has it in another shape.
+  Result<void> load(const model::WeightSource& source);
+
+  // By index into Decoder::weights.
+  std::span<float> weight(int index) { return slice(weights_, index); }
+  std::span<float> gradient(int index) { return slice(gradients_, index); }
+  const kernels::PackedWeight& packed(int index) const { return entries_[at(index)].packed; }
+  const kernels::PackedWeight& packed_transposed(int index) const { return entries_[at(index)].transposed; }
+  // The rows that an embedding reads, in the compute dtype.
+  const void* rows(int index) const;
+  kernels::DType compute() const { return compute_; }
+
+  // Flat, with a few zeros between weights.
+  std::span<float> gradients() { return gradients_; }
+  std::span<float> weights() { return weights_; }
+  std::span<float> first_moments() { return m_; }
+  std::span<float> second_moments() { return v_; }
+
+  double gradient_norm() const;
+  void clear_gradients();
+  // `step.weight_decay` goes to matrices only.
+  void update(const kernels::AdamWStep& step);
+  // After weights() was written from outside.
+  void pack();
+
+  // SHA-256 over weights and both moments.
+  std::string sha256() const;
+
+ private:
+  struct Entry {
+    int64_t offset = 0, count = 0;
+    bool matrix = false;
+    kernels::PackedWeight packed, transposed;
+  };
+  static size_t at(int index) { return static_cast<size_t>(index); }
+  std::span<float> slice(std::vector<float>& flat, int index) {
+    const Entry& e = entries_[at(index)];
+    return std::span(flat).subspan(static_cast<size_t>(e.offset), static_cast<size_t>(e.count));
+  }
+  model::Decoder decoder_;
+  kernels::DType compute_;
+  ThreadPool& pool_;
+  std::vector<Entry> entries_;
+  std::vector<float> weights_, gradients_, m_, v_;
+  std::vector<uint16_t> bf16_;  // the weights rounded, where compute is bf16
+};
+
+}  // namespace flywheel::train
