@@ -15,7 +15,6 @@ using kernels::DType;
 using model::Op;
 using model::WeightKind;
 
-constexpr int64_t kAlignment = 16;            // each weight begins at a whole vector
 constexpr uint64_t kInitStream = 0x696e6974;  // Philox stream of the initial weights
 
 // Matrices whose output is added to the residual stream.
@@ -41,7 +40,7 @@ Parameters::Parameters(const model::Decoder& decoder, DType compute, ThreadPool&
   for (const model::WeightInfo& info : decoder_.weights) {
     Entry entry{.offset = total, .count = 1, .matrix = info.kind == WeightKind::kMatrix};
     for (const int64_t dim : info.shape) entry.count *= dim;
-    total += (entry.count + kAlignment - 1) / kAlignment * kAlignment;
+    total += padded_count(entry.count);
     entries_.push_back(std::move(entry));
   }
   for (auto* flat : {&weights_, &gradients_, &m_, &v_}) flat->assign(static_cast<size_t>(total), 0.0f);

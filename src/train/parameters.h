@@ -28,6 +28,11 @@
 
 namespace flywheel::train {
 
+// Values that a weight of `count` takes in the flat buffers: each begins at a whole vector of 16.
+inline int64_t padded_count(int64_t count) {
+  return (count + 15) / 16 * 16;
+}
+
 class Parameters {
  public:
   Parameters(const model::Decoder& decoder, kernels::DType compute, ThreadPool& pool);

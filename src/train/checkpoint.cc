@@ -1,0 +1,86 @@
+#include "train/checkpoint.h"
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/json.h"
+#include "model/safetensors.h"
+
+namespace flywheel::train {
+namespace {
+
+using kernels::DType;
+
+// Files that make a folder a tokenizer, for `transformers` and for model/tokenizer.h.
+constexpr const char* kTokenizerFiles[] = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json",
+    "merges.txt",     "chat_template.jinja",   "generation_config.json"};
+
+std::string checkpoint_path(const std::string& folder) {
+  return folder + "/checkpoint.json";
+}
+
+}  // namespace
+
+Result<void> export_model(const std::string& folder, const model::Decoder& decoder, DType dtype,
+                          std::span<const float> flat_weights) {
+  RETURN_IF_ERROR(make_folders(folder));
+  std::vector<std::vector<uint8_t>> bytes;
+  std::vector<model::Tensor> tensors;
+  bytes.reserve(decoder.weights.size());
+  size_t offset = 0;
+  for (const model::WeightInfo& info : decoder.weights) {
+    model::Tensor tensor;
+    tensor.name = info.name;
+    tensor.shape = info.shape;
+    tensor.dtype = info.kind == model::WeightKind::kMatrix ? dtype : DType::kF32;
+    const int64_t count = tensor.elements();
+    bytes.emplace_back(static_cast<size_t>(count * kernels::block_bytes(tensor.dtype)));
+    kernels::from_f32(bytes.back().data(), flat_weights.data() + offset, tensor.dtype, count);
+    tensor.bytes = bytes.back();
+    tensors.push_back(tensor);
+    offset += static_cast<size_t>(padded_count(count));
+  }
+  const Json config =
+      model::decoder_config_to_hf(decoder.config, dtype == DType::kBF16 ? "bfloat16" : "float32");
+  RETURN_IF_ERROR(write_file(folder + "/config.json", config.dump(2) + "\n"));
+  return model::write_safetensors_folder(folder, tensors);
+}
+
+Result<void> write_checkpoint(const std::string& folder, const model::Decoder& decoder, DType dtype,
+                              const TrainerSnapshot& snapshot, double loss,
+                              const std::string& tokenizer_folder) {
+  RETURN_IF_ERROR(remove_all(folder));
+  RETURN_IF_ERROR(export_model(folder + "/model", decoder, dtype, snapshot.weights));
+  for (const char* name : kTokenizerFiles) {
+    const std::string from = tokenizer_folder + "/" + name;
+    if (tokenizer_folder.empty() || !path_exists(from)) continue;
+    ASSIGN_OR_RETURN(const std::string text, read_file(from));
+    RETURN_IF_ERROR(write_file(folder + "/model/" + name, text));
+  }
+  RETURN_IF_ERROR(write_file(folder + "/trainer.state", snapshot.bytes()));
+  Sha256 sha;
+  for (const auto* buffer : {&snapshot.weights, &snapshot.first_moments, &snapshot.second_moments}) {
+    sha.update({reinterpret_cast<const char*>(buffer->data()), buffer->size() * sizeof(float)});
+  }
+  const Json info = {{"version", 1},
+                     {"step", snapshot.next_step},
+                     {"data_cursor", snapshot.next_step},
+                     {"generator_key", snapshot.seed},
+                     {"loss", loss},
+                     {"sha256", sha.hex()}};
+  return write_file(checkpoint_path(folder), info.dump(2) + "\n");
+}
+
+Result<CheckpointInfo> read_checkpoint_info(const std::string& folder) {
+  ASSIGN_OR_RETURN(const std::string text, read_file(checkpoint_path(folder)));
+  ASSIGN_OR_RETURN(const Json json, parse_json(text));
+  if (!json.is_object() || json.value("version", 0) != 1 || !json.contains("step") ||
+      !json["step"].is_number_integer()) {
+    return make_error(ErrorCode::kInvalid, "{}: not a checkpoint of version 1", checkpoint_path(folder));
+  }
+  return CheckpointInfo{.step = json["step"].get<int64_t>(),
+                        .loss = json.value("loss", 0.0),
+                        .sha256 = json.value("sha256", std::string())};
+}
+
+}  // namespace flywheel::train
