@@ -1,0 +1,123 @@
+// flywheel train: a model from token shards, on a mesh of workers, with a log that survives any of them.
+#include <cstdio>
+
+#include "base/config.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "cli.h"
+#include "train/run_training.h"
+
+namespace flywheel::cli {
+namespace {
+
+Json to_json(const train::TrainReport& r) {
+  Json json = {{"run", r.run},
+               {"model", r.model},
+               {"checkpoint", r.checkpoint},
+               {"sha256", r.sha256},
+               {"parameters", r.parameters},
+               {"steps", r.steps},
+               {"tokens", r.tokens},
+               {"loss", r.loss},
+               {"seconds", r.seconds},
+               {"tokens_per_second", r.tokens_per_second},
+               {"limit_share", r.limit_share},
+               {"recoveries", r.recoveries},
+               {"recovery_seconds", r.recovery_seconds},
+               {"chart", r.chart}};
+  if (r.validation_loss >= 0) json["validation_loss"] = r.validation_loss;
+  return json;
+}
+
+void print_report(const train::TrainReport& r) {
+  std::printf("%s\n", train::loss_chart(r).terminal(80, 16).c_str());
+  std::printf("run         %s, %s parameters, %s steps, %s tokens in %s\n", r.run.c_str(),
+              human_count(r.parameters).c_str(), human_count(r.steps).c_str(), human_count(r.tokens).c_str(),
+              human_seconds(r.seconds).c_str());
+  std::printf("loss        %.4f", r.loss);
+  if (r.validation_loss >= 0) std::printf(", validation %.4f", r.validation_loss);
+  std::printf("\nspeed       %s tokens/s, %.0f%% of what the cores can multiply\n",
+              human_count(static_cast<int64_t>(r.tokens_per_second)).c_str(), r.limit_share * 100);
+  if (r.recoveries > 0) {
+    std::printf("recovered   %d times, the last in %s\n", r.recoveries,
+                human_seconds(r.recovery_seconds).c_str());
+  }
+  std::printf("model       %s\ncheckpoint  %s\nsha256      %s\ncurve       %s\n", r.model.c_str(),
+              r.checkpoint.c_str(), r.sha256.c_str(), r.chart.c_str());
+}
+
+int verb_train(const std::vector<std::string>& args) {
+  CLI::App app{"Train a model on a mesh of workers."};
+  std::string file, resume;
+  std::vector<std::string> overrides;
+  bool json = false, fresh = false;
+  app.add_option("config", file, "YAML file; every key and its default: flywheel train --show-config");
+  app.add_option("--set", overrides, "key=value, over the file's: --set mesh.data=4 --set optimizer.lr=3e-4");
+  app.add_option("--resume", resume, "Go on where this run was (flywheel runs list shows them)");
+  app.add_flag("--new", fresh, "Begin a new run even if one with this very config was left unfinished");
+  app.add_flag("--json", json, "End with one JSON line");
+  bool show = false;
+  app.add_flag("--show-config", show, "Print the resolved config and stop");
+  app.footer(
+      "  flywheel train examples/tiny.yaml                      2 workers on this machine\n"
+      "  flywheel train examples/tiny.yaml --set mesh.data=4 --set optimizer.lr=3e-4\n"
+      "  flywheel train --resume tiny-7                         go on where run tiny-7 was\n");
+  if (auto exit = parse(app, "train", args)) return *exit;
+  if (file.empty() && resume.empty() && !show) {
+    throw UserError("flywheel train", "give a config file or --resume RUN",
+                    "flywheel train --help shows examples");
+  }
+  if (!file.empty() && !resume.empty()) {
+    throw UserError("--resume", "goes on with the run's own config", "leave the file away");
+  }
+  train::TrainConfig config;
+  if (!resume.empty()) {
+    if (!overrides.empty()) throw UserError("--set", "a run goes on with its own config");
+    config = train::config_of_run(resume).value_or_throw("--resume");
+  } else if (!file.empty()) {
+    config = load_config<train::TrainConfig>(file, overrides);
+  } else {
+    config = parse_config<train::TrainConfig>("--set", "{}", overrides);
+  }
+  if (show) {
+    std::printf("%s\n", dump_config(config).c_str());
+    return 0;
+  }
+
+  std::unique_ptr<ProgressBar> bar;
+  train::TrainHooks hooks;
+  hooks.on_start = [&](const std::string& run, int64_t parameters, bool resumed) {
+    std::fprintf(stderr, "%s %s: %s parameters, %ld workers\n", resumed ? "going on with run" : "run",
+                 run.c_str(), human_count(parameters).c_str(), static_cast<long>(config.mesh.data));
+    bar = std::make_unique<ProgressBar>("train", config.steps, "steps");
+  };
+  int recoveries = 0;
+  hooks.on_step = [&](const train::Progress& p) {
+    if (p.recoveries > recoveries) {
+      recoveries = p.recoveries;
+      std::fprintf(stderr, "\na worker was lost; the run recovered by replay in %s\n",
+                   human_seconds(p.recovery_seconds).c_str());
+    }
+    bar->update(p.step,
+                fmt::format("loss {:.3f}  {} tok/s  {:.0f}% of limit", p.loss,
+                            human_count(static_cast<int64_t>(p.tokens_per_second)), p.limit_share * 100));
+  };
+  const auto report = train::run_training(config, {.resume = resume, .fresh = fresh}, hooks);
+  if (!report.ok()) {
+    bar.reset();
+    std::fprintf(stderr, "flywheel train: %s\n", report.error().to_string().c_str());
+    return 1;
+  }
+  if (bar != nullptr) bar->finish(fmt::format("loss {:.3f}", report->loss));
+  if (json) {
+    std::printf("%s\n", to_json(*report).dump().c_str());
+  } else {
+    print_report(*report);
+  }
+  return 0;
+}
+
+REGISTER_VERB(train, "Train a model on a mesh of workers", verb_train);
+
+}  // namespace
+}  // namespace flywheel::cli

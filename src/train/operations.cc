@@ -1,0 +1,222 @@
+#include "train/operations.h"
+
+#include <cstring>
+#include <future>
+#include <mutex>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "runtime/operation.h"
+
+namespace flywheel::train {
+
+using runtime::Call;
+using runtime::Communicator;
+using runtime::Kind;
+
+const char* const kCreate = "train.create";
+const char* const kStep = "train.step";
+const char* const kEvaluate = "train.evaluate";
+const char* const kSave = "train.save";
+const char* const kSaved = "train.saved";
+const char* const kDigest = "train.digest";
+
+std::string TrainSetup::to_json() const {
+  return Json{{"config", config},       {"decoder", decoder}, {"data", data},   {"validation", validation},
+              {"tokenizer", tokenizer}, {"weights", weights}, {"state", state}, {"threads", threads}}
+      .dump();
+}
+
+Result<TrainSetup> TrainSetup::from_json(std::string_view text) {
+  ASSIGN_OR_RETURN(const Json json, parse_json(text));
+  const auto get = [&](const char* key) { return json.value(key, std::string()); };
+  return TrainSetup{.config = get("config"),
+                    .decoder = get("decoder"),
+                    .data = get("data"),
+                    .validation = get("validation"),
+                    .tokenizer = get("tokenizer"),
+                    .weights = get("weights"),
+                    .state = get("state"),
+                    .threads = json.value("threads", int64_t{1})};
+}
+
+std::string step_result_to_json(const StepResult& r) {
+  return Json{{"loss", r.loss}, {"gradient_norm", r.gradient_norm}, {"lr", r.lr}, {"tokens", r.tokens}}
+      .dump();
+}
+
+Result<StepResult> step_result_from_json(std::string_view text) {
+  ASSIGN_OR_RETURN(const Json json, parse_json(text));
+  return StepResult{.loss = json.value("loss", 0.0),
+                    .gradient_norm = json.value("gradient_norm", 0.0),
+                    .lr = json.value("lr", 0.0),
+                    .tokens = json.value("tokens", int64_t{0})};
+}
+
+namespace {
+
+constexpr const char* kState = "trainer";
+
+// The trainer with its data, as a worker keeps it between commands. Its bytes are the setup and the trainer's
+// snapshot, so that a fresh process becomes this one from them.
+class WorkerTrainer : public runtime::State {
+ public:
+  const char* type() const override { return "train.trainer"; }
+  runtime::Sharing sharing() const override { return runtime::Sharing::kReplicated; }
+
+  Result<void> open(const std::string& setup_json) {
+    setup_json_ = setup_json;
+    ASSIGN_OR_RETURN(setup_, TrainSetup::from_json(setup_json));
+    config_ = parse_config<TrainConfig>("train.create", setup_.config);
+    set_compute_threads(static_cast<int>(setup_.threads));
+    ASSIGN_OR_RETURN(const Json decoder_json, parse_json(setup_.decoder));
+    ASSIGN_OR_RETURN(const model::DecoderConfig decoder, model::decoder_config_from_hf(decoder_json));
+    ASSIGN_OR_RETURN(data_, open_data(setup_.data));
+    if (!setup_.validation.empty()) {
+      ASSIGN_OR_RETURN(validation_, open_data(setup_.validation));
+    }
+    trainer_ = std::make_unique<Trainer>(config_, decoder, compute_pool());
+    return {};
+  }
+  Result<void> initialize() {
+    if (!setup_.state.empty()) {
+      ASSIGN_OR_RETURN(const MappedFile file, MappedFile::open(setup_.state));
+      return trainer_->restore(file.bytes());
+    }
+    if (!setup_.weights.empty()) {
+      ASSIGN_OR_RETURN(const auto source, model::open_weights(setup_.weights));
+      return trainer_->parameters().load(*source);
+    }
+    trainer_->parameters().initialize(config_.seed);
+    return {};
+  }
+
+  // A checkpoint under way belongs to the state: whoever restores this snapshot finds it written.
+  std::function<std::string()> freeze() override {
+    return [setup = setup_json_, snapshot = trainer_->snapshot(), writing = writing_] {
+      if (writing.valid()) writing.wait();
+      const uint64_t size = setup.size();
+      std::string bytes(reinterpret_cast<const char*>(&size), sizeof size);
+      return bytes + setup + snapshot.bytes();
+    };
+  }
+  Result<void> restore(std::string_view bytes) override {
+    uint64_t size = 0;
+    if (bytes.size() >= sizeof size) std::memcpy(&size, bytes.data(), sizeof size);
+    if (bytes.size() < sizeof size || bytes.size() - sizeof size < size) {
+      return make_error(ErrorCode::kCorrupt, "a worker's trainer of {} bytes", bytes.size());
+    }
+    const std::string setup(bytes.substr(sizeof size, size));
+    if (setup != setup_json_) RETURN_IF_ERROR(open(setup));
+    return trainer_->restore(bytes.substr(sizeof size + size));
+  }
+
+  Result<StepResult> step(int64_t step, int rank, int world, Communicator* communicator, Deadline deadline) {
+    if (step != trainer_->next_step()) {
+      return make_error(ErrorCode::kInvalid, "asked for step {}, the trainer is at {}", step,
+                        trainer_->next_step());
+    }
+    ASSIGN_OR_RETURN(const data::Batch batch, data_.sampler->batch(step, rank, world));
+    return trainer_->step(batch, communicator, deadline);
+  }
+  Result<double> evaluate(int64_t sequences, Communicator* communicator, Deadline deadline) {
+    if (validation_.sampler == nullptr)
+      return make_error(ErrorCode::kNotFound, "this run has no validation data");
+    return trainer_->evaluate(*validation_.sampler, sequences, communicator, deadline);
+  }
+  Result<void> save(const std::string& folder, double loss) {
+    if (writing_.valid()) RETURN_IF_ERROR(writing_.get());
+    writing_ =
+        std::async(std::launch::async, [folder, loss, decoder = trainer_->decoder(),
+                                        dtype = trainer_->parameters().compute(),
+                                        snapshot = trainer_->snapshot(), tokenizer = setup_.tokenizer] {
+          return write_checkpoint(folder, decoder, dtype, snapshot, loss, tokenizer);
+        }).share();
+    return {};
+  }
+  Result<CheckpointInfo> saved(const std::string& folder) {
+    if (writing_.valid()) {
+      const Result<void> written = writing_.get();
+      writing_ = {};
+      RETURN_IF_ERROR(written);
+    }
+    return read_checkpoint_info(folder);
+  }
+  std::string digest() const { return trainer_->sha256(); }
+
+ private:
+  struct Data {
+    std::unique_ptr<data::TokenShards> shards;
+    std::unique_ptr<data::Sampler> sampler;
+  };
+  Result<Data> open_data(const std::string& folder) const {
+    ASSIGN_OR_RETURN(data::TokenShards shards, data::TokenShards::open(folder));
+    Data data{.shards = std::make_unique<data::TokenShards>(std::move(shards))};
+    data.sampler =
+        std::make_unique<data::Sampler>(*data.shards, data::SamplerConfig{.seed = config_.seed,
+                                                                          .batch = config_.batch.sequences,
+                                                                          .length = config_.batch.length});
+    return data;
+  }
+
+  std::string setup_json_;
+  TrainSetup setup_;
+  TrainConfig config_;
+  Data data_, validation_;
+  std::unique_ptr<Trainer> trainer_;
+  std::shared_future<Result<void>> writing_;
+};
+
+REGISTER_STATE("train.trainer", WorkerTrainer);
+
+// The group that sums gradients; none for a single worker.
+Result<Communicator*> group(Call& call) {
+  if (call.place().shape.size() == 1) return static_cast<Communicator*>(nullptr);
+  return call.communicator("data");
+}
+
+REGISTER_OPERATION("train.create", Kind::kStateful, [](Call& call) -> Result<std::string> {
+  auto trainer = std::make_unique<WorkerTrainer>();
+  RETURN_IF_ERROR(trainer->open(std::string(call.args())));
+  RETURN_IF_ERROR(trainer->initialize());
+  RETURN_IF_ERROR(call.put_state(kState, std::move(trainer)));
+  return std::string();
+});
+
+REGISTER_OPERATION("train.step", Kind::kStateful, [](Call& call) -> Result<std::string> {
+  ASSIGN_OR_RETURN(WorkerTrainer * trainer, call.state<WorkerTrainer>(kState));
+  ASSIGN_OR_RETURN(Communicator * communicator, group(call));
+  ASSIGN_OR_RETURN(const StepResult result,
+                   trainer->step(call.cursor(), call.place().rank, call.place().shape.size(), communicator,
+                                 call.deadline()));
+  return step_result_to_json(result);
+});
+
+REGISTER_OPERATION("train.evaluate", Kind::kStateful, [](Call& call) -> Result<std::string> {
+  ASSIGN_OR_RETURN(WorkerTrainer * trainer, call.state<WorkerTrainer>(kState));
+  ASSIGN_OR_RETURN(Communicator * communicator, group(call));
+  ASSIGN_OR_RETURN(const double loss, trainer->evaluate(call.cursor(), communicator, call.deadline()));
+  return Json{{"loss", loss}}.dump();
+});
+
+REGISTER_OPERATION("train.save", Kind::kStateful, [](Call& call) -> Result<std::string> {
+  ASSIGN_OR_RETURN(WorkerTrainer * trainer, call.state<WorkerTrainer>(kState));
+  ASSIGN_OR_RETURN(const Json args, parse_json(call.args()));
+  RETURN_IF_ERROR(trainer->save(args.value("folder", std::string()), args.value("loss", 0.0)));
+  return std::string();
+});
+
+REGISTER_OPERATION("train.saved", Kind::kStateful, [](Call& call) -> Result<std::string> {
+  ASSIGN_OR_RETURN(WorkerTrainer * trainer, call.state<WorkerTrainer>(kState));
+  ASSIGN_OR_RETURN(const CheckpointInfo info, trainer->saved(std::string(call.args())));
+  return Json{{"step", info.step}, {"loss", info.loss}, {"sha256", info.sha256}}.dump();
+});
+
+REGISTER_OPERATION("train.digest", Kind::kStateful, [](Call& call) -> Result<std::string> {
+  ASSIGN_OR_RETURN(WorkerTrainer * trainer, call.state<WorkerTrainer>(kState));
+  return trainer->digest();
+});
+
+}  // namespace
+}  // namespace flywheel::train

@@ -1,0 +1,49 @@
+// The trainer as operations that a worker runs (runtime/operation.h), and how the controller program words
+// them.
+//
+//   train.create    setup -> ""                the trainer, new or from a checkpoint
+//   train.step      cursor: the step -> StepOutcome
+//   train.evaluate  number of sequences -> mean loss
+//   train.save      folder, loss -> ""        rank 0; begins to write a checkpoint and returns
+//   train.saved     folder -> CheckpointInfo   waits until it is on disk
+//   train.digest    -> SHA-256 over weights and optimizer state
+//
+// Results travel as JSON and hold nothing that a replay would not give again: no times.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/result.h"
+#include "train/checkpoint.h"
+#include "train/trainer.h"
+
+namespace flywheel::train {
+
+// Defined with the operations, so that a program which calls them is linked with them.
+extern const char* const kCreate;
+extern const char* const kStep;
+extern const char* const kEvaluate;
+extern const char* const kSave;
+extern const char* const kSaved;
+extern const char* const kDigest;
+
+// Everything a worker needs to make its trainer.
+struct TrainSetup {
+  std::string config;      // resolved, as YAML
+  std::string decoder;     // config.json of the model
+  std::string data;        // folder of token shards
+  std::string validation;  // the same, or empty
+  std::string tokenizer;   // folder, or empty
+  std::string weights;     // folder of a model to go on from, or empty
+  std::string state;       // a trainer.state to go on from, or empty
+  int64_t threads = 1;
+
+  std::string to_json() const;
+  static Result<TrainSetup> from_json(std::string_view text);
+};
+
+std::string step_result_to_json(const StepResult& result);
+Result<StepResult> step_result_from_json(std::string_view text);
+
+}  // namespace flywheel::train

@@ -1,0 +1,71 @@
+// A training run from start to end: the controller program.
+//
+// It records a run in the store, opens a mesh of workers, drives them step by step through the command log
+// (runtime/controller.h), evaluates, saves checkpoints, and records model, checkpoint and lineage. Everything
+// that a step needs is in its command, so any worker may die at any moment, and so may this program: started
+// again it finds its run and goes on, and the result has the same bits.
+//
+// Threads: the caller's; hooks are called on it. Errors: UserError for what the config gets wrong; else the
+// runtime's and the store's.
+//
+//   TrainReport report = run_training(config, {}, {.on_step = [](const Progress& p) { ... }}).value();
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/plot.h"
+#include "base/result.h"
+#include "train/config.h"
+
+namespace flywheel::train {
+
+struct TrainOptions {
+  std::string resume;  // a run's id: go on where it was
+  bool fresh = false;  // begin a new run even if one with this very config was left unfinished
+  std::vector<std::string> worker_command = {"/proc/self/exe", "worker"};
+};
+
+struct Progress {
+  int64_t step = 0, steps = 0;  // steps done, and of how many
+  double loss = 0, gradient_norm = 0, lr = 0;
+  double tokens_per_second = 0;  // of the last steps
+  double limit_share = 0;        // of the multiply-adds that this machine's cores can do
+  int recoveries = 0;
+  double recovery_seconds = 0;  // of the last one
+  std::vector<int64_t> worker_pids;
+};
+
+struct TrainHooks {
+  std::function<void(const std::string& run, int64_t parameters, bool resumed)> on_start;
+  std::function<void(const Progress&)> on_step;
+  std::function<void(int64_t step, double loss)> on_evaluate;
+};
+
+struct TrainReport {
+  std::string run, model, checkpoint;  // ids and refs in the store
+  std::string folder;                  // of the run: logs, loss.svg, checkpoints
+  std::string sha256;                  // over weights and optimizer state
+  std::string chart;                   // loss.svg
+  int64_t parameters = 0, steps = 0, tokens = 0;
+  double loss = 0, validation_loss = -1;  // -1: not evaluated
+  double seconds = 0, tokens_per_second = 0, limit_share = 0;
+  int recoveries = 0;
+  double recovery_seconds = 0;
+  std::vector<double> losses;  // of every step
+  std::vector<int64_t> evaluation_steps;
+  std::vector<double> evaluation_losses;
+};
+
+Result<TrainReport> run_training(const TrainConfig& config, const TrainOptions& options,
+                                 const TrainHooks& hooks);
+
+// Loss over steps, of training and of validation.
+Chart loss_chart(const TrainReport& report);
+
+// The config of a run in the store, to resume it.
+Result<TrainConfig> config_of_run(const std::string& run);
+
+}  // namespace flywheel::train
