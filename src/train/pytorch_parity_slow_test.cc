@@ -1,0 +1,111 @@
+// The same model, batches and schedule in PyTorch (tests/train/parity.py): losses and gradients over 20
+// steps.
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "base/philox.h"
+#include "base/process.h"
+#include "train/checkpoint.h"
+#include "train/trainer.h"
+
+namespace flywheel::train {
+namespace {
+
+constexpr int64_t kSteps = 20, kSequences = 3, kLength = 40;
+
+std::string as_text(const auto& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(values[0])};
+}
+
+void compare(const model::DecoderConfig& decoder_config, int64_t micro_sequences) {
+  const TempFolder folder;
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  TrainConfig config;
+  config.precision = Precision::kF32;
+  config.seed = seed;
+  config.steps = kSteps;
+  config.batch = {.sequences = kSequences, .length = kLength, .micro_sequences = micro_sequences};
+  config.optimizer.lr = 2e-3, config.optimizer.warmup_steps = 5, config.optimizer.clip_norm = 0.5;
+  ThreadPool pool(2);
+  Trainer trainer(config, decoder_config, pool);
+  Parameters& parameters = trainer.parameters();
+  parameters.initialize(seed);
+  // Larger matrices than usual, so that every part of the network matters from the first step.
+  for (size_t w = 0; w < trainer.decoder().weights.size(); ++w) {
+    if (trainer.decoder().weights[w].kind != model::WeightKind::kMatrix) continue;
+    for (float& value : parameters.weight(static_cast<int>(w))) value *= 2;
+  }
+  parameters.pack();
+  ASSERT_TRUE(
+      export_model(folder / "model", trainer.decoder(), kernels::DType::kF32, parameters.weights()).ok());
+
+  Philox rng(seed, 1);
+  std::vector<int32_t> all_tokens;
+  std::vector<float> all_gradients;
+  Json losses = Json::array(), names = Json::array();
+  for (const auto& info : trainer.decoder().weights) names.push_back(info.name);
+  for (int64_t step = 0; step < kSteps; ++step) {
+    data::Batch batch{.sequences = kSequences, .length = kLength};
+    for (int64_t i = 0; i < kSequences * (kLength + 1); ++i) {
+      batch.tokens.push_back(
+          static_cast<int32_t>(rng.below(static_cast<uint64_t>(decoder_config.vocab_size))));
+    }
+    all_tokens.insert(all_tokens.end(), batch.tokens.begin(), batch.tokens.end());
+    losses.push_back(trainer.step(batch, nullptr, Deadline::never()).value().loss);
+    for (size_t w = 0; w < trainer.decoder().weights.size(); ++w) {  // sums; the mean is what PyTorch has
+      for (const float g : parameters.gradient(static_cast<int>(w))) {
+        all_gradients.push_back(g / static_cast<float>(kSequences * kLength));
+      }
+    }
+  }
+  const OptimizerConfig& o = config.optimizer;
+  const Json test_case = {{"steps", kSteps},
+                          {"sequences", kSequences},
+                          {"length", kLength},
+                          {"losses", losses},
+                          {"names", names},
+                          {"optimizer",
+                           {{"lr", o.lr},
+                            {"min_lr", o.min_lr},
+                            {"warmup_steps", o.warmup_steps},
+                            {"betas", o.betas},
+                            {"epsilon", o.epsilon},
+                            {"weight_decay", o.weight_decay},
+                            {"clip_norm", o.clip_norm}}}};
+  ASSERT_TRUE(write_file(folder / "case.json", test_case.dump()).ok());
+  ASSERT_TRUE(write_file(folder / "tokens.i32", as_text(all_tokens)).ok());
+  ASSERT_TRUE(write_file(folder / "gradients.f32", as_text(all_gradients)).ok());
+  const std::string source = FLYWHEEL_SOURCE_DIR;
+  const auto python =
+      run_process({source + "/.venv/bin/python", source + "/tests/train/parity.py", folder.path()},
+                  {.deadline = Deadline::after_ms(180'000)});
+  ASSERT_TRUE(python.ok()) << python.error().message;
+  ASSERT_EQ(python->exit_code, 0) << python->stderr_text;
+  const Json result = parse_json(python->stdout_text).value();
+  EXPECT_LT(result["loss"].get<double>(), 1e-5);
+  EXPECT_LT(result["gradient"].get<double>(), 1e-5);
+  std::printf("%s", python->stdout_text.c_str());
+}
+
+TEST(PyTorchParity, Llama) {
+  model::DecoderConfig c;
+  c.vocab_size = 211, c.hidden_size = 64, c.intermediate_size = 160, c.num_layers = 3;
+  c.num_heads = 4, c.num_kv_heads = 2, c.head_dim = 16, c.max_positions = 128;
+  c.tied_embeddings = true;
+  compare(c, 0);
+}
+
+TEST(PyTorchParity, Qwen3UntiedWithAccumulation) {
+  model::DecoderConfig c;
+  c.family = "qwen3", c.qk_norm = true;
+  c.vocab_size = 157, c.hidden_size = 48, c.intermediate_size = 100, c.num_layers = 2;
+  c.num_heads = 3, c.num_kv_heads = 3, c.head_dim = 24, c.max_positions = 64;
+  compare(c, 1);
+}
+
+}  // namespace
+}  // namespace flywheel::train

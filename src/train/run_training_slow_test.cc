@@ -1,0 +1,149 @@
+// Whole runs on meshes of real worker processes (this program is its own worker): the same bits every time,
+// also when workers or the controller die on the way.
+#include "train/run_training.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include "base/env.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/philox.h"
+#include "data/shards.h"
+#include "model/weights.h"
+#include "runtime/worker.h"
+#include "store/store.h"
+#include "train/checkpoint.h"
+
+namespace flywheel::train {
+namespace {
+
+// A store and a small dataset in a folder of their own.
+class RunTraining : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_EQ(0, setenv("FLYWHEEL_HOME", (folder_ / "home").c_str(), 1));
+    for (const char* name : {"train", "validation"}) {
+      auto writer = data::ShardWriter::create(folder_ / name, {.vocab_size = 97}).value();
+      Philox rng(3, name[0]);
+      for (int document = 0; document < 60; ++document) {
+        std::vector<int32_t> tokens{0};
+        while (tokens.size() < 100) {  // the next token is one of three, so that there is something to learn
+          tokens.push_back(
+              static_cast<int32_t>((tokens.back() * 5 + 1 + static_cast<int32_t>(rng.below(3))) % 97));
+        }
+        ASSERT_TRUE(writer.add(tokens).ok());
+      }
+      ASSERT_TRUE(writer.seal().ok());
+    }
+    config_.name = "tiny";
+    config_.steps = 30;
+    config_.model = {
+        .hidden_size = 32, .num_layers = 2, .num_heads = 4, .num_kv_heads = 2, .max_positions = 64};
+    config_.data = {.train = folder_ / "train", .validation = folder_ / "validation"};
+    config_.batch = {.sequences = 6, .length = 32, .micro_sequences = 2};
+    config_.optimizer.warmup_steps = 5;
+    config_.optimizer.lr = 5e-3;
+    config_.mesh = {.data = 2, .threads = 1};
+    config_.evaluate = {.every_steps = 12, .sequences = 10};
+    config_.checkpoint.every_steps = 10;
+  }
+
+  TrainReport run(const TrainHooks& hooks = {}, const TrainOptions& options = {.fresh = true}) {
+    auto report = run_training(config_, options, hooks);
+    EXPECT_TRUE(report.ok()) << (report.ok() ? "" : report.error().message);
+    return report.ok() ? std::move(report).value() : TrainReport{};
+  }
+
+  TempFolder folder_;
+  TrainConfig config_;
+};
+
+TEST_F(RunTraining, LearnsAndRecordsWhatItMade) {
+  const TrainReport report = run();
+  EXPECT_EQ(report.losses.size(), 30u);
+  EXPECT_LT(report.loss, report.losses[0] - 0.5);
+  EXPECT_EQ(report.evaluation_steps, (std::vector<int64_t>{12, 24, 30}));
+  EXPECT_LT(report.validation_loss, report.evaluation_losses[0]);
+  EXPECT_EQ(report.tokens, 30 * 6 * 32);
+
+  auto store = store::Store::open().value();
+  const auto model = store.resolve("tiny").value();
+  const std::string path = store.path_of(model).value();
+  const auto source = model::open_weights(path).value();
+  EXPECT_EQ(source->config().value()["vocab_size"], 97);
+  EXPECT_NE(source->find("model.layers.1.mlp.down_proj.weight"), nullptr);
+  EXPECT_EQ(store.list_artifacts({.kind = "checkpoint"}).value().size(), 3u);
+  const auto tree = store.lineage("tiny").value();
+  EXPECT_NE(store::draw_lineage(tree).find("train-folder"), std::string::npos) << store::draw_lineage(tree);
+  EXPECT_EQ(store.metric(report.run, "loss").value().size(), 30u);
+  const auto checkpoint = store.path_of(store.resolve(report.checkpoint).value()).value();
+  EXPECT_EQ(read_checkpoint_info(checkpoint).value().sha256, report.sha256);
+}
+
+TEST_F(RunTraining, AKilledWorkerChangesNoBit) {
+  const TrainReport undisturbed = run();
+  int kills = 0;
+  const TrainReport killed = run({.on_step = [&](const Progress& p) {
+    if ((p.step == 8 && kills == 0) || (p.step == 19 && kills == 1)) {
+      kill(static_cast<pid_t>(p.worker_pids.at(static_cast<size_t>(kills++))), SIGKILL);
+    }
+  }});
+  EXPECT_GE(killed.recoveries, 2);
+  EXPECT_LT(killed.recovery_seconds, 5);
+  EXPECT_EQ(killed.sha256, undisturbed.sha256);
+  EXPECT_EQ(killed.losses, undisturbed.losses);
+  EXPECT_EQ(killed.evaluation_losses, undisturbed.evaluation_losses);
+}
+
+struct ControllerDies {};
+
+TEST_F(RunTraining, AControllerThatDiesIsTakenUpAgain) {
+  config_.precision = Precision::kF32;
+  const TrainReport undisturbed = run();
+  int lives = 0;
+  for (const int64_t last : {7, 18}) {
+    EXPECT_THROW(
+        run({.on_start = [&](const std::string&, int64_t, bool resumed) { EXPECT_EQ(resumed, lives > 0); },
+             .on_step =
+                 [&](const Progress& p) {
+                   if (p.step == last) throw ControllerDies();
+                 }},
+            {.fresh = lives == 0}),
+        ControllerDies);
+    ++lives;
+  }
+  const TrainReport finished = run({}, {});
+  EXPECT_EQ(finished.sha256, undisturbed.sha256);
+  EXPECT_EQ(finished.losses, undisturbed.losses);
+  EXPECT_NE(finished.run, undisturbed.run);
+}
+
+TEST_F(RunTraining, OneWorkerAndAccumulationGiveTheSameMean) {
+  config_.precision = Precision::kF32;
+  const TrainReport two = run();
+  config_.mesh.data = 1;
+  config_.batch.micro_sequences = 0;
+  config_.recompute = true;
+  const TrainReport one = run();
+  for (size_t i = 0; i < two.losses.size(); ++i)
+    EXPECT_NEAR(one.losses[i] / two.losses[i], 1, 2e-3) << "step " << i;
+}
+
+TEST_F(RunTraining, TellsWhatIsWrongWithAConfig) {
+  config_.batch.length = 65;
+  EXPECT_THROW((void)run_training(config_, {}, {}), UserError);
+  config_.batch.length = 32;
+  config_.data.train = "nothing@latest";
+  EXPECT_EQ(run_training(config_, {}, {}).error().code, ErrorCode::kNotFound);
+  EXPECT_THROW(parse_config<TrainConfig>("t.yaml", "optimizer: {l: 3}"), UserError);
+}
+
+}  // namespace
+}  // namespace flywheel::train
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "worker") return flywheel::runtime::worker_main();
+  ::testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
