@@ -1,10 +1,14 @@
 // Ranks that come late, give up, leave, stop or are killed, on both transports: the others hear of it in
 // time, and form again without a restart.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <filesystem>
+#include <sstream>
 #include <thread>
 
+#include "base/env.h"
 #include "base/philox.h"
 #include "runtime/collectives.h"
 #include "runtime/collectives_test_group.h"
@@ -236,6 +240,40 @@ TEST_P(Faults, AStoppedRankIsADeadlineForTheOthers) {
 
 INSTANTIATE_TEST_SUITE_P(Transports, Faults, ::testing::Values("shm", "gloo"),
                          [](const auto& info) { return std::string(info.param); });
+
+// Ranks 0 and 1 are in one network namespace, 2 and 3 in another; tests/collectives/two_hosts.sh makes them.
+TEST(TwoHosts, SumInRankOrderAndFormAgainAfterADeath) {
+  std::istringstream words(env::get("FLYWHEEL_TEST_NETNS"));
+  std::string spaces[2], addresses[2];
+  words >> spaces[0] >> addresses[0] >> spaces[1] >> addresses[1];
+  if (addresses[1].empty()) GTEST_SKIP() << "run by tests/collectives/two_hosts.sh";
+  std::vector<std::string> hosts{addresses[0], addresses[0], addresses[1], addresses[1]};
+  run_processes(4,
+                [&](int rank, TestPeers& peers) {
+                  const int space = ::open(spaces[rank / 2].c_str(), O_RDONLY | O_CLOEXEC);
+                  ASSERT_EQ(setns(space, CLONE_NEWNET), 0);
+                  auto comm = peers.form(test_group(rank, 4, 1, hosts));
+                  ASSERT_NE(comm, nullptr);
+                  const auto value = [](int r, size_t i) {
+                    return 1.0f / static_cast<float>(i + 1) + static_cast<float>(r);
+                  };
+                  std::vector<float> x(300'000);
+                  for (size_t i = 0; i < x.size(); ++i) x[i] = value(rank, i);
+                  const auto summed = comm->run(AllReduce{of(std::span(x)), of(std::span(x))}, soon());
+                  ASSERT_TRUE(summed.ok()) << summed.error().to_string();
+                  for (size_t i = 0; i < x.size(); ++i) {
+                    ASSERT_EQ(x[i], ((value(0, i) + value(1, i)) + value(2, i)) + value(3, i));
+                  }
+                  if (rank == 3) kill(getpid(), SIGKILL);
+                  EXPECT_EQ(comm->run(Barrier{}, soon()).error().code, ErrorCode::kAborted);
+                  auto three = hosts;
+                  three.pop_back();
+                  const auto formed = peers.reform(*comm, test_group(rank, 3, 2, three));
+                  ASSERT_TRUE(formed.ok()) << formed.error().to_string();
+                  EXPECT_TRUE(comm->run(Barrier{}, soon()).ok());
+                },
+                60, {3});
+}
 
 // Nothing with a name is left behind by a group whose members were killed.
 TEST(Collectives, KilledGroupsLeaveNoFile) {

@@ -24,8 +24,9 @@ namespace {
 constexpr uint32_t kSlots = 4;
 constexpr int64_t kSlotBytes = 256 * 1024;
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kSmallBytes = 4096;  // below: every rank reduces everything, which saves a step
-constexpr uint32_t kPieces = 4;        // of a send on its way
+// Up to this much from all ranks together, every rank reduces everything, which saves a step.
+constexpr int64_t kSmallBytes = 128 * 1024;
+constexpr uint32_t kPieces = 4;  // of a send on its way
 constexpr int64_t kPieceBytes = 64 * 1024;
 
 struct RankControl {
@@ -185,7 +186,7 @@ class ShmTransport final : public Transport {
     const auto* in = static_cast<const char*>(op.in.data);
     auto* out = static_cast<char*>(op.out.data);
     const int64_t bytes = op.in.bytes();
-    if (bytes <= kSmallBytes) {
+    if (bytes * size_ <= kSmallBytes) {
       return pipeline(
           1, [&](int64_t, uint32_t chunk) { copy(slot(rank_, chunk), in, bytes); },
           [&](int64_t, uint32_t chunk) -> Result<void> {
