@@ -4,7 +4,7 @@
 #include <parquet/arrow/reader.h>
 #include <parquet/exception.h>
 
-#include "data/parquet_reader_internal.h"
+#include "data/parquet_internal.h"
 
 namespace flywheel::data {
 namespace {

@@ -22,7 +22,7 @@ Result<Keys> make_keys(const DataConfig& config, const std::string& inputs_diges
   Keys keys;
   keys.extract = stage_key({kVersion, inputs_digest, dump_config(config.input), dump_config(config.extract)});
   keys.clean = stage_key({keys.extract, dump_config(config.unicode), dump_config(config.quality)});
-  keys.dedup = stage_key({keys.clean, dump_config(config.dedup)});
+  keys.dedup = stage_key({keys.clean, dump_config(config.dedup), config.parquet ? "parquet" : ""});
   std::string given;
   if (!config.tokenizer.path.empty()) {
     const std::string folder_file = config.tokenizer.path + "/tokenizer.json";

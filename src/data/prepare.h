@@ -56,6 +56,7 @@ struct ShardConfig {
 
 struct DataConfig {
   std::string name = "dataset";  // of the artifact in the store
+  bool parquet = false;          // also write documents.parquet
   InputConfig input;
   ExtractConfig extract;
   UnicodeConfig unicode;
@@ -65,7 +66,8 @@ struct DataConfig {
   ShardConfig shards;
   template <typename V>
   void fields(V& v) {
-    v("name", name), v("input", input), v("extract", extract), v("unicode", unicode), v("quality", quality);
+    v("name", name), v("parquet", parquet), v("input", input), v("extract", extract), v("unicode", unicode),
+        v("quality", quality);
     v("dedup", dedup), v("tokenizer", tokenizer), v("shards", shards);
   }
 };

@@ -3,6 +3,7 @@
 
 #include "base/config.h"
 #include "data/document.h"
+#include "data/parquet_internal.h"
 #include "data/reader.h"
 #include "data/stage_internal.h"
 
@@ -71,13 +72,16 @@ Stage make_stage(const std::string& name, const std::string& key) {
   return {name, key, {at + ".jsonl", at + ".dropped.jsonl", at + ".quarantined.jsonl"}};
 }
 
-// Calls use(document) for each line of a chunk. These lines are ours: one that does not parse is corruption.
+// Calls use(document) for each line of a chunk that an earlier stage wrote.
 template <typename Use>
 void for_each_document(std::string_view chunk, Use&& use) {
   while (!chunk.empty()) {
     const size_t end = std::min(chunk.find('\n'), chunk.size());
     Result<Document> document = document_from_json(chunk.substr(0, end));
-    CHECK(document.ok(), "a line that an earlier stage wrote: {}", document.error().to_string());
+    if (!document.ok()) {
+      throw UserError("stages", "a line that an earlier stage wrote is broken: " + document.error().message,
+                      "remove the folder `stages` in the output and run again");
+    }
     use(std::move(document).value());
     chunk.remove_prefix(std::min(end + 1, chunk.size()));
   }
@@ -171,6 +175,7 @@ Result<void> clean_stage(StageContext& context, const std::string& key) {
 Result<void> dedup_stage(StageContext& context, const std::string& key) {
   const DedupConfig& config = context.request.config.dedup;
   Stage stage{"dedup", key, {"documents.jsonl", "stages/dedup.dropped.jsonl", "clusters.jsonl"}};
+  if (context.request.config.parquet) stage.outputs.emplace_back("documents.parquet");
   return context.run(stage, [&](StageReport& report) -> Result<void> {
     ASSIGN_OR_RETURN(const MappedFile file, MappedFile::open(context.path("stages/clean.jsonl")));
     const std::vector<std::string_view> chunks = line_chunks(file.bytes(), kChunkBytes / 4);
@@ -255,7 +260,11 @@ Result<void> dedup_stage(StageContext& context, const std::string& key) {
       report.counts["clusters"] = static_cast<int64_t>(duplicates.clusters.size());
     RETURN_IF_ERROR(kept.commit());
     RETURN_IF_ERROR(dropped.commit());
-    return clusters.commit();
+    RETURN_IF_ERROR(clusters.commit());
+    if (context.request.config.parquet) {
+      return write_parquet(context.path("documents.jsonl"), context.path("documents.parquet"));
+    }
+    return {};
   });
 }
 

@@ -67,15 +67,16 @@ DataConfig small_config() {
   config.name = "small";
   config.tokenizer.vocab_size = 400;
   config.shards.validation_fraction = 0.2;
+  config.parquet = true;
   config.quality.gopher_repetition.enabled = false;
   return config;
 }
 
 std::string outputs_hash(const std::string& output) {
   std::string all;
-  for (const char* file :
-       {"documents.jsonl", "dropped.jsonl", "quarantined.jsonl", "clusters.jsonl", "tokenizer/tokenizer.json",
-        "shards/train/manifest.json", "shards/train/shard-00000.tokens", "shards/validation/manifest.json"}) {
+  for (const char* file : {"documents.jsonl", "documents.parquet", "dropped.jsonl", "quarantined.jsonl",
+                           "clusters.jsonl", "tokenizer/tokenizer.json", "shards/train/manifest.json",
+                           "shards/train/shard-00000.tokens", "shards/validation/manifest.json"}) {
     all += sha256_file(output + "/" + file).value();
   }
   return sha256_hex(all);

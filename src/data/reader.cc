@@ -4,7 +4,7 @@
 
 #include "base/json.h"
 #include "data/charset.h"
-#include "data/parquet_reader_internal.h"
+#include "data/parquet_internal.h"
 
 namespace flywheel::data {
 namespace {

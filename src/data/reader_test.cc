@@ -10,6 +10,7 @@
 
 #include "base/env.h"
 #include "base/philox.h"
+#include "data/parquet_internal.h"
 
 namespace flywheel::data {
 namespace {
@@ -214,6 +215,31 @@ TEST(Reader, BrokenParquetIsQuarantined) {
       EXPECT_FALSE(all.quarantined.empty());
     }
   }
+}
+
+TEST(Reader, DocumentsAsParquetReadBack) {
+  TempFolder folder;
+  Philox rng(8);
+  std::string lines;
+  std::vector<std::string> texts;
+  for (int i = 0; i < 3000; ++i) {
+    Document document;
+    document.id = document_id("f", std::to_string(i));
+    document.file = "f";
+    document.url = "u" + std::to_string(i);
+    document.text = "täxt " + std::to_string(rng.next_u64()) + std::string(rng.below(3000), 'x');
+    texts.push_back(document.text);
+    lines += to_json_line(document) + "\n";
+  }
+  write_file(folder / "a.jsonl", lines).value();
+  write_parquet(folder / "a.jsonl", folder / "out/a.parquet").value();
+  const UnitResult all = read_all(folder / "out");
+  ASSERT_EQ(all.documents.size(), texts.size());
+  for (size_t i = 0; i < texts.size(); ++i) {
+    ASSERT_EQ(all.documents[i].text, texts[i]);
+    ASSERT_EQ(all.documents[i].url, "u" + std::to_string(i));
+  }
+  EXPECT_TRUE(all.quarantined.empty());
 }
 
 TEST(Reader, CommonCrawlDocuments) {

@@ -1,4 +1,4 @@
-// Rows of a Parquet file. Arrow's headers stay in the .cc.
+// Parquet files in and out. Arrow's headers stay in the .cc.
 #pragma once
 
 #include <cstdint>
@@ -22,5 +22,8 @@ Result<int> parquet_row_groups(std::string_view bytes);
 // kInvalid without a column `text_key` of texts.
 Result<std::vector<ParquetRow>> read_parquet(std::string_view bytes, int row_group,
                                              const std::string& text_key);
+
+// A JSONL file of documents as Parquet (zstd), with a column for each of their keys.
+Result<void> write_parquet(const std::string& jsonl_path, const std::string& parquet_path);
 
 }  // namespace flywheel::data
