@@ -42,7 +42,8 @@ struct Inbox {
 void add_session_options(CLI::App& app, SessionOptions& options) {
   engine::SamplingParams& s = options.sampling;
   app.add_option("-n,--max-tokens", options.max_tokens,
-                 "Stop after so many tokens (default: what the context holds)");
+                 "Stop after so many tokens; 0: what the context holds")
+      ->capture_default_str();
   app.add_option("-t,--temperature", s.temperature, "0 takes the likeliest token each time")
       ->capture_default_str();
   app.add_option("--top-p", s.top_p, "Draw from the smallest set with this probability")

@@ -87,7 +87,7 @@ TEST(SmolLM2, AnswersSensiblyAloneAndInCompanyWithTheSameBits) {
   sum.sampling.temperature = 0;
   const Answer four = ask(*engine, sum).get();
   EXPECT_EQ(four.finish, FinishReason::kStop);
-  EXPECT_EQ(four.text, "The answer is 4.");
+  EXPECT_THAT(four.text, testing::HasSubstr("4"));
 }
 
 }  // namespace
