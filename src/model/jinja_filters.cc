@@ -195,7 +195,7 @@ Value tojson(Renderer& renderer, const Value& value, Given given) {
   const Value* indent = given.find(1, "indent");
   if (indent && !indent->is_none()) {
     style.multiline = true;
-    style.item_separator.assign(1, ',');
+    style.item_separator = std::string(1, ',');
     if (indent->is_string()) {
       style.indent = indent->text();
     } else {
