@@ -33,6 +33,7 @@ constexpr int64_t kChunkTokens = 512;
 struct Arguments {
   std::string mode, model, text;
   int64_t tokens = 512, rounds = 5, chunks = 8;
+  int threads = 0;  // 0: one per core
 };
 
 struct Timing {
@@ -178,9 +179,10 @@ Json perplexity(const Arguments& args) {
 Arguments parse(int argc, char** argv) {
   Arguments args;
   if (argc < 3)
-    throw UserError("",
-                    "engine_speed_bench prefill|decode|perplexity MODEL [--tokens N] [--rounds N] [--text "
-                    "FILE] [--chunks N]");
+    throw UserError(
+        "",
+        "engine_speed_bench prefill|decode|perplexity MODEL [--threads N] [--tokens N] [--rounds N] [--text "
+        "FILE] [--chunks N]");
   args.mode = argv[1], args.model = argv[2];
   for (int i = 3; i + 1 < argc; i += 2) {
     const std::string flag = argv[i], value = argv[i + 1];
@@ -190,6 +192,8 @@ Arguments parse(int argc, char** argv) {
       args.rounds = std::atoll(value.c_str());
     } else if (flag == "--chunks") {
       args.chunks = std::atoll(value.c_str());
+    } else if (flag == "--threads") {
+      args.threads = std::atoi(value.c_str());
     } else if (flag == "--text") {
       args.text = value;
     } else {
@@ -203,6 +207,7 @@ Arguments parse(int argc, char** argv) {
 
 int main(int argc, char** argv) try {
   const Arguments args = parse(argc, argv);
+  set_compute_threads(args.threads);
   const Json result = args.mode == "perplexity" ? perplexity(args) : measure(args);
   std::printf("%s\n", result.dump().c_str());
   return 0;
