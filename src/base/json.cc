@@ -30,6 +30,10 @@ Result<J> parse(std::string_view text, int max_depth) {
     std::string what = error.what();
     if (const size_t at = what.find("line "); at != std::string::npos) what = what.substr(at);
     return make_error(ErrorCode::kInvalid, "not JSON: {}", what);
+  } catch (const typename J::exception& error) {  // a number that no double holds, as 1e999
+    std::string what = error.what();
+    if (const size_t at = what.find("] "); at != std::string::npos) what = what.substr(at + 2);
+    return make_error(ErrorCode::kInvalid, "JSON that cannot be represented: {}", what);
   }
 }
 
