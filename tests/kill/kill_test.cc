@@ -1,0 +1,203 @@
+// Kills and stops processes of small runs at random moments: workers and the controller, SIGKILL and SIGSTOP.
+//
+//   kill_test --count 200 [--seed S]     until so many have been hurt; the seed is printed
+//
+// Every run must end with the SHA-256 of the undisturbed one. A recovery is timed from the signal to the next
+// result that the program sees (for the controller: to the first new result of its successor), and must take
+// less than 5 s.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <fstream>
+#include <random>
+
+#include "toy_training.h"
+
+namespace flywheel::runtime {
+namespace {
+
+constexpr int kSteps = 300;
+constexpr double kLimitSeconds = 5;
+
+int64_t now_ms() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// The program under attack, in a process of its own. Tells how far it is through small files, replaced whole:
+// `pids` (of the workers), `step` (and when), `hash` at the end.
+int program(const std::string& folder) {
+  auto controller = Controller::open(toy_options(folder + "/run"));
+  if (!controller.ok()) {
+    LOG_ERROR("{}", controller.error().to_string());
+    return 1;
+  }
+  auto mesh = (*controller)->mesh("toy", {{"data", 2}});
+  if (!mesh.ok()) {
+    LOG_ERROR("{}", mesh.error().to_string());
+    return 1;
+  }
+  const auto tell = [&](const std::string& name, const std::string& text) {
+    std::ofstream(folder + "/" + name + ".new") << text;
+    std::rename((folder + "/" + name + ".new").c_str(), (folder + "/" + name).c_str());
+  };
+  const auto hash = toy_training(*mesh, kSteps, [&](int step, const Mesh& toy) {
+    std::string pids;
+    for (const int64_t pid : toy.status().pids) pids += std::to_string(pid) + " ";
+    tell("pids", pids);
+    if (!(*controller)->replaying()) tell("step", fmt::format("{} {}", step, now_ms()));
+  });
+  if (!hash.ok()) {
+    LOG_ERROR("{}", hash.error().to_string());
+    return 1;
+  }
+  tell("hash", *hash);
+  return (*controller)->close().ok() ? 0 : 1;
+}
+
+std::vector<int64_t> numbers_in(const std::string& path) {
+  std::ifstream file(path);
+  std::vector<int64_t> numbers;
+  for (int64_t number; file >> number;) numbers.push_back(number);
+  return numbers;
+}
+
+struct Attack {
+  std::string what;
+  double recovery_seconds = 0;
+};
+
+class Attacker {
+ public:
+  Attacker(uint64_t seed, int count) : rng_(seed), count_(count) {}
+
+  // One run, hurt again and again until it ends. The hash, or what went wrong.
+  Result<std::string> attack_run(const std::string& folder) {
+    pid_t controller = start(folder);
+    for (const Deadline limit = Deadline::after_ms(300'000);;) {
+      const Deadline calm = Deadline::after_ms(60 + static_cast<int64_t>(rng_.below(500)));
+      while (!calm.expired() && !ended(controller)) pause();
+      if (path_exists(folder + "/hash") || limit.expired()) break;
+      if (ended(controller)) return make_error(ErrorCode::kAborted, "the program gave up (exit {})", status_);
+      if (done() || !path_exists(folder + "/step")) continue;
+      const auto pids = numbers_in(folder + "/pids");
+      const uint64_t kind =
+          rng_.below(5);  // 0-1: kill a worker, 2: stop one, 3: both workers, 4: the controller
+      const int64_t since = now_ms();
+      Attack attack;
+      if (kind == 4) {
+        attack.what = "kill controller";
+        ::kill(controller, SIGKILL);
+        ::waitpid(controller, nullptr, 0);
+        controller = start(folder);
+      } else {
+        const size_t victim = rng_.below(2);
+        attack.what = kind == 2 ? "stop worker" : kind == 3 ? "kill both workers" : "kill worker";
+        for (size_t i = 0; i < pids.size(); ++i) {
+          if ((kind == 3 || i == victim) && pids[i] > 0)
+            ::kill(static_cast<pid_t>(pids[i]), kind == 2 ? SIGSTOP : SIGKILL);
+        }
+      }
+      // Recovered: a step was issued well after the signal, behind results that came after it.
+      const auto before = numbers_in(folder + "/step");
+      const int64_t wanted = before.empty() ? 0 : before[0] + 6;
+      const Deadline patience = Deadline::after_ms(30'000);
+      while (!patience.expired() && !path_exists(folder + "/hash")) {
+        const auto at = numbers_in(folder + "/step");
+        if (at.size() == 2 && at[1] > since && at[0] >= wanted) break;
+        if (ended(controller)) break;
+        pause();
+      }
+      attack.recovery_seconds = static_cast<double>(now_ms() - since) / 1000;
+      attacks.push_back(attack);
+      std::printf("%4zu  %-18s recovered in %.2f s\n", attacks.size(), attack.what.c_str(),
+                  attack.recovery_seconds);
+      std::fflush(stdout);
+    }
+    for (const Deadline limit = Deadline::after_ms(30'000); !ended(controller) && !limit.expired();) pause();
+    if (!ended(controller)) ::kill(controller, SIGKILL);
+    return read_file(folder + "/hash");
+  }
+  bool done() const { return static_cast<int>(attacks.size()) >= count_; }
+  std::vector<Attack> attacks;
+
+ private:
+  static void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(2)); }
+  pid_t start(const std::string& folder) {
+    ended_ = false;
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      ::execl("/proc/self/exe", "kill_test", "program", folder.c_str(), nullptr);
+      ::_exit(127);
+    }
+    return pid;
+  }
+  bool ended(pid_t pid) {
+    if (!ended_ && ::waitpid(pid, &status_, WNOHANG) == pid) ended_ = true;
+    return ended_;
+  }
+  Philox rng_;
+  int count_ = 0, status_ = 0;
+  bool ended_ = false;
+};
+
+int harness(int count, uint64_t seed) {
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  std::string expected;
+  {
+    const TempFolder folder;
+    Attacker nobody(seed, 0);
+    auto hash = nobody.attack_run(folder.path());
+    if (!hash.ok()) {
+      std::printf("the undisturbed run failed: %s\n", hash.error().to_string().c_str());
+      return 1;
+    }
+    expected = *hash;
+  }
+  std::printf("undisturbed: %s\n", expected.c_str());
+  Attacker attacker(seed, count);
+  int runs = 0;
+  while (!attacker.done()) {
+    const TempFolder folder;
+    const auto hash = attacker.attack_run(folder.path());
+    ++runs;
+    if (!hash.ok() || *hash != expected) {
+      std::printf("run %d: %s instead\n", runs, hash.ok() ? hash->c_str() : hash.error().to_string().c_str());
+      return 1;
+    }
+  }
+  std::vector<double> seconds;
+  for (const auto& attack : attacker.attacks) seconds.push_back(attack.recovery_seconds);
+  std::sort(seconds.begin(), seconds.end());
+  std::printf(
+      "%zu attacks in %d runs, every run ended with the same SHA-256; recovery: median %.2f s, slowest %.2f "
+      "s\n",
+      seconds.size(), runs, seconds[seconds.size() / 2], seconds.back());
+  if (seconds.back() < kLimitSeconds) return 0;
+  std::printf("a recovery took longer than %.0f s\n", kLimitSeconds);
+  return 1;
+}
+
+}  // namespace
+}  // namespace flywheel::runtime
+
+int main(int argc, char** argv) {
+  using namespace flywheel;
+  using namespace flywheel::runtime;
+  const std::vector<std::string> args(argv + 1, argv + argc);
+  if (!args.empty() && args[0] == "worker") return worker_main();
+  init_logging();
+  if (args.size() == 2 && args[0] == "program") return program(args[1]);
+  int count = 20;
+  uint64_t seed = std::random_device{}();
+  for (size_t i = 0; i + 1 < args.size(); i += 2) {
+    if (args[i] == "--count") count = std::stoi(args[i + 1]);
+    if (args[i] == "--seed") seed = std::stoull(args[i + 1]);
+  }
+  return harness(count, seed);
+}
