@@ -1,5 +1,4 @@
-// RMSNorm on the GPU: one block of threads a row; sums in a tree over the block, so a row's bits do not
-// depend on T.
+// RMSNorm on the GPU: one block of threads a row; sums in a tree over the block, so a row's bits do not depend on T.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -9,8 +8,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void rms_norm_rows(float* y_TD, const float* x_TD, const float* weight_D, int64_t D,
-                              float epsilon) {
+__global__ void rms_norm_rows(float* y_TD, const float* x_TD, const float* weight_D, int64_t D, float epsilon) {
   __shared__ float partial[kThreads];
   const float* x = x_TD + blockIdx.x * D;
   float* y = y_TD + blockIdx.x * D;
@@ -28,8 +26,7 @@ __global__ void rms_norm_rows(float* y_TD, const float* x_TD, const float* weigh
 
 }  // namespace
 
-void rms_norm_device(float* y_TD, const float* x_TD, const float* weight_D, int64_t T, int64_t D,
-                     float epsilon) {
+void rms_norm_device(float* y_TD, const float* x_TD, const float* weight_D, int64_t T, int64_t D, float epsilon) {
   if (T > 0) rms_norm_rows<<<static_cast<unsigned>(T), kThreads>>>(y_TD, x_TD, weight_D, D, epsilon);
 }
 

@@ -10,6 +10,7 @@
 #include <zmq.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -43,10 +44,10 @@ struct CallState {
   size_t missing = 0;             // how many are not
   std::vector<Outcome> expected;  // what the log says, when this is a replay
   std::optional<Error> error;
-  bool complete = false;         // all outcomes are in (or it has failed) and logged
-  bool done = false;             // the program may see it
-  bool dispatched = false;       // sent at least once: it may have run
-  bool failed_for_good = false;  // with `error`: decided without its workers, not tried again
+  bool complete = false;          // all outcomes are in (or it has failed) and logged
+  std::atomic<bool> done{false};  // the program may see it; set under `mutex`
+  bool dispatched = false;        // sent at least once: it may have run
+  bool failed_for_good = false;   // with `error`: decided without its workers, not tried again
   bool replayed = false;
   int kills = 0;  // workers that died with it under way
 };
@@ -123,7 +124,9 @@ struct Core : std::enable_shared_from_this<Core> {
 
   std::mutex mutex;
   std::condition_variable changed;
-  int waiters = 0;
+  std::atomic<int> waiters{0};
+  std::vector<std::shared_ptr<CallState>>
+      finished;  // by settle(); the loop shows them once it let go of `mutex`
   bool stop = false;
   std::optional<Error> failed;  // of the whole run: nothing more can be logged
   std::unique_ptr<CommandLog> log;
@@ -154,14 +157,17 @@ struct Core : std::enable_shared_from_this<Core> {
   // Waits for `ready` under `lock`, until the deadline.
   template <typename Ready>
   Result<void> wait(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what, Ready ready) {
+    Result<void> result;
+    ++waiters;  // before looking: who finishes something looks here after saying so
     while (!ready()) {
-      if (deadline.expired())
-        return make_error(ErrorCode::kDeadline, "{} took longer than it was given", what);
-      ++waiters;
+      if (deadline.expired()) {
+        result = make_error(ErrorCode::kDeadline, "{} took longer than it was given", what);
+        break;
+      }
       changed.wait_for(lock, std::chrono::milliseconds(std::min<int64_t>(deadline.remaining_ms() + 1, 200)));
-      --waiters;
     }
-    return {};
+    --waiters;
+    return result;
   }
   template <typename T>
   uint64_t record(RecordType type, const T& body) {
@@ -180,6 +186,8 @@ struct Core : std::enable_shared_from_this<Core> {
   void on_hello(const std::string& identity, const HelloMessage& hello, int fd);
   void on_meet(const std::string& identity, MeetMessage meet);
   void tick(int64_t elapsed_ms);
+  void turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick);
+  void show_finished();
   WorkerState* find_worker(const WorkerId& id, MeshState** mesh);
 
   // dispatch.cc, `mutex` held

@@ -35,7 +35,6 @@ WorkerState* Core::find_worker(const WorkerId& id, MeshState** mesh) {
 void Core::loop() {
   Stopwatch since_tick;
   std::vector<zmq::pollitem_t> items;
-  zmq::message_t identity, message;
   for (;;) {
     items = {{results.zmq.handle(), 0, ZMQ_POLLIN, 0},
              {control.zmq.handle(), 0, ZMQ_POLLIN, 0},
@@ -54,46 +53,64 @@ void Core::loop() {
       }
     }
     zmq::poll(items, std::chrono::milliseconds(busy ? 5 : 50));
+    turn(items, busy, since_tick);
+    show_finished();
     std::scoped_lock lock(mutex);
-    if (items[3].revents != 0) {
-      uint64_t count = 0;
-      [[maybe_unused]] const ssize_t n = ::read(wake, &count, sizeof count);
-    }
     if (stop) {
       for (auto& mesh : meshes) {
         for (auto& worker : mesh.workers) worker.process.reset();  // ended by the thread that started them
       }
       return;
     }
-    while (monitor.recv(message, zmq::recv_flags::dontwait)) {  // event and descriptor, then the endpoint
-      int32_t fd = 0;
-      if (message.size() >= 6) std::memcpy(&fd, static_cast<const char*>(message.data()) + 2, 4);
-      (void)monitor.recv(message);
-      for (auto& mesh : meshes) {
-        for (auto& worker : mesh.workers) {
-          if (worker.hello && worker.control_fd == fd) {
-            worker.control_fd = -1;
-            recover(mesh, {worker.id.rank}, "its connection closed");
-          }
+  }
+}
+
+// Without `mutex`: the program's next call must not find it taken.
+void Core::show_finished() {
+  if (finished.empty()) return;
+  for (const auto& call : finished) call->done = true;
+  finished.clear();
+  if (waiters > 0) {
+    std::scoped_lock lock(mutex);
+    changed.notify_all();
+  }
+}
+
+void Core::turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick) {
+  std::scoped_lock lock(mutex);
+  zmq::message_t identity, message;
+  if (items[3].revents != 0) {
+    uint64_t count = 0;
+    [[maybe_unused]] const ssize_t n = ::read(wake, &count, sizeof count);
+  }
+  while (monitor.recv(message, zmq::recv_flags::dontwait)) {  // event and descriptor, then the endpoint
+    int32_t fd = 0;
+    if (message.size() >= 6) std::memcpy(&fd, static_cast<const char*>(message.data()) + 2, 4);
+    (void)monitor.recv(message);
+    for (auto& mesh : meshes) {
+      for (auto& worker : mesh.workers) {
+        if (worker.hello && worker.control_fd == fd) {
+          worker.control_fd = -1;
+          recover(mesh, {worker.id.rank}, "its connection closed");
         }
       }
     }
-    for (int n = 0; n < 256 && results.zmq.recv(message, zmq::recv_flags::dontwait); ++n) {
-      on_result(message.to_string_view());
-    }
-    while (control.zmq.recv(identity, zmq::recv_flags::dontwait)) {
-      if (control.zmq.recv(message)) on_control(identity.to_string(), message);
-    }
-    std::deque<std::function<void()>> tasks;
-    tasks.swap(posted);
-    for (const auto& task : tasks) task();
-    const auto elapsed_ms = static_cast<int64_t>(since_tick.seconds() * 1000);
-    const bool exited =
-        std::any_of(items.begin() + 4, items.end(), [](const auto& item) { return item.revents != 0; });
-    if (elapsed_ms >= (busy ? 5 : 20) || exited || !tasks.empty() || items[3].revents != 0) {
-      since_tick.restart();
-      tick(elapsed_ms);
-    }
+  }
+  for (int n = 0; n < 256 && results.zmq.recv(message, zmq::recv_flags::dontwait); ++n) {
+    on_result(message.to_string_view());
+  }
+  while (control.zmq.recv(identity, zmq::recv_flags::dontwait)) {
+    if (control.zmq.recv(message)) on_control(identity.to_string(), message);
+  }
+  std::deque<std::function<void()>> tasks;
+  tasks.swap(posted);
+  for (const auto& task : tasks) task();
+  const auto elapsed_ms = static_cast<int64_t>(since_tick.seconds() * 1000);
+  const bool exited =
+      std::any_of(items.begin() + 4, items.end(), [](const auto& item) { return item.revents != 0; });
+  if (elapsed_ms >= (busy ? 5 : 20) || exited || !tasks.empty() || items[3].revents != 0) {
+    since_tick.restart();
+    tick(elapsed_ms);
   }
 }
 

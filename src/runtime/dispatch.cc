@@ -147,7 +147,6 @@ void Core::take_outcome(MeshState& mesh, CallState& call, int rank, Outcome outc
 // Calls of a mesh are finished in order, so that nothing is seen that came after a call which turns out to
 // have failed, and with that, to have happened nowhere.
 void Core::settle(MeshState& mesh) {
-  bool seen = false;
   while (mesh.first_incomplete - mesh.tail_base < mesh.tail.size()) {
     const auto call = mesh.tail[mesh.first_incomplete - mesh.tail_base];
     if (!call->complete) {
@@ -164,12 +163,10 @@ void Core::settle(MeshState& mesh) {
         break;
       }
       finish(mesh, call);
-      seen = true;
     }
     ++mesh.first_incomplete;
     mesh.oldest_since.restart();
   }
-  if (seen && waiters > 0) changed.notify_all();
 }
 
 // All that will be known of the call is in: it is logged, and the program may see it.
@@ -187,12 +184,14 @@ void Core::finish(MeshState& mesh, const std::shared_ptr<CallState>& call) {
   }
   const ResultRecord result{call->command.sequence, mesh.epoch, call->outcomes};
   const uint64_t position = record(RecordType::kResult, result);
+  // A program that is still catching up may ask for it after a watermark has trimmed it from the tail.
+  if (LoggedCall* logged = history.find(call->command.sequence)) logged->result = result;
   if (call->command.kind == Kind::kNondeterministic || call->error) {
     // Seen by nobody before it is sure to be the same in every later life of the program.
     await_durable.emplace_back(position, call);
     log->flush();
   } else {
-    call->done = true;
+    finished.push_back(call);
   }
 }
 
@@ -202,7 +201,7 @@ void Core::fail_mesh(MeshState& mesh, Error error) {
   mesh.phase = MeshState::Phase::kFailed;
   mesh.failed = error;
   for (const auto& call : mesh.tail) {
-    if (call->done) continue;
+    if (call->complete) continue;
     call->error = error;  // not logged: the run can be taken up again
     call->done = true;
   }

@@ -209,7 +209,10 @@ RollbackMessage Core::rollback_for(MeshState& mesh, const WorkerState& worker) {
     order.hosts.push_back(other.host.address.empty() ? "127.0.0.1" : other.host.address);
   }
   if (mesh.restore_point == 0) return order;
-  for (const std::string& piece : {std::string("replicated"), own_piece(worker.id.rank)}) {
+  // Its neighbour's piece too, to keep: then every piece is again with two workers.
+  const int n = mesh.shape.size();
+  for (const std::string& piece :
+       {std::string("replicated"), own_piece(worker.id.rank), own_piece((worker.id.rank + n - 1) % n)}) {
     PieceSource source{piece, "", ""};
     const auto& holders = mesh.holders[piece];
     if (holders.empty()) {
@@ -250,7 +253,9 @@ void Core::advance(MeshState& mesh) {
     worker.next_result = mesh.next_dispatch;
     if (mesh.restore_point == 0) continue;
     mesh.holders["replicated"].insert(worker.id.incarnation);
+    const int n = mesh.shape.size();
     mesh.holders[own_piece(worker.id.rank)].insert(worker.id.incarnation);
+    mesh.holders[own_piece((worker.id.rank + n - 1) % n)].insert(worker.id.incarnation);
   }
   // Results that nobody holds any more are made again by the replay, and dropped again after it.
   const uint64_t last = mesh.tail.empty() ? mesh.restore_point : mesh.tail.back()->command.sequence;

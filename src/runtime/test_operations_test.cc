@@ -109,11 +109,17 @@ REGISTER_OPERATION("test.liar", Kind::kStateful, [](Call&) -> Result<std::string
 });
 
 }  // namespace
+
+int program_main(const std::string& folder, int steps);  // recovery_test.cc
+
 }  // namespace flywheel::runtime
 
 int main(int argc, char** argv) {
   if (argc > 1 && std::string_view(argv[1]) == "worker") return flywheel::runtime::worker_main();
   flywheel::init_logging();
+  if (argc == 4 && std::string_view(argv[1]) == "program") {
+    return flywheel::runtime::program_main(argv[2], std::stoi(argv[3]));
+  }
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
 }

@@ -1,0 +1,249 @@
+// Losses of workers and controllers, and the same bits in spite of them.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <thread>
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "runtime/controller.h"
+
+namespace flywheel::runtime {
+namespace {
+
+using testing::HasSubstr;
+
+ControllerOptions options_in(const std::string& folder) {
+  ControllerOptions options;
+  options.folder = folder;
+  options.run = "test";
+  options.sync = LogSync::kProcess;
+  options.watermark_interval_ms = 30;
+  options.durable_interval_ms = 100;
+  options.watermark_cost = 1;
+  return options;
+}
+
+// `steps` calls; the digest of everything that every rank answered. `at(step)` may do harm.
+std::string run_steps(const Mesh& mesh, int steps, const std::function<void(int)>& at = {},
+                      const std::string& args = "sleep 1") {
+  Sha256 sha;
+  std::vector<Future> futures{mesh.call("test.create")};
+  for (int step = 0; step < steps; ++step) {
+    if (at) at(step);
+    futures.push_back(mesh.call(step % 5 == 4 ? "test.sum" : "test.step", args, {.cursor = step}));
+    if (futures.size() % 8 == 0) EXPECT_TRUE(futures.back().wait(Deadline::after_ms(20'000)).ok());
+  }
+  for (const Future& future : futures) {
+    const auto digests = future.digests(Deadline::after_ms(20'000));
+    if (!digests.ok()) return digests.error().to_string();
+    for (const uint64_t digest : *digests) sha.update(std::to_string(digest));
+  }
+  for (int rank = 0; rank < mesh.shape().size(); ++rank)
+    sha.update(mesh.call("test.step", "", {.cursor = 7}).get(rank).value());
+  return sha.hex();
+}
+
+std::string undisturbed(int ranks, int steps) {
+  const TempFolder folder;
+  auto controller = Controller::open(options_in(folder / "run")).value();
+  const Mesh mesh = controller->mesh("m", {{"data", ranks}}).value();
+  return run_steps(mesh, steps);
+}
+
+void hurt(const Mesh& mesh, int rank, int signal) {
+  const auto pid = static_cast<pid_t>(mesh.status().pids.at(static_cast<size_t>(rank)));
+  if (pid > 0) ::kill(pid, signal);
+}
+
+TEST(Recovery, AKilledWorkerIsReplacedAndNoBitChanges) {
+  const TempFolder folder;
+  auto controller = Controller::open(options_in(folder / "run")).value();
+  const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+  const std::string hash = run_steps(mesh, 120, [&](int step) {
+    if (step == 60) hurt(mesh, 1, SIGKILL);
+    if (step == 90) hurt(mesh, 0, SIGKILL);
+  });
+  EXPECT_EQ(hash, undisturbed(2, 120));
+  EXPECT_EQ(mesh.status().recoveries, 2);
+  EXPECT_GE(mesh.status().watermarks, 1u);
+  EXPECT_LT(mesh.status().last_recovery_seconds, 2.0);
+}
+
+TEST(Recovery, AStoppedWorkerIsNoticedWithinASecondAndFenced) {
+  const TempFolder folder;
+  auto controller = Controller::open(options_in(folder / "run")).value();
+  const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+  Stopwatch clock;
+  const std::string hash = run_steps(mesh, 60, [&](int step) {
+    if (step == 30) hurt(mesh, 1, SIGSTOP), clock.restart();
+  });
+  EXPECT_LT(clock.seconds(), 3.0);
+  EXPECT_EQ(hash, undisturbed(2, 60));
+  EXPECT_EQ(mesh.status().recoveries, 1);
+}
+
+TEST(Recovery, AllWorkersLostGoBackToTheDisk) {
+  const TempFolder folder;
+  auto controller = Controller::open(options_in(folder / "run")).value();
+  const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+  const std::string hash = run_steps(mesh, 200, [&](int step) {
+    if (step != 150) return;
+    EXPECT_TRUE(controller->checkpoint(Deadline::after_ms(5000)).ok());
+    EXPECT_GT(mesh.status().durable_watermark, 0u);
+    hurt(mesh, 0, SIGKILL), hurt(mesh, 1, SIGKILL);
+  });
+  EXPECT_EQ(hash, undisturbed(2, 200));
+}
+
+TEST(Recovery, ASingleWorkerReplaysFromItsLog) {
+  const TempFolder folder;
+  auto options = options_in(folder / "run");
+  options.durable_interval_ms = 1'000'000;
+  auto controller = Controller::open(options).value();
+  const Mesh mesh = controller->mesh("m", {{"data", 1}}).value();
+  const std::string hash = run_steps(mesh, 50, [&](int step) {
+    if (step == 40) hurt(mesh, 0, SIGKILL);
+  });
+  EXPECT_EQ(hash, undisturbed(1, 50));
+}
+
+TEST(Recovery, AFailedStatefulCallHasHappenedNowhere) {
+  std::string with, without;
+  for (std::string* out : {&with, &without}) {
+    const TempFolder folder;
+    auto controller = Controller::open(options_in(folder / "run")).value();
+    const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+    (void)mesh.call("test.create").wait();
+    (void)mesh.call("test.step", "", {.generator_key = 1}).wait();
+    if (out == &with) {
+      for (const char* how : {"fail", "fail on 1", "throw"}) {
+        const Future failed = mesh.call("test.step", how);
+        const Future after = mesh.call("test.echo", "after");  // pipelined behind it
+        EXPECT_FALSE(failed.wait(Deadline::after_ms(5000)).ok()) << how;
+        EXPECT_EQ(after.get(1, Deadline::after_ms(5000)).value(), "after");
+      }
+    }
+    const Future last = mesh.call("test.step", "", {.generator_key = 2});
+    *out = last.get(0, Deadline::after_ms(5000)).value() + last.get(1).value();
+  }
+  EXPECT_EQ(with, without);
+}
+
+TEST(Recovery, ACallThatKillsItsWorkersIsGivenUpAndTheRestGoesOn) {
+  const TempFolder folder;
+  auto controller = Controller::open(options_in(folder / "run")).value();
+  const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+  (void)mesh.call("test.create").wait();
+  const Future deadly = mesh.call("test.die");
+  const Future after = mesh.call("test.step");
+  const auto died = deadly.wait(Deadline::after_ms(20'000));
+  ASSERT_FALSE(died.ok());
+  EXPECT_EQ(died.error().code, ErrorCode::kPeerLost);
+  EXPECT_THAT(died.error().message, HasSubstr("ended its workers"));
+  EXPECT_TRUE(after.wait(Deadline::after_ms(5000)).ok());
+}
+
+TEST(Recovery, ACallPastItsDeadlineFailsAndTheMeshGoesOn) {
+  const TempFolder folder;
+  auto controller = Controller::open(options_in(folder / "run")).value();
+  const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+  (void)mesh.call("test.create").wait();
+  const auto late =
+      mesh.call("test.step", "sleep 60000", {.deadline_ms = 100}).wait(Deadline::after_ms(10'000));
+  ASSERT_FALSE(late.ok());
+  EXPECT_EQ(late.error().code, ErrorCode::kDeadline);
+  EXPECT_TRUE(mesh.call("test.step").wait(Deadline::after_ms(5000)).ok());
+}
+
+TEST(Recovery, ANondeterministicResultIsKeptAndNeverMadeTwice) {
+  const TempFolder folder;
+  auto options = options_in(folder / "run");
+  options.watermark_interval_ms = 1'000'000;
+  auto controller = Controller::open(options).value();
+  const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+  (void)mesh.call("test.create").wait();
+  const Future pid = mesh.call("test.pid");
+  const std::string before = pid.get(1).value();
+  hurt(mesh, 1, SIGKILL);
+  const Future copy = mesh.call("test.join", "", {.uses = {pid.sequence()}});
+  EXPECT_EQ(copy.get(1, Deadline::after_ms(5000)).value(), before);
+  EXPECT_NE(std::to_string(mesh.status().pids[1]), before);
+  EXPECT_EQ(mesh.status().recoveries, 1);
+}
+
+TEST(Recovery, AnOperationThatLiesAboutBeingDeterministicIsFoundOut) {
+  const TempFolder folder;
+  auto options = options_in(folder / "run");
+  options.watermark_interval_ms = 1'000'000;
+  auto controller = Controller::open(options).value();
+  const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+  const Future lie = mesh.call("test.liar");
+  EXPECT_TRUE(lie.wait(Deadline::after_ms(5000)).ok());
+  hurt(mesh, 1, SIGKILL);
+  const auto found = mesh.call("test.nothing").wait(Deadline::after_ms(5000));
+  ASSERT_FALSE(found.ok());
+  EXPECT_EQ(found.error().code, ErrorCode::kCorrupt);
+  EXPECT_THAT(found.error().message, HasSubstr("does not give the same result twice"));
+}
+
+// A program in a process of its own, so that it can be killed: writes its hash to a file.
+pid_t start_program(const std::string& folder, int steps) {
+  const pid_t pid = ::fork();
+  if (pid != 0) return pid;
+  const std::string text = std::to_string(steps);
+  ::execl("/proc/self/exe", "runtime_test", "program", folder.c_str(), text.c_str(), nullptr);
+  ::_exit(127);
+}
+
+TEST(Recovery, AKilledControllerIsTakenUpByTheSameProgram) {
+  const TempFolder folder;
+  int killed = 0;
+  for (int round = 0; round < 20 && !path_exists(folder / "hash"); ++round) {
+    const pid_t pid = start_program(folder.path(), 400);
+    int status = 0;
+    for (const Deadline until = Deadline::after_ms(250 + 100 * round); !until.expired();) {
+      if (::waitpid(pid, &status, WNOHANG) == pid) break;
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    if (!path_exists(folder / "hash")) {
+      ::kill(pid, SIGKILL);
+      ::waitpid(pid, &status, 0);
+      ++killed;
+    }
+  }
+  EXPECT_GT(killed, 0);
+  ASSERT_TRUE(path_exists(folder / "hash"));
+  EXPECT_EQ(read_file(folder / "hash").value(), undisturbed(2, 400));
+}
+
+TEST(Recovery, AnotherProgramDoesNotTakeUpTheRun) {
+  const TempFolder folder;
+  for (const char* args : {"first", "second"}) {
+    auto controller = Controller::open(options_in(folder / "run")).value();
+    const Mesh mesh = controller->mesh("m", {{"data", 1}}).value();
+    const auto answer = mesh.call("test.echo", args).wait(Deadline::after_ms(5000));
+    if (args == std::string("first")) {
+      EXPECT_TRUE(answer.ok());
+    } else {
+      ASSERT_FALSE(answer.ok());
+      EXPECT_THAT(answer.error().message, HasSubstr("command 1 is test.echo(5 bytes, cursor 0) in the log"));
+    }
+  }
+}
+
+}  // namespace
+
+int program_main(const std::string& folder, int steps) {
+  auto controller = Controller::open(options_in(folder + "/run"));
+  if (!controller.ok()) return 1;
+  auto mesh = (*controller)->mesh("m", {{"data", 2}});
+  if (!mesh.ok()) return 1;
+  const std::string hash = run_steps(*mesh, steps);
+  return write_file(folder + "/hash", hash).ok() ? 0 : 1;
+}
+
+}  // namespace flywheel::runtime
