@@ -123,7 +123,8 @@ void gemm(const GemmPiece& g) {
   }
 }
 
-// A tile of the largest size that multiplies what is in registers. Returns the operations done.
+// A tile of the largest size that multiplies what is in registers. Returns the operations done. The sums
+// begin with different values, or the compiler would see that all are one and compute that alone.
 template <typename L, typename Kind>
 double spin(int64_t rounds) {
   constexpr int kRows = L::kTileRows[L::kTilePanels], kPanels = L::kTilePanels;
@@ -133,7 +134,7 @@ double spin(int64_t rounds) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) acc[r][p] = L::zero();
+    for (int p = 0; p < kPanels; ++p) acc[r][p] = L::set1(static_cast<float>(r * kPanels + p));
   }
   auto w = Kind::load(b);
   for (int64_t i = 0; i < rounds; ++i) {

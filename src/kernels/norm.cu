@@ -1,4 +1,5 @@
-// RMSNorm on the GPU: one block of threads a row; sums in a tree over the block, so a row's bits do not depend on T.
+// RMSNorm on the GPU: one block of threads a row; sums in a tree over the block, so a row's bits do not
+// depend on T.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -8,7 +9,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void rms_norm_rows(float* y_TD, const float* x_TD, const float* weight_D, int64_t D, float epsilon) {
+__global__ void rms_norm_rows(float* y_TD, const float* x_TD, const float* weight_D, int64_t D,
+                              float epsilon) {
   __shared__ float partial[kThreads];
   const float* x = x_TD + blockIdx.x * D;
   float* y = y_TD + blockIdx.x * D;
@@ -26,7 +28,8 @@ __global__ void rms_norm_rows(float* y_TD, const float* x_TD, const float* weigh
 
 }  // namespace
 
-void rms_norm_device(float* y_TD, const float* x_TD, const float* weight_D, int64_t T, int64_t D, float epsilon) {
+void rms_norm_device(float* y_TD, const float* x_TD, const float* weight_D, int64_t T, int64_t D,
+                     float epsilon) {
   if (T > 0) rms_norm_rows<<<static_cast<unsigned>(T), kThreads>>>(y_TD, x_TD, weight_D, D, epsilon);
 }
 

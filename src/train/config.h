@@ -39,10 +39,12 @@ struct ModelConfig {
 };
 
 struct DataConfig {
-  std::string train;       // a dataset artifact (docs@latest) or a folder of token shards
-  std::string validation;  // the same; empty: no evaluation
-  std::string
-      tokenizer;  // a tokenizer artifact or folder, put beside the weights so that the model can be served
+  // A dataset artifact (docs@latest), a folder that `flywheel data` made, or one of token shards.
+  std::string train;
+  std::string validation;  // the same; empty: the dataset's own validation split, if it has one
+  // A tokenizer artifact or folder, put beside the weights so that the model can be served; empty: the one
+  // that the dataset was made with, if that is known.
+  std::string tokenizer;
   template <typename V>
   void fields(V& v) {
     v("train", train), v("validation", validation), v("tokenizer", tokenizer);

@@ -1,6 +1,11 @@
 #include "train/network.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
+#include <limits>
 #include <map>
 
 #include "base/check.h"
@@ -181,6 +186,12 @@ struct Network::State {
 Network::Network(const model::Decoder& decoder, Parameters& parameters, Options options, ThreadPool& pool)
     : state_(std::make_unique<State>(decoder, parameters, options, pool)) {
   at::set_num_threads(1);  // the kernels' pool has the cores; torch itself only adds and copies
+#ifdef __GLIBC__
+  // Every step allocates the same tensors: keep their memory instead of asking the kernel for zeroed pages
+  // again.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+#endif
 }
 Network::~Network() = default;
 

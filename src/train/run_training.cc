@@ -34,10 +34,17 @@ struct Input {
   std::string folder, ref;
 };
 
-Result<Input> find_input(Store& store, const std::string& name, const char* marker) {
+// `name`: a folder, or an artifact in the store. What is found must hold one of `markers`.
+Result<Input> find_input(Store& store, const std::string& key, const std::string& name,
+                         const std::vector<std::string>& markers) {
   if (name.empty()) return Input{};
-  const std::string mark = name + "/" + marker;
-  if (path_exists(mark)) {
+  const auto marker_in = [&](const std::string& folder) {
+    for (const std::string& marker : markers) {
+      if (path_exists(folder + "/" + marker)) return folder + "/" + marker;
+    }
+    return std::string();
+  };
+  if (const std::string mark = marker_in(name); !mark.empty()) {
     ASSIGN_OR_RETURN(const std::string digest, sha256_file(mark));
     const std::string folder = std::filesystem::absolute(name).lexically_normal().string();
     ASSIGN_OR_RETURN(const uint64_t size, file_size(mark));
@@ -48,7 +55,23 @@ Result<Input> find_input(Store& store, const std::string& name, const char* mark
   }
   ASSIGN_OR_RETURN(const Artifact artifact, store.resolve(name));
   ASSIGN_OR_RETURN(const std::string folder, store.path_of(artifact));
+  if (marker_in(folder).empty()) throw UserError(key, artifact.ref() + " has no " + markers.front());
   return Input{folder, artifact.ref()};
+}
+
+// Token shards lie in the folder itself or, in a dataset that `flywheel data` made, below it by split.
+std::string split_of(const std::string& folder, const std::string& split) {
+  const std::string below = folder + "/shards/" + split;
+  return path_exists(below + "/manifest.json") ? below : folder;
+}
+
+// The tokenizer that a dataset was made with, from its lineage; "" where there is none.
+std::string tokenizer_above(const store::LineageNode& node) {
+  if (node.what == store::LineageNode::What::kArtifact && node.kind == "tokenizer") return node.id;
+  for (const store::LineageNode& child : node.children) {
+    if (std::string found = tokenizer_above(child); !found.empty()) return found;
+  }
+  return "";
 }
 
 // One run's way from config to report; the functions are its stages, in order.
@@ -71,14 +94,36 @@ class Program {
 
  private:
   Result<void> find_inputs() {
-    ASSIGN_OR_RETURN(data_, find_input(store_, config_.data.train, "manifest.json"));
-    ASSIGN_OR_RETURN(validation_, find_input(store_, config_.data.validation, "manifest.json"));
-    ASSIGN_OR_RETURN(tokenizer_, find_input(store_, config_.data.tokenizer, "tokenizer.json"));
+    const std::vector<std::string> shards_markers = {"manifest.json", "shards/train/manifest.json"};
+    ASSIGN_OR_RETURN(data_, find_input(store_, "data.train", config_.data.train, shards_markers));
+    const std::string dataset = data_.folder;
+    data_.folder = split_of(dataset, "train");
+    if (config_.data.validation.empty() && split_of(dataset, "validation") != dataset) {
+      ASSIGN_OR_RETURN(const data::TokenShards own, data::TokenShards::open(split_of(dataset, "validation")));
+      if (own.num_samples(config_.batch.length) > 0) {
+        validation_ = {split_of(dataset, "validation"), ""};  // comes with the dataset
+      } else {
+        LOG_WARN("the validation split of {} is shorter than one sequence: this run does not evaluate",
+                 data_.ref);
+      }
+    } else {
+      ASSIGN_OR_RETURN(validation_,
+                       find_input(store_, "data.validation", config_.data.validation, shards_markers));
+      validation_.folder = split_of(validation_.folder, "validation");
+    }
+    std::string tokenizer = config_.data.tokenizer;
+    if (tokenizer.empty() && path_exists(dataset + "/tokenizer/tokenizer.json"))
+      tokenizer = dataset + "/tokenizer";
+    if (tokenizer.empty()) {
+      ASSIGN_OR_RETURN(const store::LineageNode made_from, store_.lineage(data_.ref));
+      tokenizer = tokenizer_above(made_from);
+    }
+    ASSIGN_OR_RETURN(tokenizer_, find_input(store_, "data.tokenizer", tokenizer, {"tokenizer.json"}));
     ASSIGN_OR_RETURN(const data::TokenShards shards, data::TokenShards::open(data_.folder));
     if (config_.model.from.empty()) {
       decoder_config_ = decoder_config(config_.model, shards.manifest().vocab_size);
     } else {
-      ASSIGN_OR_RETURN(from_, find_input(store_, config_.model.from, "config.json"));
+      ASSIGN_OR_RETURN(from_, find_input(store_, "model.from", config_.model.from, {"config.json"}));
       ASSIGN_OR_RETURN(const auto source, model::open_weights(from_.folder));
       ASSIGN_OR_RETURN(const Json json, source->config());
       ASSIGN_OR_RETURN(decoder_config_, model::decoder_config_from_hf(json));
@@ -109,6 +154,10 @@ class Program {
       ASSIGN_OR_RETURN(Run run, store_.create_run({.name = config_.name, .kind = "train", .config = text}));
       run_ = std::move(run);
     } else {
+      ASSIGN_OR_RETURN(const store::RunInfo info, store_.run_info(id));
+      if (info.status == RunStatus::kFinished) {
+        throw UserError("--resume", id + " is finished", "flywheel runs show " + id + " tells what it made");
+      }
       ASSIGN_OR_RETURN(Run run, store_.resume_run(id));
       run_ = std::move(run);
     }
@@ -146,23 +195,55 @@ class Program {
     ASSIGN_OR_RETURN(first_rank_, mesh_.slice({{"data", 0}}));
     if (hooks_.on_start) hooks_.on_start(run_->id(), report_.parameters, controller->resumed());
 
+    ASSIGN_OR_RETURN(const Start start, find_start(controller->resumed()));
     const TrainSetup setup{.config = dump_config(config_),
                            .decoder = model::decoder_config_to_hf(decoder_config_, "float32").dump(),
                            .data = data_.folder,
                            .validation = validation_.folder,
                            .tokenizer = tokenizer_.folder,
                            .weights = from_.folder,
+                           .state = start.state,
                            .threads = config_.mesh.threads > 0
                                           ? config_.mesh.threads
                                           : std::max<int64_t>(1, cores / config_.mesh.data)};
     const Future created = mesh_.call(kCreate, setup.to_json());
     RETURN_IF_ERROR(created.wait());
-    RETURN_IF_ERROR(steps());
+    RETURN_IF_ERROR(steps(start.step));
     RETURN_IF_ERROR(finish());
     return controller->close();
   }
 
-  Result<void> steps() {
+  // Where the run begins: at step 0, or, when it is resumed and its log is gone, at its last checkpoint.
+  // Written down once, so that whoever takes this run up again makes the same calls.
+  struct Start {
+    std::string state;
+    int64_t step = 0;
+  };
+  Result<Start> find_start(bool log_is_there) {
+    const std::string path = report_.folder + "/start.json";
+    if (log_is_there && path_exists(path)) {
+      ASSIGN_OR_RETURN(const std::string text, read_file(path));
+      ASSIGN_OR_RETURN(const Json json, parse_json(text));
+      return Start{json.value("state", std::string()), json.value("step", int64_t{0})};
+    }
+    Start start;
+    const std::string checkpoints = report_.folder + "/checkpoints";
+    std::vector<std::string> names;
+    if (path_exists(checkpoints)) {
+      ASSIGN_OR_RETURN(names, list_folder(checkpoints));
+    }
+    for (const std::string& name : names) {  // ascending, so the newest complete one stays
+      const auto info = read_checkpoint_info(checkpoints + "/" + name);
+      if (info.ok() && info->step < config_.steps)
+        start = {checkpoints + "/" + name + "/trainer.state", info->step};
+    }
+    if (start.step > 0) LOG_INFO("run {} goes on from its checkpoint of step {}", run_->id(), start.step);
+    RETURN_IF_ERROR(write_file(path, Json{{"state", start.state}, {"step", start.step}}.dump()));
+    return start;
+  }
+
+  Result<void> steps(int64_t first) {
+    first_step_ = first;
     const Stopwatch clock;
     std::deque<Future> in_flight;
     const auto take = [&]() -> Result<void> {
@@ -173,7 +254,7 @@ class Program {
       note_step(result, future.replayed(), clock.seconds());
       return {};
     };
-    for (int64_t step = 0; step < config_.steps; ++step) {
+    for (int64_t step = first; step < config_.steps; ++step) {
       in_flight.push_back(mesh_.call(kStep, "", {.want_value = true, .cursor = step}));
       while (std::ssize(in_flight) > kStepsInFlight) RETURN_IF_ERROR(take());
       const int64_t done = step + 1;
@@ -195,7 +276,7 @@ class Program {
   }
 
   void note_step(const StepResult& result, bool replayed, double now) {
-    const int64_t done = std::ssize(report_.losses) + 1;
+    const int64_t done = first_step_ + std::ssize(report_.losses) + 1;
     report_.losses.push_back(result.loss);
     report_.loss = result.loss;
     report_.tokens += result.tokens;
@@ -318,7 +399,7 @@ class Program {
   double computed_tokens_ = 0, computed_seconds_ = 0;
   std::deque<std::pair<double, double>> recent_;  // when a step ended, its tokens
   std::string saving_;                            // folder of the checkpoint under way
-  int64_t saving_step_ = 0;
+  int64_t saving_step_ = 0, first_step_ = 0;
 };
 
 }  // namespace
@@ -334,7 +415,8 @@ Chart loss_chart(const TrainReport& report) {
   Chart chart{.title = "loss of " + report.run, .x_label = "step", .y_label = "nats per token"};
   Series train{.name = "train"}, validation{.name = "validation"};
   for (size_t i = 0; i < report.losses.size(); ++i) {
-    train.x.push_back(static_cast<double>(i + 1));
+    train.x.push_back(
+        static_cast<double>(report.steps - std::ssize(report.losses) + static_cast<int64_t>(i) + 1));
     train.y.push_back(report.losses[i]);
   }
   for (size_t i = 0; i < report.evaluation_steps.size(); ++i) {

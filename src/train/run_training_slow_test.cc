@@ -119,6 +119,30 @@ TEST_F(RunTraining, AControllerThatDiesIsTakenUpAgain) {
   EXPECT_NE(finished.run, undisturbed.run);
 }
 
+// The log and the watermarks are gone, a checkpoint is there: `--resume` goes on from it.
+TEST_F(RunTraining, ACheckpointIsEnoughToGoOn) {
+  const TrainReport undisturbed = run();
+  std::string id;
+  EXPECT_THROW(run({.on_start = [&](const std::string& run, int64_t, bool) { id = run; },
+                    .on_step =
+                        [](const Progress& p) {
+                          if (p.step == 26) throw ControllerDies();
+                        }}),
+               ControllerDies);
+  const std::string folder = env::home() + "/runs/" + id;
+  const std::vector<std::string> names = list_folder(folder).value();
+  for (const std::string& name : names) {
+    if (name == "checkpoints") continue;
+    ASSERT_TRUE(remove_all(folder + "/" + name).ok());
+  }
+  const TrainReport resumed = run({}, {.resume = id});
+  EXPECT_EQ(resumed.run, id);
+  EXPECT_LE(resumed.losses.size(),
+            20u);  // from step 10 or 20: the later checkpoint may not have been complete
+  EXPECT_EQ(resumed.sha256, undisturbed.sha256);
+  EXPECT_THROW((void)run_training(config_, {.resume = id}, {}), UserError);  // finished
+}
+
 TEST_F(RunTraining, OneWorkerAndAccumulationGiveTheSameMean) {
   config_.precision = Precision::kF32;
   const TrainReport two = run();

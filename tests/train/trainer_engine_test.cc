@@ -1,0 +1,90 @@
+// The same weights, the same tokens: the engine's log-probabilities have the bits of the trainer's forward,
+// in f32 and bf16, however the engine cuts the sequence into chunks and whatever else is in its batch.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+
+#include "base/file.h"
+#include "base/philox.h"
+#include "engine/executor.h"
+#include "kernels/cross_entropy.h"
+#include "train/checkpoint.h"
+#include "train/network.h"
+
+namespace flywheel {
+namespace {
+
+using kernels::DType;
+
+class TrainerEngine : public ::testing::TestWithParam<DType> {};
+
+TEST_P(TrainerEngine, LogProbabilitiesAreEqualBitForBit) {
+  const DType dtype = GetParam();
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  Philox rng(seed);
+  model::DecoderConfig config;
+  config.vocab_size = 301, config.hidden_size = 96, config.intermediate_size = 200, config.num_layers = 3;
+  config.num_heads = 6, config.num_kv_heads = 2, config.head_dim = 16, config.max_positions = 128;
+  config.tied_embeddings = true;
+  const int64_t length = 70;
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < 2 * (length + 1); ++i) tokens.push_back(static_cast<int32_t>(rng.below(301)));
+
+  // Two sequences in the trainer.
+  ThreadPool pool(2);
+  const model::Decoder decoder = model::describe(config);
+  train::Parameters parameters(decoder, dtype, pool);
+  parameters.initialize(seed);
+  for (float& w : parameters.weights()) w *= 3;
+  parameters.pack();
+  train::Network network(decoder, parameters, {}, pool);
+  std::vector<float> trainer(static_cast<size_t>(2 * length));
+  network.evaluate({2, length, tokens}, trainer.data());
+
+  // The first of them in the engine, from the exported files, chunk by chunk, with other work beside it.
+  const TempFolder folder;
+  ASSERT_TRUE(train::export_model(folder.path(), decoder, dtype, parameters.weights()).ok());
+  std::shared_ptr<const model::WeightSource> source = model::open_weights(folder.path()).value();
+  auto weights = model::load_decoder_weights(decoder, source, {}, pool).value();
+  engine::Executor executor(
+      decoder, std::move(weights),
+      {.max_tokens = 64, .max_logit_rows = 64, .max_positions = 128, .num_blocks = 16, .kv_dtype = dtype},
+      pool);
+  std::vector<int32_t> blocks, other_blocks;
+  for (int32_t i = 0; i < 8; ++i) blocks.push_back(15 - i), other_blocks.push_back(i);
+  std::vector<float> engine(static_cast<size_t>(length));
+  for (int64_t at = 0; at < length;) {
+    const int64_t n = std::min<int64_t>(length - at, 1 + static_cast<int64_t>(rng.below(30)));
+    engine::Batch batch;
+    const int64_t other = static_cast<int64_t>(rng.below(20));
+    for (int64_t t = 0; t < other; ++t) {
+      batch.ids_T.push_back(static_cast<int32_t>(rng.below(301)));
+      batch.positions_T.push_back(static_cast<int32_t>(t));
+    }
+    if (other > 0) batch.sequences.push_back({other_blocks.data(), 0, other, 0});
+    for (int64_t t = at; t < at + n; ++t) {
+      batch.logit_rows.push_back(static_cast<int32_t>(batch.ids_T.size()));
+      batch.ids_T.push_back(tokens[static_cast<size_t>(t)]);
+      batch.positions_T.push_back(static_cast<int32_t>(t));
+    }
+    batch.sequences.push_back({blocks.data(), other, n, at});
+    const float* logits = executor.forward(batch);
+    for (int64_t t = 0; t < n; ++t, logits += config.vocab_size) {
+      engine[static_cast<size_t>(at + t)] =
+          logits[tokens[static_cast<size_t>(at + t + 1)]] - kernels::log_sum_exp(logits, config.vocab_size);
+    }
+    at += n;
+  }
+  for (size_t t = 0; t < engine.size(); ++t) {
+    ASSERT_EQ(kernels::bits_of(engine[t]), kernels::bits_of(trainer[t])) << "token " << t;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Precisions, TrainerEngine, ::testing::Values(DType::kF32, DType::kBF16),
+                         [](const auto& info) { return kernels::dtype_name(info.param); });
+
+}  // namespace
+}  // namespace flywheel
