@@ -127,8 +127,9 @@ struct Core : std::enable_shared_from_this<Core> {
   std::atomic<int> waiters{0};
   std::vector<std::shared_ptr<CallState>>
       finished;  // by settle(); the loop shows them once it let go of `mutex`
-  bool stop = false;
-  std::optional<Error> failed;  // of the whole run: nothing more can be logged
+  std::atomic<bool> stop{false};
+  bool processes_changed = true;  // the loop thread's: what it waits for is to be put together anew
+  std::optional<Error> failed;    // of the whole run: nothing more can be logged
   std::unique_ptr<CommandLog> log;
   uint64_t durable_position = 0;
   uint64_t next_sequence = 1, next_incarnation = 1;
@@ -186,7 +187,8 @@ struct Core : std::enable_shared_from_this<Core> {
   void on_hello(const std::string& identity, const HelloMessage& hello, int fd);
   void on_meet(const std::string& identity, MeetMessage meet);
   void tick(int64_t elapsed_ms);
-  void turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick);
+  // True while a mesh is restoring, which is looked at more often.
+  bool turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick);
   void show_finished();
   WorkerState* find_worker(const WorkerId& id, MeshState** mesh);
 

@@ -35,28 +35,26 @@ WorkerState* Core::find_worker(const WorkerId& id, MeshState** mesh) {
 void Core::loop() {
   Stopwatch since_tick;
   std::vector<zmq::pollitem_t> items;
-  for (;;) {
-    items = {{results.zmq.handle(), 0, ZMQ_POLLIN, 0},
-             {control.zmq.handle(), 0, ZMQ_POLLIN, 0},
-             {monitor.handle(), 0, ZMQ_POLLIN, 0},
-             {nullptr, wake, ZMQ_POLLIN, 0}};
-    bool busy = false;
-    {
+  for (bool busy = false;;) {
+    if (processes_changed) {
+      processes_changed = false;
+      items = {{results.zmq.handle(), 0, ZMQ_POLLIN, 0},
+               {control.zmq.handle(), 0, ZMQ_POLLIN, 0},
+               {monitor.handle(), 0, ZMQ_POLLIN, 0},
+               {nullptr, wake, ZMQ_POLLIN, 0}};
       std::scoped_lock lock(mutex);
       for (const auto& mesh : meshes) {
-        busy = busy || mesh.phase == MeshState::Phase::kRestoring;
         for (const auto& worker : mesh.workers) {
-          if (worker.process != nullptr && worker.process->exit_fd() >= 0) {
-            items.push_back({nullptr, worker.process->exit_fd(), ZMQ_POLLIN, 0});
-          }
+          if (worker.process == nullptr || worker.process->exit_fd() < 0) continue;
+          items.push_back({nullptr, worker.process->exit_fd(), ZMQ_POLLIN, 0});
         }
       }
     }
     zmq::poll(items, std::chrono::milliseconds(busy ? 5 : 50));
-    turn(items, busy, since_tick);
+    busy = turn(items, busy, since_tick);
     show_finished();
-    std::scoped_lock lock(mutex);
     if (stop) {
+      std::scoped_lock lock(mutex);
       for (auto& mesh : meshes) {
         for (auto& worker : mesh.workers) worker.process.reset();  // ended by the thread that started them
       }
@@ -76,7 +74,7 @@ void Core::show_finished() {
   }
 }
 
-void Core::turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick) {
+bool Core::turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick) {
   std::scoped_lock lock(mutex);
   zmq::message_t identity, message;
   if (items[3].revents != 0) {
@@ -112,6 +110,8 @@ void Core::turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch&
     since_tick.restart();
     tick(elapsed_ms);
   }
+  return std::any_of(meshes.begin(), meshes.end(),
+                     [](const auto& mesh) { return mesh.phase == MeshState::Phase::kRestoring; });
 }
 
 void Core::tick(int64_t elapsed_ms) {

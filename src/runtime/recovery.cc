@@ -93,6 +93,7 @@ void Core::recover(MeshState& mesh, const std::set<int>& lost, const std::string
 
 void Core::start_worker(MeshState& mesh, int rank) {
   WorkerState& worker = mesh.workers[static_cast<size_t>(rank)];
+  processes_changed = true;
   worker.process.reset();  // killed, if it still runs or only hangs
   const Host host = worker.host;
   worker = WorkerState{};
