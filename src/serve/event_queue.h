@@ -43,15 +43,15 @@ class EventQueue : public std::enable_shared_from_this<EventQueue<Event>> {
 
   // The next event, or nothing after `wait_ms` without one.
   boost::asio::awaitable<std::optional<Event>> pop(int64_t wait_ms) {
-    if (auto event = take()) co_return event;
+    if (auto event = try_pop()) co_return event;
     timer_.expires_after(std::chrono::milliseconds(wait_ms));
     boost::system::error_code ignored;  // cancelled: an event came
     co_await timer_.async_wait(boost::asio::redirect_error(boost::asio::use_awaitable, ignored));
-    co_return take();
+    co_return try_pop();
   }
 
- private:
-  std::optional<Event> take() {
+  // The next event if one is there.
+  std::optional<Event> try_pop() {
     const std::lock_guard lock(mutex_);
     if (events_.empty()) return std::nullopt;
     std::optional<Event> event(std::move(events_.front()));
@@ -59,6 +59,7 @@ class EventQueue : public std::enable_shared_from_this<EventQueue<Event>> {
     return event;
   }
 
+ private:
   boost::asio::steady_timer timer_;  // used on the executor only
   std::mutex mutex_;
   std::deque<Event> events_;

@@ -1,0 +1,290 @@
+#include "serve/openai_api.h"
+
+#include <chrono>
+#include <random>
+
+#include "base/log.h"
+#include "serve/generation.h"
+#include "serve/offload.h"
+#include "serve/openai_request.h"
+#include "serve/openai_response.h"
+
+namespace flywheel::serve {
+namespace {
+
+constexpr const char* kJson = "application/json";
+constexpr int64_t kDefaultCompletionTokens = 16;  // OpenAI's default for /v1/completions
+
+int64_t now_s() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+// Not a secret, only unlikely to repeat.
+std::string new_id(const char* prefix) {
+  thread_local std::mt19937_64 source{std::random_device{}()};
+  return fmt::format("{}-{:016x}{:08x}", prefix, source(), static_cast<uint32_t>(source()));
+}
+
+engine::GenerationRequest to_engine(const GenerationFields& fields, std::vector<model::TokenId> prompt) {
+  engine::GenerationRequest request;
+  request.prompt = std::move(prompt);
+  auto& s = request.sampling;
+  s.temperature = static_cast<float>(fields.temperature);
+  s.top_p = static_cast<float>(fields.top_p);
+  s.top_k = static_cast<int>(fields.top_k);
+  s.min_p = static_cast<float>(fields.min_p);
+  s.repetition_penalty = static_cast<float>(fields.repetition_penalty);
+  s.presence_penalty = static_cast<float>(fields.presence_penalty);
+  s.frequency_penalty = static_cast<float>(fields.frequency_penalty);
+  for (const auto& [token, bias] : fields.logit_bias) s.logit_bias[token] = static_cast<float>(bias);
+  s.seed = fields.seed;
+  request.max_tokens = fields.max_tokens;
+  request.stop = fields.stop;
+  request.stop_tokens = fields.stop_token_ids;
+  request.ignore_end_tokens = fields.ignore_eos;
+  request.n = static_cast<int>(fields.n);
+  if (fields.logprobs) request.logprobs = static_cast<int>(fields.top_logprobs);
+  return request;
+}
+
+CallInfo call_info(Api api, const GenerationFields& fields) {
+  return {.api = api,
+          .id = new_id(api == Api::kChat ? "chatcmpl" : "cmpl"),
+          .model = fields.model,
+          .created_s = now_s(),
+          .logprobs = fields.logprobs,
+          .top_logprobs = fields.top_logprobs,
+          .stream_usage = fields.include_usage};
+}
+
+void check_context(const ServedModel& served, const std::vector<model::TokenId>& prompt,
+                   const GenerationFields& fields, const char* field) {
+  const int64_t limit = served.engine->max_context_tokens(), length = static_cast<int64_t>(prompt.size());
+  if (prompt.empty()) throw ApiError(400, std::string("'") + field + "' has no token", field);
+  if (length + std::max<int64_t>(fields.max_tokens.value_or(1), 1) > limit) {
+    throw ApiError(
+        400,
+        fmt::format("This model's maximum context length is {} tokens. However, you requested {} tokens "
+                    "({} in the {}, {} in the completion). Please reduce the length.",
+                    limit, length + fields.max_tokens.value_or(1), length, field,
+                    fields.max_tokens.value_or(1)),
+        field, "context_length_exceeded");
+  }
+}
+
+// A call under way: where its events go, as one answer or as a stream.
+class Call {
+ public:
+  Call(HttpExchange& exchange, const ServedModel& served, CallInfo info, std::vector<std::string> echoes)
+      : exchange_(exchange),
+        tokenizer_(*served.engine->model().tokenizer),
+        info_(std::move(info)),
+        echoes_(std::move(echoes)),
+        generation_(*served.engine, exchange.executor()) {}
+
+  // Several prompts are accepted together or not at all: a refusal ends this call, and with it the others.
+  void submit(engine::GenerationRequest request) {
+    if (auto accepted = generation_.submit(std::move(request)); !accepted.ok())
+      throw ApiError::from(accepted.error());
+  }
+
+  asio::awaitable<void> answer(int64_t choices_per_prompt) {
+    std::vector<Choice> choices(static_cast<size_t>(generation_.choices()));
+    for (size_t i = 0; i < choices.size(); ++i) choices[i].text = echo_of(i, choices_per_prompt);
+    while (!generation_.finished()) {
+      auto next = co_await generation_.next();
+      if (!next) {
+        if (exchange_.client_gone()) co_return;  // the generation is cancelled with this object
+        continue;
+      }
+      if (next->event.finish == engine::FinishReason::kError) throw ApiError(500, next->event.error);
+      count(*next);
+      Choice& choice = choices[static_cast<size_t>(next->choice)];
+      choice.text += next->event.text;
+      for (auto& token : next->event.tokens) choice.tokens.push_back(std::move(token));
+      if (next->event.finish) choice.finish_reason = engine::finish_reason_name(*next->event.finish);
+    }
+    co_await exchange_.reply(200, kJson, to_wire(response_json(info_, choices, usage_, tokenizer_)));
+  }
+
+  asio::awaitable<void> stream(int64_t choices_per_prompt) {
+    std::vector<bool> begun(static_cast<size_t>(generation_.choices()));
+    std::vector<size_t> offsets(begun.size());
+    // The first event is waited for before the status goes out, so that an early failure is a real status.
+    auto next = co_await first_event();
+    if (!next) co_return;
+    if (!co_await exchange_.begin_stream(200, "text/event-stream", {{"Cache-Control", "no-cache"}}))
+      co_return;
+    while (next || !generation_.finished()) {
+      std::string out;
+      for (; next; next = generation_.try_next()) {
+        if (next->event.finish == engine::FinishReason::kError) {
+          out += "data: " + ApiError(500, next->event.error).body() + "\n\n";
+          continue;
+        }
+        count(*next);
+        const auto index = static_cast<size_t>(next->choice);
+        Choice piece{std::move(next->event.text), std::move(next->event.tokens), ""};
+        if (next->event.finish) piece.finish_reason = engine::finish_reason_name(*next->event.finish);
+        if (!begun[index]) piece.text = echo_of(index, choices_per_prompt) + piece.text;
+        if (begun[index] && piece.text.empty() && piece.tokens.empty() && piece.finish_reason.empty())
+          continue;
+        out += event(chunk_json(info_, next->choice, piece, !begun[index], offsets[index], tokenizer_));
+        begun[index] = true;
+        offsets[index] += piece.text.size();
+      }
+      if (generation_.finished()) {
+        if (info_.stream_usage) out += event(usage_chunk_json(info_, usage_));
+        out += "data: [DONE]\n\n";
+      }
+      if (!co_await exchange_.write(std::move(out)) || exchange_.client_gone()) co_return;
+      while (!next && !generation_.finished()) {
+        next = co_await generation_.next();
+        if (!next && exchange_.client_gone()) co_return;
+      }
+    }
+    co_await exchange_.end_stream();
+  }
+
+ private:
+  static std::string event(const OrderedJson& json) { return "data: " + to_wire(json) + "\n\n"; }
+
+  std::string echo_of(size_t choice, int64_t choices_per_prompt) const {
+    return echoes_.empty() ? "" : echoes_[choice / static_cast<size_t>(choices_per_prompt)];
+  }
+
+  asio::awaitable<std::optional<ChoiceEvent>> first_event() {
+    for (;;) {
+      auto next = co_await generation_.next();
+      if (next && next->event.finish == engine::FinishReason::kError) throw ApiError(500, next->event.error);
+      if (next || exchange_.client_gone()) co_return next;
+    }
+  }
+
+  void count(const ChoiceEvent& next) {
+    if (!next.event.finish) return;
+    usage_.completion_tokens += next.event.output_tokens;
+    if (next.event.index != 0) return;  // the prompt counts once
+    usage_.prompt_tokens += next.event.prompt_tokens;
+    usage_.cached_tokens += next.event.cached_tokens;
+  }
+
+  HttpExchange& exchange_;
+  const model::Tokenizer& tokenizer_;
+  CallInfo info_;
+  std::vector<std::string> echoes_;
+  Generation generation_;
+  Usage usage_;
+};
+
+}  // namespace
+
+std::shared_ptr<ServedModel> OpenaiApi::model_or_404(const std::string& name) const {
+  if (auto served = models_.find(name)) return served;
+  std::string known;
+  for (const auto& one : models_.list()) known += (known.empty() ? "" : ", ") + one->name;
+  throw ApiError(
+      404, "The model `" + name + "` does not exist; this server has " + (known.empty() ? "none" : known),
+      "model", "model_not_found");
+}
+
+asio::awaitable<void> OpenaiApi::handle(HttpExchange& exchange) {
+  const std::string& path = exchange.request().path;
+  const std::string& method = exchange.request().method;
+  const auto only = [&](const char* wanted) {
+    if (method != wanted) throw ApiError(405, path + " takes " + wanted + ", not " + method);
+  };
+  if (path == "/v1/models") {
+    only("GET");
+    co_await list_models(exchange);
+  } else if (path.starts_with("/v1/models/")) {
+    only("GET");
+    co_await show_model(exchange, path.substr(std::string_view("/v1/models/").size()));
+  } else if (path == "/v1/completions") {
+    only("POST");
+    co_await completions(exchange);
+  } else if (path == "/v1/chat/completions") {
+    only("POST");
+    co_await chat_completions(exchange);
+  } else {
+    throw ApiError(404, "Unknown request URL: " + method + " " + path);
+  }
+}
+
+namespace {
+
+OrderedJson model_json(const ServedModel& served) {
+  return {{"id", served.name},
+          {"object", "model"},
+          {"created", served.created_s},
+          {"owned_by", "flywheel"},
+          {"max_model_len", served.engine->max_context_tokens()}};
+}
+
+}  // namespace
+
+asio::awaitable<void> OpenaiApi::list_models(HttpExchange& exchange) {
+  OrderedJson out = {{"object", "list"}, {"data", OrderedJson::array()}};
+  for (const auto& served : models_.list()) out["data"].push_back(model_json(*served));
+  co_await exchange.reply(200, kJson, to_wire(out));
+}
+
+asio::awaitable<void> OpenaiApi::show_model(HttpExchange& exchange, const std::string& name) {
+  co_await exchange.reply(200, kJson, to_wire(model_json(*model_or_404(name))));
+}
+
+asio::awaitable<void> OpenaiApi::completions(HttpExchange& exchange) {
+  CompletionRequest request = parse_completion_request(exchange.request().body);
+  GenerationFields& fields = request.generation;
+  const auto served = model_or_404(fields.model);
+  const model::Tokenizer& tokenizer = *served->engine->model().tokenizer;
+  if (!fields.max_tokens) fields.max_tokens = kDefaultCompletionTokens;
+  if (request.echo && fields.logprobs) {
+    throw ApiError(400, "'echo' together with 'logprobs' is not supported by this server", "echo");
+  }
+  std::vector<std::string> echoes;
+  std::vector<std::vector<model::TokenId>> prompts = co_await offload([&] {
+    std::vector<std::vector<model::TokenId>> out;
+    for (const Prompt& prompt : request.prompts) {
+      out.push_back(prompt.is_tokens ? prompt.tokens : tokenizer.encode(prompt.text));
+      if (request.echo)
+        echoes.push_back(prompt.is_tokens ? tokenizer.decode(prompt.tokens, true) : prompt.text);
+    }
+    return out;
+  });
+  Call call(exchange, *served, call_info(Api::kCompletions, fields), std::move(echoes));
+  for (const auto& prompt : prompts) check_context(*served, prompt, fields, "prompt");
+  for (auto& prompt : prompts) call.submit(to_engine(fields, std::move(prompt)));
+  if (fields.stream) {
+    co_await call.stream(fields.n);
+  } else {
+    co_await call.answer(fields.n);
+  }
+}
+
+asio::awaitable<void> OpenaiApi::chat_completions(HttpExchange& exchange) {
+  const ChatRequest request = parse_chat_request(exchange.request().body);
+  const GenerationFields& fields = request.generation;
+  const auto served = model_or_404(fields.model);
+  if (!served->chat_template) {
+    throw ApiError(400, "the model " + served->name + " has no chat template; use /v1/completions", "model");
+  }
+  const model::Tokenizer& tokenizer = *served->engine->model().tokenizer;
+  std::vector<model::TokenId> prompt = co_await offload([&] {
+    auto text = served->chat_template->render(request.messages, nullptr, request.add_generation_prompt,
+                                              request.chat_template_kwargs);
+    if (!text.ok()) throw ApiError(400, "the chat template refused: " + text.error().message, "messages");
+    return tokenizer.encode(*text, {.add_special = false, .parse_special = true});
+  });
+  check_context(*served, prompt, fields, "messages");
+  Call call(exchange, *served, call_info(Api::kChat, fields), {});
+  call.submit(to_engine(fields, std::move(prompt)));
+  if (fields.stream) {
+    co_await call.stream(fields.n);
+  } else {
+    co_await call.answer(fields.n);
+  }
+}
+
+}  // namespace flywheel::serve

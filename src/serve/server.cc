@@ -1,0 +1,146 @@
+#include "serve/server.h"
+
+#include <openssl/crypto.h>
+
+#include "base/deadline.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/metrics.h"
+#include "serve/api_error.h"
+#include "serve/openai_api.h"
+#include "serve/openai_response.h"
+#include "serve/served_model.h"
+
+namespace flywheel::serve {
+namespace {
+
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.");
+}
+
+struct HttpMetrics {
+  Counter& count(int status) {
+    return Metrics::global().counter("flywheel_serve_requests_total", "HTTP requests answered, by status",
+                                     {{"status", std::to_string(status)}});
+  }
+  Histogram& seconds = Metrics::global().histogram("flywheel_serve_request_seconds",
+                                                   "From a request's last byte to its answer's",
+                                                   {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100});
+};
+
+}  // namespace
+
+struct Server::State {
+  explicit State(ServerConfig given)
+      : config(std::move(given)),
+        api(models),
+        http(config.http, [this](HttpExchange& exchange) { return handle(exchange); }) {
+    // Keys are compared by hash: equal lengths, no early end.
+    for (const auto& key : config.api_keys) key_hashes.push_back(sha256_hex(key));
+  }
+
+  asio::awaitable<void> handle(HttpExchange& exchange);
+  asio::awaitable<void> route(HttpExchange& exchange);
+  asio::awaitable<void> health(HttpExchange& exchange);
+  void check_key(const HttpRequest& request) const;
+
+  ServerConfig config;
+  std::vector<std::string> key_hashes;
+  ModelRegistry models;
+  OpenaiApi api;
+  HttpMetrics metrics;
+  HttpServer http;  // last: its threads end before what they use
+};
+
+void Server::State::check_key(const HttpRequest& request) const {
+  if (key_hashes.empty()) return;
+  const std::string_view header = request.header("authorization");
+  constexpr std::string_view kBearer = "Bearer ";
+  if (!header.starts_with(kBearer)) {
+    throw ApiError(401, "You didn't provide an API key: send it as Authorization: Bearer KEY", "",
+                   "invalid_api_key");
+  }
+  const std::string given = sha256_hex(header.substr(kBearer.size()));
+  bool known = false;
+  for (const auto& hash : key_hashes) known |= CRYPTO_memcmp(hash.data(), given.data(), hash.size()) == 0;
+  if (!known) {
+    throw ApiError(401, "Incorrect API key provided: " + redacted(std::string(header.substr(kBearer.size()))),
+                   "", "invalid_api_key");
+  }
+}
+
+asio::awaitable<void> Server::State::health(HttpExchange& exchange) {
+  OrderedJson out = {{"status", "ok"}, {"models", OrderedJson::object()}};
+  for (const auto& served : models.list()) {
+    const std::string why = served->engine->why_unhealthy();
+    out["models"][served->name] = why.empty() ? "ok" : why;
+    if (!why.empty()) out["status"] = "unhealthy";
+  }
+  co_await exchange.reply(out["status"] == "ok" ? 200 : 503, "application/json", to_wire(out));
+}
+
+asio::awaitable<void> Server::State::route(HttpExchange& exchange) {
+  const HttpRequest& request = exchange.request();
+  if (request.path.starts_with("/v1/")) {
+    check_key(request);
+    co_await api.handle(exchange);
+  } else if (request.path == "/health") {
+    co_await health(exchange);
+  } else if (request.path == "/metrics") {
+    co_await exchange.reply(200, "text/plain; version=0.0.4; charset=utf-8",
+                            Metrics::global().prometheus_text());
+  } else {
+    throw ApiError(404, "Unknown request URL: " + request.method + " " + request.path);
+  }
+}
+
+asio::awaitable<void> Server::State::handle(HttpExchange& exchange) {
+  const Stopwatch clock;
+  std::optional<ApiError> failed;
+  try {
+    co_await route(exchange);
+  } catch (const ApiError& error) {
+    failed = error;
+  } catch (const UserError& error) {
+    failed = ApiError(400, error.what());
+  }
+  const int status = failed ? failed->status : 200;
+  if (failed) {
+    HttpHeaders headers;
+    if (failed->retry_after_s > 0) headers["Retry-After"] = std::to_string(failed->retry_after_s);
+    if (status == 401) headers["WWW-Authenticate"] = "Bearer";
+    co_await exchange.reply(status, "application/json", failed->body(), headers);
+  }
+  metrics.count(status).add(1);
+  metrics.seconds.observe(clock.seconds());
+  LOG_DEBUG("{} {} {} {:.3f} s", exchange.request().method, exchange.request().path, status, clock.seconds());
+}
+
+Server::Server(ServerConfig config) : state_(std::make_unique<State>(std::move(config))) {}
+Server::~Server() = default;
+
+Result<void> Server::start() {
+  if (!is_loopback(state_->config.http.host) && state_->config.api_keys.empty()) {
+    throw UserError("http.host",
+                    state_->config.http.host + " can be reached by others, and no API key is asked for",
+                    "set api_keys (or --api-key), or bind to 127.0.0.1");
+  }
+  for (const auto& model : state_->config.models) RETURN_IF_ERROR(state_->models.load(model));
+  return state_->http.start();
+}
+
+int Server::port() const {
+  return state_->http.port();
+}
+
+std::vector<std::string> Server::model_names() const {
+  std::vector<std::string> names;
+  for (const auto& served : state_->models.list()) names.push_back(served->name);
+  return names;
+}
+
+void Server::drain(Deadline deadline) {
+  state_->http.drain(deadline);
+}
+
+}  // namespace flywheel::serve

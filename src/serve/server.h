@@ -1,0 +1,53 @@
+// The server: models, the OpenAI API, keys, health and metrics, on one address.
+//
+//   GET  /health                 200 while every engine can be expected to answer, else 503 with the reason
+//   GET  /metrics                Prometheus
+//   GET  /v1/models[/NAME]       POST /v1/completions, /v1/chat/completions
+//
+// With api_keys set, everything under /v1/ needs "Authorization: Bearer KEY".
+// Ownership: owns engines and sockets. Threads: any.
+//
+//   Server server(config);
+//   server.start().value();
+//   server.drain(Deadline::after_ms(30'000));
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "serve/http_server.h"
+
+namespace flywheel::serve {
+
+struct ServerConfig {
+  HttpServerConfig http;
+  std::vector<engine::EngineConfig> models;
+  std::vector<std::string> api_keys;  // empty: no key is asked for, which is for loopback only
+  int64_t drain_ms = 30'000;          // how long SIGTERM waits for answers under way
+  template <typename V>
+  void fields(V& v) {
+    v("http", http), v("models", models), v("api_keys", api_keys), v("drain_ms", drain_ms);
+  }
+};
+
+class Server {
+ public:
+  explicit Server(ServerConfig config);
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // Loads the models, then listens. UserError for an address other than loopback without keys.
+  Result<void> start();
+  int port() const;
+  std::vector<std::string> model_names() const;
+  void drain(Deadline deadline);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace flywheel::serve
