@@ -114,8 +114,8 @@ class Call {
     // The first event is waited for before the status goes out, so that an early failure is a real status.
     auto next = co_await first_event();
     if (!next) co_return;
-    if (!co_await exchange_.begin_stream(200, "text/event-stream", {{"Cache-Control", "no-cache"}}))
-      co_return;
+    HttpHeaders headers = {{"Cache-Control", "no-cache"}};  // named: GCC 12 refuses it inside co_await
+    if (!co_await exchange_.begin_stream(200, "text/event-stream", std::move(headers))) co_return;
     while (next || !generation_.finished()) {
       std::string out;
       for (; next; next = generation_.try_next()) {
