@@ -408,11 +408,14 @@ void HttpServer::drain(Deadline deadline) {
     state->acceptor.close(ignored);
   });
   const auto close_all = [&](bool at_once) {
-    const std::lock_guard lock(s.mutex);
-    for (Connection* connection : s.open) {
-      if (auto alive = connection->weak_from_this().lock())
-        std::static_pointer_cast<Connection>(alive)->close_soon(at_once);
+    std::vector<std::shared_ptr<Connection>> alive;  // let go of outside the lock: the last one destroys
+    {
+      const std::lock_guard lock(s.mutex);
+      for (Connection* connection : s.open) {
+        if (auto one = connection->weak_from_this().lock()) alive.push_back(std::move(one));
+      }
     }
+    for (const auto& connection : alive) connection->close_soon(at_once);
   };
   close_all(false);
   while (s.connections > 0 && !deadline.expired()) {
