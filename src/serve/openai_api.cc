@@ -272,8 +272,14 @@ asio::awaitable<void> OpenaiApi::chat_completions(HttpExchange& exchange) {
   }
   const model::Tokenizer& tokenizer = *served->engine->model().tokenizer;
   std::vector<model::TokenId> prompt = co_await offload([&] {
-    auto text = served->chat_template->render(request.messages, nullptr, request.add_generation_prompt,
-                                              request.chat_template_kwargs);
+    model::ChatOptions options;
+    options.add_generation_prompt = request.add_generation_prompt;
+    if (request.chat_template_kwargs.is_object()) options.extra = request.chat_template_kwargs;
+    for (const auto& [name, id] :
+         {std::pair("bos_token", tokenizer.bos()), std::pair("eos_token", tokenizer.eos())}) {
+      if (id && !options.extra.contains(name)) options.extra[name] = tokenizer.token(*id);
+    }
+    auto text = served->chat_template->render(request.messages, options);
     if (!text.ok()) throw ApiError(400, "the chat template refused: " + text.error().message, "messages");
     return tokenizer.encode(*text, {.add_special = false, .parse_special = true});
   });
