@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <set>
 
 #include "base/file.h"
 #include "base/progress.h"
@@ -13,21 +14,20 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The documentation that Debian and Ubuntu packages leave here; versions differ between releases.
+// The documentation that Debian and Ubuntu packages leave here, each folder once (some are links to others);
+// versions differ between releases.
 std::vector<std::string> documentation_folders() {
-  std::vector<std::string> folders;
+  std::set<std::string> folders;
   std::error_code error;
+  const auto add = [&](const fs::path& folder) {
+    if (fs::is_directory(folder, error)) folders.insert(fs::canonical(folder, error).string());
+  };
   for (const auto& entry : fs::directory_iterator("/usr/share/doc", error)) {
     const std::string name = entry.path().filename().string();
-    const bool wanted =
-        name.starts_with("postgresql-doc-") || (name.starts_with("python3.") && !name.ends_with("-dev"));
-    if (wanted && fs::is_directory(entry.path() / "html", error))
-      folders.push_back((entry.path() / "html").string());
+    if (name.starts_with("postgresql-doc-") || name.starts_with("python3.")) add(entry.path() / "html");
   }
-  if (fs::is_directory("/usr/share/debian-reference", error))
-    folders.emplace_back("/usr/share/debian-reference");
-  std::sort(folders.begin(), folders.end());
-  return folders;
+  add("/usr/share/debian-reference");
+  return {folders.begin(), folders.end()};
 }
 
 }  // namespace
