@@ -64,7 +64,7 @@ int verb_demo(const std::vector<std::string>& args) {
   CLI::App app{"Turn the wheel once on real data: data, train with a worker killed, store, serve."};
   std::string only;
   bool json = false;
-  int64_t steps = 240;
+  int64_t steps = 320;
   app.add_option("--only", only, "One part, and what it needs of the others first")
       ->check(CLI::IsMember({"data", "train", "kill", "store", "serve"}));
   app.add_option("--steps", steps, "Training steps")

@@ -20,7 +20,7 @@ train::TrainConfig config_of(const Context& context) {
   config.data.train = kDataset;
   config.batch.sequences = 8;
   config.batch.length = 256;
-  config.optimizer.lr = 2e-3;
+  config.optimizer.lr = 1e-3;
   config.mesh.data = 2;
   return config;
 }
