@@ -70,6 +70,7 @@ Result<std::unique_ptr<Bpe>> Bpe::create(Vocabulary vocabulary, const std::vecto
     for (size_t i = 0; i < bpe->byte_pairs_.size(); ++i) {
       bpe->byte_pairs_[i] = bpe->find_pair(bpe->bytes_[i / 256], bpe->bytes_[i % 256]);
     }
+    bpe->find_whole_characters(merges);
   } else if (bpe->options_.byte_fallback) {
     const std::vector<TokenId> bytes = byte_tokens(bpe->vocabulary_);
     bpe->has_byte_tokens_ = !bytes.empty();
@@ -78,6 +79,47 @@ Result<std::unique_ptr<Bpe>> Bpe::create(Vocabulary vocabulary, const std::vecto
   bpe->words_begin_with_mark_ = bpe->find_word_boundary_rule(merges);
   bpe->whole_ = std::make_unique<std::atomic<uint8_t>[]>(static_cast<size_t>(size) + 1);
   return bpe;
+}
+
+// A character's bytes b1 b2 (b3) become one token c by merges of ranks r1 (and r2). They surely do, and
+// before any merge that uses c, if all merges that would take b1 from the left, or another of the bytes or
+// what they become from the right, have higher ranks than the merge that they would prevent, and all merges
+// that use c have higher ranks than those that make it. Then beginning with c gives the same result.
+void Bpe::find_whole_characters(const std::vector<BpeMerge>& merges) {
+  const auto size = static_cast<size_t>(vocabulary_.size());
+  std::vector<uint32_t> as_left(size, kNever),
+      as_right(size, kNever);  // the lowest rank that uses the token so
+  for (const BpeMerge& merge : merges) {
+    const uint32_t rank = find_pair(merge.left, merge.right).rank;
+    as_left[static_cast<size_t>(merge.left)] = std::min(as_left[static_cast<size_t>(merge.left)], rank);
+    as_right[static_cast<size_t>(merge.right)] = std::min(as_right[static_cast<size_t>(merge.right)], rank);
+  }
+  const auto left = [&](TokenId id) { return as_left[static_cast<size_t>(id)]; };
+  const auto right = [&](TokenId id) { return as_right[static_cast<size_t>(id)]; };
+  whole_characters_.assign(0x10000, kNoToken);
+  std::string text;
+  for (char32_t c = 0x80; c < 0x10000; ++c) {
+    text.clear();
+    append_utf8(text, c);
+    const TokenId b1 = bytes_[static_cast<unsigned char>(text[0])],
+                  b2 = bytes_[static_cast<unsigned char>(text[1])];
+    const Pair first = find_pair(b1, b2);
+    if (first.rank == kNever || first.rank >= right(b1)) continue;
+    if (text.size() == 2) {
+      const bool sure =
+          first.rank < left(b2) && first.rank < std::min(left(first.result), right(first.result));
+      if (sure && vocabulary_.text(first.result) == text) whole_characters_[c] = first.result;
+      continue;
+    }
+    const TokenId b3 = bytes_[static_cast<unsigned char>(text[2])];
+    const Pair second = find_pair(first.result, b3);
+    if (second.rank == kNever || vocabulary_.text(second.result) != text) continue;
+    const uint32_t last = std::max(first.rank, second.rank);
+    if (first.rank < left(b2) && last < left(b3) && second.rank < right(first.result) &&
+        last < std::min(left(second.result), right(second.result))) {
+      whole_characters_[c] = second.result;
+    }
+  }
 }
 
 bool Bpe::find_word_boundary_rule(const std::vector<BpeMerge>& merges) const {
@@ -151,9 +193,20 @@ void Bpe::encode_word(std::string_view word, std::vector<TokenId>& ids, std::vec
 
 void Bpe::begin_with_bytes(std::string_view word, Symbols& symbols) const {
   bool last_unknown = false;
-  bool complete = true;
-  for (const char c : word) {
-    const TokenId id = bytes_[static_cast<unsigned char>(c)];
+  bool complete = true;  // one symbol for each byte
+  for (size_t at = 0; at < word.size(); ++at) {
+    const auto byte = static_cast<unsigned char>(word[at]);
+    if (byte >= 0xC2 && byte < 0xF0) {
+      const CodePoint c = decode_utf8(word, at);
+      const TokenId whole = c.valid ? whole_characters_[c.value] : kNoToken;
+      if (whole != kNoToken) {
+        symbols.push(whole, c.size_bytes);
+        at += c.size_bytes - 1;
+        last_unknown = complete = false;
+        continue;
+      }
+    }
+    const TokenId id = bytes_[byte];
     if (id != kNoToken) {
       symbols.push(id, 1);
     } else if (options_.unknown != kNoToken && !(options_.fuse_unknown && last_unknown)) {

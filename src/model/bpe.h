@@ -64,6 +64,7 @@ class Bpe final : public TokenModel {
                    uint32_t base) const;
   void begin_with_bytes(std::string_view word, Symbols& symbols) const;
   void begin_with_characters(std::string_view word, Symbols& symbols) const;
+  void find_whole_characters(const std::vector<BpeMerge>& merges);
   void merge_few(Symbols& symbols) const;
   void merge_many(Symbols& symbols) const;
 
@@ -73,6 +74,10 @@ class Bpe final : public TokenModel {
   std::vector<Pair> byte_pairs_;      // [256 * 256], byte level only: the first round without hashing
   std::array<TokenId, 256> bytes_{};  // byte level: the token of each byte; byte fallback: <0xNN>
   bool has_byte_tokens_ = false;
+  // [code point up to U+FFFF], byte level only: the token of a character whose bytes are sure to come
+  // together before anything else can touch them, so that merging may begin with it. kNoToken: begin with
+  // bytes.
+  std::vector<TokenId> whole_characters_;
   // No merge joins a character with a "▁" after it: a text may be cut there, and each word merged alone.
   bool words_begin_with_mark_ = false;
   // Does merging a token's own text give that token? 0 not known yet, 1 yes, 2 no. Found out when asked.

@@ -59,7 +59,7 @@ class Tokenizer {
   static Result<Tokenizer> from_json(std::string_view tokenizer_json, std::string_view config = "");
   static Result<Tokenizer> from_gguf(const GgufFile& file);
   static Result<Tokenizer> from_sentencepiece(std::string_view model);
-  // `encoding`: cl100k_base, o200k_base, r50k_base, p50k_base, llama3 or tekken: pattern and special tokens.
+  // `encoding`: cl100k_base, o200k_base, r50k_base, p50k_base, gpt2 or llama3: pattern and special tokens.
   static Result<Tokenizer> from_tiktoken(std::string_view ranks, const std::string& encoding);
   explicit Tokenizer(std::shared_ptr<const TokenizerParts> parts) : parts_(std::move(parts)) {}
 

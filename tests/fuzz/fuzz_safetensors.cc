@@ -1,5 +1,6 @@
 // sources: src/model/safetensors.cc src/kernels/dtype.cc
-// safetensors: whatever the bytes, parsing ends with a value or an error, and every tensor lies inside the file.
+// safetensors: whatever the bytes, parsing ends with a value or an error, and every tensor lies inside the
+// file.
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>

@@ -180,7 +180,7 @@ def training(folder, samples):
     parts = []
     for file in corpus:  # the same cuts as `flywheel tokenize --train`
         part = ""
-        for line in read_text(file).split("\n")[:-1]:
+        for line in read_text(file).removesuffix("\n").split("\n"):
             part += line + "\n"
             if len(part.encode()) > 65536:
                 parts.append(part)
