@@ -204,7 +204,8 @@ Result<void> Pretokenizer::add(const Json& spec) {
   } else if (type == "WhitespaceSplit") {
     steps_.push_back(cutter(characters(kSpace), false, Behavior::kRemoved));
   } else if (type == "Whitespace") {
-    return add_split({{"pattern", {{"Regex", R"(\w+|[^\w\s]+)"}}}, {"behavior", "Removed"}, {"invert", true}});
+    return add_split(
+        {{"pattern", {{"Regex", R"(\w+|[^\w\s]+)"}}}, {"behavior", "Removed"}, {"invert", true}});
   } else if (type == "BertPreTokenizer") {
     steps_.push_back(cutter(characters(kSpace), false, Behavior::kRemoved));
     steps_.push_back(cutter(characters(kPunctuation, kAsciiSymbols), false, Behavior::kIsolated));
