@@ -213,7 +213,7 @@ def test_thousand_streams(server):
 
 
 def test_node_client(server):
-    out = subprocess.run([os.environ["NODE"], ROOT / ".cache/openai-node/client.mjs", server.url + "/v1", MODEL],
+    out = subprocess.run([ROOT / "tests/npm", "--node", ROOT / ".cache/openai-node/client.mjs", server.url + "/v1", MODEL],
                          capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr
     seen = json.loads(out.stdout)
