@@ -4,7 +4,7 @@ CMAKE_FLAGS ?=
 JOBS ?= $(shell nproc)
 SHELL := /bin/bash
 
-.PHONY: help setup build demo test test-all bench lint format docs-check asan tsan clean
+.PHONY: help setup build demo test bench lint format docs-check asan tsan clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets

@@ -43,6 +43,7 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   engine::SamplingParams& s = options.sampling;
   app.add_option("-n,--max-tokens", options.max_tokens,
                  "Stop after so many tokens; 0: what the context holds")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("-t,--temperature", s.temperature, "0 takes the likeliest token each time")
       ->capture_default_str();
@@ -54,7 +55,8 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option_function<uint64_t>(
       "--seed", [&options](uint64_t seed) { options.seed = seed, options.has_seed = true; },
       "The same seed gives the same text (default: another one each time)");
-  app.add_option("--stop", options.stop, "End before this text; may be given several times");
+  app.add_option("--stop", options.stop, "End before this text; may be given several times")
+      ->allow_extra_args(false);
   app.add_option("--context", options.engine.max_context_tokens,
                  "Longest prompt and answer together, in tokens");
   app.add_option("--dtype", options.engine.dtype, "Compute in f32, bf16 or f16 (default: as in the file)");

@@ -142,7 +142,8 @@ int verb_data(const std::vector<std::string>& args) {
       ->required();
   prepare_app->add_option("--output,-o", options.output, "Folder for the dataset")->required();
   prepare_app->add_option("--config,-c", options.config, "YAML; every key is optional (docs/data.md)");
-  prepare_app->add_option("--set", options.overrides, "One key of the config, e.g. dedup.near=false");
+  prepare_app->add_option("--set", options.overrides, "One key of the config, e.g. dedup.near=false")
+      ->allow_extra_args(false);
   prepare_app->add_option("--name", options.name, "The dataset's name in the store");
   prepare_app->add_flag("--no-store", options.no_store, "Record no run and no artifacts");
   prepare_app->add_flag("--json", options.json, "The report as JSON");

@@ -20,10 +20,11 @@ int verb_serve(const std::vector<std::string>& args) {
                  "Models to serve: names in the store, folders or .gguf files; NAME=MODEL renames");
   app.add_option("--config", config_file, "YAML with all settings; flags go over it")
       ->check(CLI::ExistingFile);
-  app.add_option("--set", overrides, "KEY=VALUE over the config, e.g. --set http.max_body_bytes=1e6");
+  app.add_option("--set", overrides, "KEY=VALUE over the config, e.g. --set http.max_body_bytes=1e6")
+      ->allow_extra_args(false);
   app.add_option("--host", host, "Address to listen on (default 127.0.0.1)");
   app.add_option("--port", port, "Port (default 8000; 0: any free one)")->check(CLI::Range(0, 65535));
-  app.add_option("--api-key", keys, "Ask for this key; may be given again");
+  app.add_option("--api-key", keys, "Ask for this key; may be given again")->allow_extra_args(false);
   app.footer(
       "  flywheel serve smollm2\n"
       "  flywheel serve smollm2 mine=checkpoints/tiny --port 8080\n"

@@ -52,7 +52,8 @@ int verb_train(const std::vector<std::string>& args) {
   std::vector<std::string> overrides;
   bool json = false, fresh = false;
   app.add_option("config", file, "YAML file; every key and its default: flywheel train --show-config");
-  app.add_option("--set", overrides, "key=value, over the file's: --set mesh.data=4 --set optimizer.lr=3e-4");
+  app.add_option("--set", overrides, "key=value, over the file's: --set mesh.data=4 --set optimizer.lr=3e-4")
+      ->allow_extra_args(false);
   app.add_option("--resume", resume, "Go on where this run was (flywheel runs list shows them)");
   app.add_flag("--new", fresh, "Begin a new run even if one with this very config was left unfinished");
   app.add_flag("--json", json, "End with one JSON line");

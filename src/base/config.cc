@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <set>
 
 #include "base/file.h"
 
@@ -83,8 +84,13 @@ void apply_override(const YAML::Node& root, const std::string& assignment) {
 
 void check_keys(const std::string& file, const std::string& path, const YAML::Node& node,
                 const std::vector<std::string>& known) {
+  std::set<std::string> seen;
   for (const auto& entry : node) {
     const auto key = entry.first.as<std::string>();
+    if (!seen.insert(key).second) {
+      throw UserError(where(file, entry.first), (path.empty() ? "" : path + ".") + key + ": set twice",
+                      "leave one of them");
+    }
     if (std::find(known.begin(), known.end(), key) != known.end()) continue;
     const std::string prefix = path.empty() ? "" : path + ".";
     const std::string near = nearest_name(key, known);

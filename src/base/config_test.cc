@@ -51,6 +51,7 @@ TEST(Config, WrongTypesNameLineAndKey) {
   EXPECT_EQ(message("optimizer: 3\n"), "t.yaml:1: optimizer must be a mapping of keys, not \"3\"");
   EXPECT_EQ(message("optimizer: {sizes: [1, x]}"),
             "t.yaml:1: optimizer.sizes[1] must be an integer, not \"x\"");
+  EXPECT_EQ(message("name: a\nname: b\n"), "t.yaml:2: name: set twice; leave one of them");
   EXPECT_THAT(message("a: [1\n"), testing::HasSubstr("not YAML"));
   EXPECT_THAT(message("", {"name"}), testing::HasSubstr("KEY=VALUE"));
   EXPECT_THAT(message("", {"name.deep.er=1"}), testing::HasSubstr("must be a text"));

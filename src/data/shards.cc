@@ -202,10 +202,10 @@ Result<void> TokenShards::verify() const {
   return {};
 }
 
-Sampler::Sampler(const TokenShards& shards, SamplerConfig config)
-    : shards_(&shards), config_(config), samples_(shards.num_samples(config.length)) {
+Sampler::Sampler(const TokenShards& shards, SamplerConfig config) : shards_(&shards), config_(config) {
   if (config.batch <= 0 || config.length <= 0)
     throw UserError("sampler", "batch and length must be positive");
+  samples_ = shards.num_samples(config.length);
   if (samples_ == 0) {
     throw UserError("sampler",
                     fmt::format("the dataset has {} tokens, fewer than one sequence of {} + 1",

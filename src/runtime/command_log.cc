@@ -62,6 +62,11 @@ Result<LogContent> read_log(const std::string& path) {
   if (!path_exists(path)) return content;
   ASSIGN_OR_RETURN(content.file, MappedFile::open(path));
   const std::string_view file = content.file.bytes();
+  // A first write that was cut short begins with the magic or with nothing; anything else was never a log.
+  const std::string_view begin = file.substr(0, 4);
+  if (begin.size() == 4 && begin != std::string_view(kMagic, 4) && begin != std::string_view("\0\0\0\0", 4)) {
+    return make_error(ErrorCode::kCorrupt, "{} is not a command log: it does not begin with FWL1", path);
+  }
   size_t at = 0;
   while (at < file.size()) {
     const size_t size = frame_size(file, at);

@@ -8,6 +8,8 @@
 //   while (auto token = co_await events->pop(500)) ...     // nothing: 500 ms passed without an event
 #pragma once
 
+#include <utility>  // first: Boost 1.74's awaitable.hpp needs it and does not include it
+
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/post.hpp>

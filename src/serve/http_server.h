@@ -17,6 +17,8 @@
 //   server.drain(Deadline::after_ms(30'000));
 #pragma once
 
+#include <utility>  // first: Boost 1.74's awaitable.hpp needs it and does not include it
+
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <cstdint>

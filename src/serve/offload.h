@@ -4,6 +4,8 @@
 //   std::vector<TokenId> ids = co_await offload([&] { return tokenizer.encode(text); });
 #pragma once
 
+#include <utility>  // first: Boost 1.74's awaitable.hpp needs it and does not include it
+
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/thread_pool.hpp>

@@ -125,6 +125,12 @@ Result<void> Server::start() {
                     state_->config.http.host + " can be reached by others, and no API key is asked for",
                     "set api_keys (or --api-key), or bind to 127.0.0.1");
   }
+  const HttpServerConfig& http = state_->config.http;
+  if (http.max_body_bytes < 1 || http.max_header_bytes < 256 || http.max_connections < 1 ||
+      http.threads < 1) {
+    throw UserError("http",
+                    "max_body_bytes, max_connections and threads must be at least 1, max_header_bytes 256");
+  }
   for (const auto& model : state_->config.models) RETURN_IF_ERROR(state_->models.load(model));
   return state_->http.start();
 }

@@ -14,6 +14,9 @@ void require(bool holds, const char* key, const std::string& what) {
 
 void check(const TrainConfig& c) {
   require(!c.name.empty(), "name", "is empty");
+  const auto& family = c.model.family;
+  require(family == "llama" || family == "mistral" || family == "qwen2" || family == "qwen3", "model.family",
+          "\"" + family + "\" is not one of llama, mistral, qwen2, qwen3");
   require(c.steps >= 1, "steps", "must be at least 1");
   require(c.mesh.data >= 1, "mesh.data", "must be at least 1");
   require(c.mesh.threads >= 0, "mesh.threads", "must be 0 (share the cores out) or more");
@@ -29,6 +32,9 @@ void check(const TrainConfig& c) {
   require(c.optimizer.lr > 0, "optimizer.lr", "must be above 0");
   require(c.optimizer.min_lr >= 0 && c.optimizer.min_lr <= c.optimizer.lr, "optimizer.min_lr",
           "must be between 0 and optimizer.lr");
+  require(c.optimizer.warmup_steps >= 0, "optimizer.warmup_steps", "must be 0 (none) or more");
+  require(c.model.intermediate_size >= 0, "model.intermediate_size",
+          "must be 0 (8/3 of hidden_size) or more");
   require(c.optimizer.clip_norm >= 0, "optimizer.clip_norm", "must be 0 (no clipping) or more");
   require(c.optimizer.epsilon > 0, "optimizer.epsilon", "must be above 0");
   require(c.evaluate.every_steps >= 0 && c.evaluate.sequences >= 1, "evaluate",
