@@ -1,5 +1,7 @@
 #include "table.h"
 
+#include <cstdio>
+
 #include <algorithm>
 #include <array>
 #include <ctime>
@@ -49,6 +51,10 @@ std::string format_time(int64_t time_ms) {
   std::array<char, 32> text{};
   std::strftime(text.data(), text.size(), "%Y-%m-%d %H:%M:%S", &parts);
   return text.data();
+}
+
+void print_json(const Json& json) {
+  std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
 }
 
 }  // namespace flywheel::cli

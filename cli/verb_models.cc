@@ -30,10 +30,6 @@ Json to_json(const Artifact& artifact) {
           {"metadata", artifact.metadata}};
 }
 
-void print_json(const Json& json) {
-  std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
-}
-
 std::string text_of(const Artifact& artifact, const char* key) {
   if (!artifact.metadata.contains(key)) return "-";
   const Json& value = artifact.metadata[key];

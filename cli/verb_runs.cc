@@ -27,10 +27,6 @@ struct Options {
   bool json = false, log_y = false;
 };
 
-void print_json(const Json& json) {
-  std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
-}
-
 // JSON has no NaN: null stands for it, and for the infinities.
 Json number(double value) {
   return std::isfinite(value) ? Json(value) : Json();

@@ -38,10 +38,6 @@ Json to_json(const Artifact& artifact) {
           {"files", files}};
 }
 
-void print_json(const Json& json) {
-  std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
-}
-
 struct Options {
   std::string ref, alias;
   store::ArtifactFilter filter;

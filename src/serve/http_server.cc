@@ -22,6 +22,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "serve/api_error.h"
 
 namespace flywheel::serve {
 namespace beast = boost::beast;
@@ -119,9 +120,9 @@ class Connection : public HttpExchange, public std::enable_shared_from_this<Conn
   bool keep_alive_ = true, in_request_ = false, answered_ = false, gone_ = false, chunked_ = true;
 };
 
+// What the server says by itself has the form of every other error of the API.
 std::string json_error(int status, const std::string& message) {
-  const char* type = status >= 500 ? "server_error" : "invalid_request_error";
-  return fmt::format(R"({{"error":{{"message":"{}","type":"{}","param":null,"code":null}}}})", message, type);
+  return ApiError(status, message).body();
 }
 
 template <typename Message>
