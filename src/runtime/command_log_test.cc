@@ -260,7 +260,8 @@ TEST(CommandLog, EveryFlippedBitIsFound) {
     } else {
       ASSERT_FALSE(content.ok()) << at;
       EXPECT_EQ(content.error().code, ErrorCode::kCorrupt);
-      EXPECT_THAT(content.error().message, HasSubstr("bad record at byte"));
+      const bool in_magic = at < 4;  // then it is not even taken for a log
+      EXPECT_THAT(content.error().message, HasSubstr(in_magic ? "not a command log" : "bad record at byte"));
     }
   }
 }
