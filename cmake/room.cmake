@@ -34,8 +34,16 @@ endfunction()
 
 function(flywheel_test target label)
   target_link_libraries(${target} PRIVATE GTest::gtest_main GTest::gmock)
-  target_compile_definitions(${target} PRIVATE FLYWHEEL_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
-                             FLYWHEEL_ROOM_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
+  # Only the files that ask get the checkout's place: without it, precompiled headers and objects are the same
+  # in every checkout, and ccache shares them.
+  get_target_property(sources ${target} SOURCES)
+  foreach(file ${sources})
+    file(STRINGS ${file} asks REGEX "FLYWHEEL_(SOURCE|ROOM)_DIR" LIMIT_COUNT 1)
+    if(asks)
+      set_property(SOURCE ${file} APPEND PROPERTY COMPILE_DEFINITIONS FLYWHEEL_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
+                                                  FLYWHEEL_ROOM_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
+    endif()
+  endforeach()
   add_test(NAME ${target} COMMAND ${target} --gtest_brief=1 WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
   set_tests_properties(${target} PROPERTIES LABELS ${label} TIMEOUT 600)
 endfunction()
@@ -113,7 +121,9 @@ function(room name)
     target_include_directories(${module_target} PRIVATE ${include_root})
     target_link_libraries(${module_target} PRIVATE ${ROOM_MODULE_LIBS})
     add_dependencies(${target} ${module_target})
-    target_compile_definitions(${target} PRIVATE FLYWHEEL_MODULES="${CMAKE_BINARY_DIR}/modules")
+    string(REPLACE _module _loader loader ${module_name})  # its source knows where modules are built
+    set_property(SOURCE ${dir}/${loader}.cc PROPERTY COMPILE_DEFINITIONS
+                                                     FLYWHEEL_MODULES="${CMAKE_BINARY_DIR}/modules")
   endforeach()
 
   if(tests)
