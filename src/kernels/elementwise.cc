@@ -42,6 +42,12 @@ void scale(float* y, float factor, int64_t n, ThreadPool& pool) {
   pool.parallel_for(n, kPiece, [&](int64_t begin, int64_t end) { piece(y + begin, factor, end - begin); });
 }
 
+void lerp(float* y, const float* x, float rate, int64_t n, ThreadPool& pool) {
+  const auto piece = table().lerp;
+  pool.parallel_for(n, kPiece,
+                    [&](int64_t begin, int64_t end) { piece(y + begin, x + begin, rate, end - begin); });
+}
+
 void round_to(float* y, const float* x, DType dtype, int64_t n, ThreadPool& pool) {
   CHECK(dtype == DType::kBF16 || dtype == DType::kF16, "round_to {}", dtype_name(dtype));
   const auto piece = dtype == DType::kBF16 ? table().round_bf16 : table().round_f16;

@@ -16,6 +16,8 @@ void add_bias(float* y_MN, const float* bias_N, int64_t M, int64_t N, ThreadPool
 void add_bias_backward(float* dbias_N, const float* dy_MN, int64_t M, int64_t N, ThreadPool& pool);
 // y *= factor.
 void scale(float* y, float factor, int64_t n, ThreadPool& pool);
+// y += rate * (x - y): a running average.
+void lerp(float* y, const float* x, float rate, int64_t n, ThreadPool& pool);
 // x rounded to `dtype` (bf16 or f16) and widened again; y may be x. What a cache of that dtype would return.
 void round_to(float* y, const float* x, DType dtype, int64_t n, ThreadPool& pool);
 // Sum of x^2 in f64, in an order that does not depend on the threads.

@@ -102,6 +102,16 @@ void add_lanes(float* y, const float* a, const float* b, int64_t size) {
   });
 }
 
+// y += rate * (x - y).
+template <typename L>
+void lerp_lanes(float* y, const float* x, float rate, int64_t size) {
+  const auto r = L::set1(rate);
+  for_lanes(size, [&](int64_t i, int n) {
+    const auto old = load_n<L>(y + i, n);
+    store_n<L>(y + i, L::fma(r, L::sub(load_n<L>(x + i, n), old), old), n);
+  });
+}
+
 template <typename L>
 void scale_lanes(float* y, float factor, int64_t size) {
   const auto f = L::set1(factor);
@@ -170,8 +180,10 @@ void softmax_scaled_lanes(float* x, float lse, float factor, int64_t size) {
 // What adamw_lanes needs, prepared in adamw.cc: decay = 1 - lr * weight_decay, step = lr / (1 - beta1^t),
 // root = 1 / sqrt(1 - beta2^t).
 struct AdamWTerms {
-  float gradient_scale, beta1, beta2, decay, step, root, epsilon;
+  float gradient_scale, beta1, beta2, decay, step, root, epsilon, l2;
 };
+struct AdamWStep;
+AdamWTerms adamw_terms(const AdamWStep& step);
 
 template <typename L>
 void adamw_lanes(float* w, float* m, float* v, const float* g, uint16_t* bf16, int64_t size,
@@ -179,8 +191,10 @@ void adamw_lanes(float* w, float* m, float* v, const float* g, uint16_t* bf16, i
   const auto scale = L::set1(t.gradient_scale), b1 = L::set1(t.beta1), c1 = L::set1(1 - t.beta1);
   const auto b2 = L::set1(t.beta2), c2 = L::set1(1 - t.beta2), decay = L::set1(t.decay);
   const auto step = L::set1(-t.step), root = L::set1(t.root), epsilon = L::set1(t.epsilon);
+  const auto l2 = L::set1(t.l2);
   for_lanes(size, [&](int64_t i, int n) {
-    const auto gradient = L::mul(load_n<L>(g + i, n), scale);
+    auto gradient = L::mul(load_n<L>(g + i, n), scale);
+    if (t.l2 != 0) gradient = L::fma(l2, load_n<L>(w + i, n), gradient);
     const auto first = L::fma(b1, load_n<L>(m + i, n), L::mul(c1, gradient));
     const auto second = L::fma(b2, load_n<L>(v + i, n), L::mul(c2, L::mul(gradient, gradient)));
     const auto denominator = L::fma(L::sqrt(second), root, epsilon);

@@ -50,6 +50,11 @@ struct Avx512 {
     return _mm512_castsi512_ps(
         _mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23)));
   }
+  LANES_INLINE F magnitude(F a) { return _mm512_abs_ps(a); }
+  // 2^floor(log2 |x|); 0 for what is below the normal numbers.
+  LANES_INLINE F power_below(F x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7f800000)));
+  }
   // a where x < y, else b.
   LANES_INLINE F select_less(F x, F y, F a, F b) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), b, a);
@@ -147,6 +152,9 @@ struct Avx2 {
   LANES_INLINE F scale_by_power(F x, F n)
       EACH(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.v[i]),
                                                 _mm256_slli_epi32(_mm256_cvtps_epi32(n.v[i]), 23))));
+  LANES_INLINE F magnitude(F a) EACH(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v[i]));
+  LANES_INLINE F power_below(F x)
+      EACH(_mm256_and_ps(x.v[i], _mm256_castsi256_ps(_mm256_set1_epi32(0x7f800000))));
   LANES_INLINE F select_less(F x, F y, F a, F b)
       EACH(_mm256_blendv_ps(b.v[i], a.v[i], _mm256_cmp_ps(x.v[i], y.v[i], _CMP_LT_OQ)));
   LANES_INLINE F keep(F x, int begin, int end, F other) EACH(_mm256_blendv_ps(
@@ -291,6 +299,8 @@ struct Baseline {
   LANES_INLINE F round(F a) EACH((a.v[i] + 12582912.0f) - 12582912.0f);
   LANES_INLINE F scale_by_power(F x, F n)
       EACH((V4)((S4)x.v[i] + (__builtin_convertvector(n.v[i], S4) << 23)));
+  LANES_INLINE F magnitude(F a) EACH((V4)((U4)a.v[i] & 0x7fffffff));
+  LANES_INLINE F power_below(F x) EACH((V4)((U4)x.v[i] & 0x7f800000));
   LANES_INLINE F select_less(F x, F y, F a, F b) EACH(x.v[i] < y.v[i] ? a.v[i] : b.v[i]);
   LANES_INLINE F keep(F x, int begin, int end, F other) {
     for (int i = 0; i < 16; ++i) {

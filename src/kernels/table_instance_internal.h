@@ -5,6 +5,7 @@
 #include "kernels/attention_internal.h"
 #include "kernels/elementwise_internal.h"
 #include "kernels/gemm_internal.h"
+#include "kernels/optimizer_lanes_internal.h"
 #include "kernels/table_internal.h"
 
 namespace flywheel::kernels {
@@ -24,6 +25,7 @@ constexpr Table make_table() {
       .swiglu = swiglu_lanes<L>,
       .swiglu_backward = swiglu_backward_lanes<L>,
       .add = add_lanes<L>,
+      .lerp = lerp_lanes<L>,
       .scale = scale_lanes<L>,
       .round_bf16 = round_bf16_lanes<L>,
       .round_f16 = round_f16_lanes<L>,
@@ -31,6 +33,13 @@ constexpr Table make_table() {
       .log_sum_exp = log_sum_exp_lanes<L>,
       .softmax_scaled = softmax_scaled_lanes<L>,
       .adamw = adamw_lanes<L>,
+      .sgd = sgd_lanes<L>,
+      .lion = lion_lanes<L>,
+      .square_row = square_row_lanes<L>,
+      .sum_of_squared_products = sum_of_squared_products_lanes<L>,
+      .scaled_update = scaled_update_lanes<L>,
+      .round_fp8 = round_fp8_lanes<L>,
+      .largest_magnitude = largest_magnitude_lanes<L>,
       .spin_f32 = spin<L, GemmF32<L>>,
       .spin_bf16 = spin<L, GemmBf16<L>>,
       .read_all = read_all<L>,

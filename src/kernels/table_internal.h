@@ -26,6 +26,9 @@ struct GemmPiece {
 };
 
 struct AdamWTerms;
+struct SgdTerms;
+struct LionTerms;
+struct Fp8Limits;
 struct AttentionTask;
 struct AttentionBackwardTask;
 
@@ -47,6 +50,7 @@ struct Table {
   void (*swiglu_backward)(float* dgate, float* dup, const float* dy, const float* gate, const float* up,
                           int64_t n);
   void (*add)(float* y, const float* a, const float* b, int64_t n);
+  void (*lerp)(float* y, const float* x, float rate, int64_t n);
   void (*scale)(float* y, float factor, int64_t n);
   void (*round_bf16)(float* y, const float* x, int64_t n);
   void (*round_f16)(float* y, const float* x, int64_t n);
@@ -55,6 +59,17 @@ struct Table {
   // x = exp(x - lse) * factor.
   void (*softmax_scaled)(float* x, float lse, float factor, int64_t n);
   void (*adamw)(float* w, float* m, float* v, const float* g, uint16_t* bf16, int64_t n, const AdamWTerms&);
+  void (*sgd)(float* w, float* buffer, const float* g, int64_t n, const SgdTerms&);
+  void (*lion)(float* w, float* m, const float* g, int64_t n, const LionTerms&);
+  // columns[k] += (g[k] * scale)^2; returns the row's sum of them.
+  float (*square_row)(float* columns, const float* g, float scale, int64_t K);
+  // Sum of (g[k] * columns[k])^2.
+  double (*sum_of_squared_products)(const float* g, const float* columns, int64_t K);
+  // w = w * decay - g * columns * factor.
+  void (*scaled_update)(float* w, const float* g, const float* columns, float factor, float decay, int64_t K);
+  // y = x rounded to an 8-bit float: x * inverse_scale to nearest even, then * scale.
+  void (*round_fp8)(float* y, const float* x, float inverse_scale, float scale, const Fp8Limits&, int64_t n);
+  float (*largest_magnitude)(const float* x, int64_t n);
 
   // For peak.h: multiply-adds from registers (returns how many operations), and a sum of 16 lanes.
   double (*spin_f32)(int64_t rounds);
