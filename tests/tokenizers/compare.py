@@ -195,8 +195,8 @@ def training(folder, samples):
 
 def main():
     if not data.is_dir():
-        print(f"SKIPPED: no test data at {data}; set FLYWHEEL_TEST_DATA")
-        return 0
+        print(f"skipped: no test data at {data}; set FLYWHEEL_TEST_DATA")
+        return 77
     print(f"seed {seed}")
     samples = texts()
     with tempfile.TemporaryDirectory() as name:
