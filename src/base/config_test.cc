@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/philox.h"
+
 namespace flywheel {
 namespace {
 
@@ -56,6 +58,47 @@ TEST(Config, WrongTypesNameLineAndKey) {
   EXPECT_THAT(message("", {"name"}), testing::HasSubstr("KEY=VALUE"));
   EXPECT_THAT(message("", {"name.deep.er=1"}), testing::HasSubstr("must be a text"));
   EXPECT_EQ(message("", {"optimizer.lr=1e-2"}), "accepted");
+}
+
+// Any text: a config or a UserError; a config that was read is read again from its dump.
+TEST(Config, SurvivesMutations) {
+  const std::string original =
+      "%YAML 1.2\n---\nname: |\n  two\n  lines\noptimizer: &o\n  lr: 1e-3  # fast\n  sizes: [1, 0x10, "
+      "1_000]\n"
+      "? name\n: !!str 'it''s'\n<<: *o\n";
+  const std::string alphabet = "{}[]:,&*!|>'\"%@`#?-<\n\t \\~0e.";
+  Philox rng(14);
+  int read = 0;
+  for (int round = 0; round < 5000; ++round) {
+    std::string text = round % 2 ? original : "name: \"hello\"\noptimizer: {lr: .5, sizes: [1, 2]}\n";
+    for (uint64_t n = 1 + rng.below(4); n > 0 && !text.empty(); --n) {
+      const size_t at = rng.below(text.size());
+      switch (rng.below(4)) {
+        case 0:
+          text[at] = static_cast<char>(rng.next_u32());
+          break;
+        case 1:
+          text[at] = alphabet[rng.below(alphabet.size())];
+          break;
+        case 2:
+          text.insert(at, text.substr(rng.below(text.size()), rng.below(20)));
+          break;
+        default:
+          text.erase(at, rng.below(6));
+          break;
+      }
+    }
+    std::string dump;
+    try {
+      dump = dump_config(parse_config<Outer>("t.yaml", text));
+    } catch (const UserError& error) {
+      EXPECT_THAT(error.what(), testing::StartsWith("t.yaml:")) << text;
+      continue;
+    }
+    ++read;
+    EXPECT_EQ(dump_config(parse_config<Outer>("dump.yaml", dump)), dump) << text;
+  }
+  EXPECT_GT(read, 100);
 }
 
 TEST(Config, NearestName) {

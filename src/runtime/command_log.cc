@@ -73,8 +73,8 @@ Result<LogContent> read_log(const std::string& path) {
     if (size == 0) break;
     const size_t end = at + size;
     for (size_t p = at + kHeaderBytes; p < end;) {
-      const size_t length = end - p >= 5 ? load<uint32_t>(file.data() + p + 1) : end;
-      if (length > end - p - 5) {
+      const size_t left = end - p, length = left >= 5 ? load<uint32_t>(file.data() + p + 1) : 0;
+      if (left < 5 || length > left - 5) {
         return make_error(ErrorCode::kCorrupt, "{}: the record at byte {} does not fit its frame (byte {})",
                           path, p, at);
       }

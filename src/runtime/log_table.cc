@@ -14,7 +14,7 @@ std::string ranks_text(const std::vector<int>& ranks) {
   std::string text;
   for (size_t i = 0; i < ranks.size();) {
     size_t end = i;
-    while (end + 1 < ranks.size() && ranks[end + 1] == ranks[end] + 1) ++end;
+    while (end + 1 < ranks.size() && ranks[end + 1] == int64_t{ranks[end]} + 1) ++end;
     text += (text.empty() ? "" : ",") + std::to_string(ranks[i]);
     if (end > i) text += "-" + std::to_string(ranks[end]);
     i = end + 1;

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "base/http_client.h"
+#include "base/philox.h"
 #include "serve/event_queue.h"
 
 namespace flywheel::serve {
@@ -111,6 +112,42 @@ TEST_F(HttpServerTest, RefusesWhatIsMalformedAndStaysUp) {
       ask("GET /echo HTTP/1.1\r\nHost: a\r\n\r\nGET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
       testing::HasSubstr("GET HTTP/1.1 200"));  // two requests at once, two answers
   EXPECT_EQ(http_get(url_ + "/echo")->status, 200);
+}
+
+// Any bytes on the wire: an answer or a closed connection, and the next client is served.
+TEST_F(HttpServerTest, SurvivesMutations) {
+  const std::string original =
+      "POST /echo?a=b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+      "5;x=y\r\nhello\r\n0\r\nTrailer: t\r\n\r\nGET /stream HTTP/1.0\r\nConnection: keep-alive\r\n"
+      "Content-Length: 3\r\n\r\nabc";
+  const std::string alphabet = "\r\n :;,0f/HTP1.\t\"";
+  Philox rng(15);
+  for (int round = 0; round < 500; ++round) {
+    std::string text = original;
+    for (uint64_t n = 1 + rng.below(6); n > 0 && !text.empty(); --n) {
+      const size_t at = rng.below(text.size());
+      switch (rng.below(4)) {
+        case 0:
+          text[at] = static_cast<char>(rng.next_u32());
+          break;
+        case 1:
+          text[at] = alphabet[rng.below(alphabet.size())];
+          break;
+        case 2:
+          text.insert(at, text.substr(rng.below(text.size()), rng.below(40)));
+          break;
+        default:
+          text.erase(at, rng.below(20));
+          break;
+      }
+    }
+    RawClient client(server_->port());
+    ASSERT_TRUE(client.connected_);
+    client.send(text);
+    const std::string answer = client.read(1);
+    if (!answer.empty()) EXPECT_THAT(answer, testing::StartsWith("HTTP/1.")) << text;
+  }
+  EXPECT_EQ(http_post(url_ + "/echo", "hi")->body, "POST hi");
 }
 
 TEST_F(HttpServerTest, SlowSendersAreLetGo) {
