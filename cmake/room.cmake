@@ -36,7 +36,7 @@ endfunction()
 # A program of GoogleTest: exit 77, "skipped" to ctest, when every one of its tests was.
 function(flywheel_test target label)
   if(NOT TARGET flywheel_test_main)
-    add_library(flywheel_test_main OBJECT ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/test_main.cc)
+    add_library(flywheel_test_main STATIC ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/test_main.cc)
     target_link_libraries(flywheel_test_main PRIVATE GTest::gmock)
   endif()
   target_link_libraries(${target} PRIVATE flywheel_test_main GTest::gtest GTest::gmock)

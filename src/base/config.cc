@@ -51,6 +51,11 @@ void wrong_type(const std::string& file, const YAML::Node& node, const std::stri
   throw UserError(where(file, node), path + " must be " + wanted + ", not " + got);
 }
 
+std::string key_text(const std::string& file, const YAML::Node& key) {
+  if (!key.IsScalar()) throw UserError(where(file, key), "a key must be a text");
+  return key.Scalar();
+}
+
 YAML::Node parse(const std::string& file, const std::string& text) {
   try {
     YAML::Node root = YAML::Load(text);
@@ -67,6 +72,7 @@ void apply_override(const YAML::Node& root, const std::string& assignment) {
     throw UserError("--set " + assignment, "an override is KEY=VALUE",
                     "for instance --set optimizer.lr=3e-4");
   }
+  if (!root.IsMap()) throw UserError("--set " + assignment, "the config file holds no mapping of keys");
   const YAML::Node value = parse("--set " + assignment, assignment.substr(equals + 1));
   std::string path = assignment.substr(0, equals);
   YAML::Node node = root;
@@ -86,7 +92,7 @@ void check_keys(const std::string& file, const std::string& path, const YAML::No
                 const std::vector<std::string>& known) {
   std::set<std::string> seen;
   for (const auto& entry : node) {
-    const auto key = entry.first.as<std::string>();
+    const std::string key = key_text(file, entry.first);
     if (!seen.insert(key).second) {
       throw UserError(where(file, entry.first), (path.empty() ? "" : path + ".") + key + ": set twice",
                       "leave one of them");

@@ -48,6 +48,8 @@ namespace config_internal {
 std::string where(const std::string& file, const YAML::Node& node);
 [[noreturn]] void wrong_type(const std::string& file, const YAML::Node& node, const std::string& path,
                              const char* wanted);
+// A mapping's key; UserError for one that is not a text (YAML lets lists be keys).
+std::string key_text(const std::string& file, const YAML::Node& key);
 YAML::Node parse(const std::string& file, const std::string& text);
 // Applies "a.b=c" (c is YAML) to the tree. Throws UserError for a text without '='.
 void apply_override(const YAML::Node& root, const std::string& assignment);
@@ -134,7 +136,7 @@ void read_value(const std::string& file, const std::string& path, const YAML::No
     if (!node.IsMap()) wrong_type(file, node, path, "a mapping of keys");
     out.clear();
     for (const auto& entry : node) {
-      const auto key = entry.first.as<std::string>();
+      const std::string key = key_text(file, entry.first);
       read_value(file, path + "." + key, entry.second, out[key]);
     }
   } else if constexpr (std::is_enum_v<T>) {

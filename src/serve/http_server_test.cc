@@ -145,7 +145,7 @@ TEST_F(HttpServerTest, SurvivesMutations) {
     ASSERT_TRUE(client.connected_);
     client.send(text);
     const std::string answer = client.read(1);
-    if (!answer.empty()) EXPECT_THAT(answer, testing::StartsWith("HTTP/1.")) << text;
+    EXPECT_THAT(answer, testing::AnyOf("", testing::StartsWith("HTTP/1."))) << text;
   }
   EXPECT_EQ(http_post(url_ + "/echo", "hi")->body, "POST hi");
 }
