@@ -29,7 +29,7 @@ test: build ## every test that needs no GPU
 bench: build ## every benchmark beside its peer; writes docs/benchmarks.md
 	@bench/all
 
-lint: format-check docs-check build ## format, docs and clang-tidy over everything
+lint: format-check docs-check $(BUILD)/build.ninja ## format, docs and clang-tidy over everything
 	@scripts/tidy --all
 
 format: ## clang-format everything in place

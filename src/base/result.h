@@ -57,7 +57,7 @@ Error make_error(ErrorCode code, fmt::format_string<Args...> format, Args&&... a
 // What the user got wrong. `where` is a file:line, key, flag or request field.
 class UserError : public std::runtime_error {
  public:
-  UserError(std::string where, std::string what, std::string hint = "")
+  UserError(std::string where, std::string what, std::string hint = "")  // NOLINT: an error may copy
       : std::runtime_error((where.empty() ? "" : where + ": ") + what + (hint.empty() ? "" : "; " + hint)),
         where_(std::move(where)) {}
   const std::string& where() const { return where_; }
@@ -122,7 +122,7 @@ class [[nodiscard]] Result<void> {
 };
 
 }  // namespace flywheel
-
+// NOLINTBEGIN(bugprone-macro-parentheses): names and declarations take none
 #define FLYWHEEL_CONCAT_INNER(a, b) a##b
 #define FLYWHEEL_CONCAT(a, b) FLYWHEEL_CONCAT_INNER(a, b)
 #define RETURN_IF_ERROR(expression)                                                           \
@@ -135,3 +135,4 @@ class [[nodiscard]] Result<void> {
   auto result = (expression);                                   \
   if (!result.ok()) return result.error();                      \
   declaration = std::move(result).value()
+// NOLINTEND(bugprone-macro-parentheses)

@@ -37,7 +37,7 @@ void remember(AutogradContext* ctx, Pass* pass) {
   remember(ctx, "pass", reinterpret_cast<int64_t>(pass));
 }
 Pass& recall(AutogradContext* ctx) {
-  return *reinterpret_cast<Pass*>(recall(ctx, "pass"));
+  return *reinterpret_cast<Pass*>(recall(ctx, "pass"));  // NOLINT(performance-no-int-to-ptr): see above
 }
 int index(AutogradContext* ctx, const char* name) {
   return static_cast<int>(recall(ctx, name));

@@ -106,9 +106,11 @@ struct Recompute : torch::autograd::Function<Recompute> {
     return values.at(segment->out[0]);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    // NOLINTBEGIN(performance-no-int-to-ptr): autograd carries tensors and numbers
     auto* pass = reinterpret_cast<Pass*>(ctx->saved_data["pass"].toInt());
     auto* decoder = reinterpret_cast<const model::Decoder*>(ctx->saved_data["decoder"].toInt());
     auto* segment = reinterpret_cast<const Segment*>(ctx->saved_data["segment"].toInt());
+    // NOLINTEND(performance-no-int-to-ptr)
     Tensor x = ctx->get_saved_variables()[0].detach();
     x.requires_grad_(true);
     {
