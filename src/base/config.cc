@@ -37,7 +37,21 @@ std::string read_config_file(const std::string& path) {
 
 namespace config_internal {
 
+// What a --set put into the tree carries the flag as its YAML tag, so that a mistake is blamed on the flag
+// and not on the file.
+constexpr const char* kSet = "--set ";
+
+void tag_all(YAML::Node node, const std::string& flag) {
+  node.SetTag(flag);
+  if (node.IsSequence()) {
+    for (const auto& element : node) tag_all(element, flag);
+  } else if (node.IsMap()) {
+    for (const auto& entry : node) tag_all(entry.second, flag);
+  }
+}
+
 std::string where(const std::string& file, const YAML::Node& node) {
+  if (node.Tag().starts_with(kSet)) return node.Tag();
   const YAML::Mark mark = node.Mark();
   return mark.is_null() ? file : file + ":" + std::to_string(mark.line + 1);
 }
@@ -48,7 +62,8 @@ void wrong_type(const std::string& file, const YAML::Node& node, const std::stri
                     : node.IsSequence() ? "a list"
                     : node.IsMap()      ? "a mapping"
                                         : "nothing";
-  throw UserError(where(file, node), path + " must be " + wanted + ", not " + got);
+  throw UserError(where(file, node),
+                  (path.empty() ? "the config" : path) + " must be " + wanted + ", not " + got);
 }
 
 std::string key_text(const std::string& file, const YAML::Node& key) {
@@ -62,30 +77,40 @@ YAML::Node parse(const std::string& file, const std::string& text) {
     if (root.IsNull() || !root.IsDefined()) root = YAML::Node(YAML::NodeType::Map);
     return root;
   } catch (const YAML::Exception& error) {
+    if (file.starts_with(kSet)) throw UserError(file, "not YAML: " + error.msg);
     throw UserError(file + ":" + std::to_string(error.mark.line + 1), "not YAML: " + error.msg);
   }
 }
 
+std::string integer_from_to(int64_t least, uint64_t most) {
+  if (least == 0 && most > INT64_MAX) return "an integer of 0 or more";
+  return fmt::format("an integer from {} to {}", least, most);
+}
+
 void apply_override(const YAML::Node& root, const std::string& assignment) {
+  const std::string flag = kSet + assignment;
   const size_t equals = assignment.find('=');
   if (equals == std::string::npos || equals == 0) {
-    throw UserError("--set " + assignment, "an override is KEY=VALUE",
-                    "for instance --set optimizer.lr=3e-4");
+    throw UserError(flag, "an override is KEY=VALUE",
+                    "the key of a group stands behind a dot: GROUP.KEY=VALUE");
   }
-  if (!root.IsMap()) throw UserError("--set " + assignment, "the config file holds no mapping of keys");
-  const YAML::Node value = parse("--set " + assignment, assignment.substr(equals + 1));
+  if (!root.IsMap()) return;  // read_value says so, with the line
+  const YAML::Node value = parse(flag, assignment.substr(equals + 1));
   std::string path = assignment.substr(0, equals);
   YAML::Node node = root;
   for (size_t dot; (dot = path.find('.')) != std::string::npos; path = path.substr(dot + 1)) {
     // Node's operator= writes through; reset() moves the handle.
     YAML::Node child = node[path.substr(0, dot)];
     if (child.IsDefined() && !child.IsMap() && !child.IsNull()) {
-      throw UserError("--set " + assignment, path.substr(0, dot) + " is not a mapping of keys");
+      throw UserError(flag, path.substr(0, dot) + " is not a mapping of keys");
     }
+    if (!child.IsDefined()) child = YAML::Node(YAML::NodeType::Map), child.SetTag(flag);
     node.reset(child);
   }
   const bool empty = equals + 1 == assignment.size();
-  node[path] = empty ? YAML::Node("") : YAML::Clone(value);
+  YAML::Node own = empty ? YAML::Node("") : YAML::Clone(value);
+  tag_all(own, flag);
+  node[path] = own;
 }
 
 void check_keys(const std::string& file, const std::string& path, const YAML::Node& node,
@@ -93,6 +118,7 @@ void check_keys(const std::string& file, const std::string& path, const YAML::No
   std::set<std::string> seen;
   for (const auto& entry : node) {
     const std::string key = key_text(file, entry.first);
+    const YAML::Node& origin = entry.second.Tag().starts_with(kSet) ? entry.second : entry.first;
     if (!seen.insert(key).second) {
       throw UserError(where(file, entry.first), (path.empty() ? "" : path + ".") + key + ": set twice",
                       "leave one of them");
@@ -105,7 +131,7 @@ void check_keys(const std::string& file, const std::string& path, const YAML::No
       hint = "known here:";
       for (const auto& name : known) hint += " " + name;
     }
-    throw UserError(where(file, entry.first), prefix + key + ": no such key", hint);
+    throw UserError(where(file, origin), prefix + key + ": no such key", hint);
   }
 }
 

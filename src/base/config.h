@@ -24,6 +24,7 @@
 #include <yaml-cpp/yaml.h>
 
 #include <concepts>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -51,7 +52,10 @@ std::string where(const std::string& file, const YAML::Node& node);
 // A mapping's key; UserError for one that is not a text (YAML lets lists be keys).
 std::string key_text(const std::string& file, const YAML::Node& key);
 YAML::Node parse(const std::string& file, const std::string& text);
-// Applies "a.b=c" (c is YAML) to the tree. Throws UserError for a text without '='.
+// "an integer from 0 to 65535", for a message.
+std::string integer_from_to(int64_t least, uint64_t most);
+// Applies "a.b=c" (c is YAML) to the tree. Throws UserError for a text without '='; a value that does not fit
+// is later blamed on "--set a.b=c".
 void apply_override(const YAML::Node& root, const std::string& assignment);
 std::string emit(const YAML::Node& node);
 
@@ -156,7 +160,11 @@ void read_value(const std::string& file, const std::string& path, const YAML::No
     if (!read_bool(node, out)) wrong_type(file, node, path, "true or false");
   } else if constexpr (std::integral<T>) {
     int64_t value = 0;
-    if (!read_integer(node, value) || !std::in_range<T>(value)) wrong_type(file, node, path, "an integer");
+    if (!read_integer(node, value)) wrong_type(file, node, path, "an integer");
+    if (!std::in_range<T>(value)) {
+      using Limits = std::numeric_limits<T>;
+      wrong_type(file, node, path, integer_from_to(Limits::min(), Limits::max()).c_str());
+    }
     out = static_cast<T>(value);
   } else if constexpr (std::floating_point<T>) {
     double value = 0;

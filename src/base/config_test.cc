@@ -60,6 +60,55 @@ TEST(Config, WrongTypesNameLineAndKey) {
   EXPECT_THAT(message("", {"name"}), testing::HasSubstr("KEY=VALUE"));
   EXPECT_THAT(message("", {"name.deep.er=1"}), testing::HasSubstr("must be a text"));
   EXPECT_EQ(message("", {"optimizer.lr=1e-2"}), "accepted");
+  EXPECT_EQ(message("[1]"), "t.yaml:1: the config must be a mapping of keys, not a list");
+  EXPECT_EQ(message("[1]", {"name=a"}), "t.yaml:1: the config must be a mapping of keys, not a list");
+}
+
+TEST(Config, AMistakeInAnOverrideIsBlamedOnIt) {
+  const auto message = [](const std::string& set, const char* text = "name: a\noptimizer: {lr: 1}\n") {
+    try {
+      parse_config<Outer>("t.yaml", text, {"name=b", set});
+    } catch (const UserError& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  EXPECT_EQ(message("optimizer.lr=fast"),
+            "--set optimizer.lr=fast: optimizer.lr must be a number, not \"fast\"");
+  EXPECT_EQ(message("optimizer.lrr=1"),
+            "--set optimizer.lrr=1: optimizer.lrr: no such key; did you mean optimizer.lr?");
+  EXPECT_EQ(message("optimizr.lr=1"), "--set optimizr.lr=1: optimizr: no such key; did you mean optimizer?");
+  EXPECT_EQ(message("optimizer={sizes: [1, x]}"),
+            "--set optimizer={sizes: [1, x]}: optimizer.sizes[1] must be an integer, not \"x\"");
+  EXPECT_THAT(message("optimizer.lr=[1"), testing::StartsWith("--set optimizer.lr=[1: not YAML"));
+  // A mistake in the file stays the file's.
+  EXPECT_EQ(message("optimizer.lr=2", "name: a\noptimizer:\n  rate: 1\n").substr(0, 9), "t.yaml:3:");
+}
+
+struct Ranges {
+  uint64_t seed = 0;
+  int32_t small = 0;
+  uint8_t tiny = 0;
+  template <typename V>
+  void fields(V& v) {
+    v("seed", seed), v("small", small), v("tiny", tiny);
+  }
+};
+
+TEST(Config, AnIntegerOutOfRangeIsToldTheRange) {
+  const auto message = [](const char* text) {
+    try {
+      parse_config<Ranges>("t.yaml", text);
+    } catch (const UserError& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  EXPECT_EQ(message("seed: -1"), "t.yaml:1: seed must be an integer of 0 or more, not \"-1\"");
+  EXPECT_EQ(message("small: 3e9"),
+            "t.yaml:1: small must be an integer from -2147483648 to 2147483647, not \"3e9\"");
+  EXPECT_EQ(message("tiny: 256"), "t.yaml:1: tiny must be an integer from 0 to 255, not \"256\"");
+  EXPECT_EQ(message("tiny: 255"), "accepted");
 }
 
 // Any text: a config or a UserError; a config that was read is read again from its dump.
