@@ -353,28 +353,45 @@ HttpServer::~HttpServer() {
   drain(Deadline::after_ms(1000));
 }
 
+Result<void> HttpServer::bind() {
+  State& s = *state_;
+  if (s.acceptor.is_open()) return {};
+  if (s.config.port < 0 || s.config.port > 65'535) {
+    throw UserError("http.port", fmt::format("{} is not a port", s.config.port), "0 (any free one) to 65535");
+  }
+  error_code error;
+  const auto address =
+      asio::ip::make_address(s.config.host == "localhost" ? "127.0.0.1" : s.config.host, error);
+  if (error)
+    throw UserError("http.host", "\"" + s.config.host + "\" is not an address", "for instance 127.0.0.1");
+  const tcp::endpoint endpoint(address, static_cast<uint16_t>(s.config.port));
+  s.acceptor.open(endpoint.protocol(), error);
+  if (!error) s.acceptor.set_option(tcp::acceptor::reuse_address(true), error);
+  if (!error) s.acceptor.bind(endpoint, error);
+  if (!error) {
+    s.port = s.acceptor.local_endpoint().port();
+    return {};
+  }
+  error_code ignored;
+  s.acceptor.close(ignored);
+  return make_error(ErrorCode::kUnavailable, "cannot listen on {}:{}: {}", s.config.host, s.config.port,
+                    error.message());
+}
+
 Result<void> HttpServer::start() {
   State& s = *state_;
+  RETURN_IF_ERROR(bind());
   rlimit files{};
   if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
     files.rlim_cur = files.rlim_max;  // one descriptor a stream
     setrlimit(RLIMIT_NOFILE, &files);
   }
   error_code error;
-  const auto address =
-      asio::ip::make_address(s.config.host == "localhost" ? "127.0.0.1" : s.config.host, error);
-  if (error)
-    throw UserError("server.host", "\"" + s.config.host + "\" is not an address", "for instance 127.0.0.1");
-  const tcp::endpoint endpoint(address, static_cast<uint16_t>(s.config.port));
-  s.acceptor.open(endpoint.protocol(), error);
-  if (!error) s.acceptor.set_option(tcp::acceptor::reuse_address(true), error);
-  if (!error) s.acceptor.bind(endpoint, error);
-  if (!error) s.acceptor.listen(4096, error);
+  s.acceptor.listen(4096, error);
   if (error) {
     return make_error(ErrorCode::kUnavailable, "cannot listen on {}:{}: {}", s.config.host, s.config.port,
                       error.message());
   }
-  s.port = s.acceptor.local_endpoint().port();
   s.keep_running.emplace(s.io.get_executor());
   asio::co_spawn(
       s.io, [state = state_] { return state->accept_loop(); }, asio::detached);

@@ -7,7 +7,7 @@
 // connections (503).
 //
 // Ownership: the server owns its threads and connections. Threads: start/drain/port from any.
-// Errors: listen() gives kUnavailable when the address is taken or not ours.
+// Errors: bind() and start() give kUnavailable when the address is taken or not ours.
 //
 //   HttpServer server({.port = 8000}, [](HttpExchange& exchange) -> asio::awaitable<void> {
 //     co_await exchange.reply(200, "text/plain", "hello\n");
@@ -98,6 +98,9 @@ class HttpServer {
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
 
+  // Takes the address, without answering on it yet: what is wrong with it shows before slow work (loading
+  // models) begins. start() does it where it was not done.
+  Result<void> bind();
   // Binds and serves in threads of its own.
   Result<void> start();
   // The port that it listens on, after start().

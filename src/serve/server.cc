@@ -131,6 +131,7 @@ Result<void> Server::start() {
     throw UserError("http",
                     "max_body_bytes, max_connections and threads must be at least 1, max_header_bytes 256");
   }
+  RETURN_IF_ERROR(state_->http.bind());
   for (const auto& model : state_->config.models) RETURN_IF_ERROR(state_->models.load(model));
   return state_->http.start();
 }

@@ -39,7 +39,8 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  // Loads the models, then listens. UserError for an address other than loopback without keys.
+  // Takes the address, loads the models, then listens. UserError for an address other than loopback without
+  // keys.
   Result<void> start();
   int port() const;
   std::vector<std::string> model_names() const;
