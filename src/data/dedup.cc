@@ -60,13 +60,17 @@ class UnionFind {
 
 }  // namespace
 
-Sketch sketch_text(std::string_view text, const DedupConfig& config) {
+void check(const DedupConfig& config) {
   if (config.bands < 1 || config.rows < 1 || config.ngram_words < 1 || config.bands * config.rows > 1024) {
     throw UserError(
         "dedup", fmt::format("bands {}, rows {}, ngram_words {}: each must be at least 1, and bands x rows "
                              "at most 1024",
                              config.bands, config.rows, config.ngram_words));
   }
+}
+
+Sketch sketch_text(std::string_view text, const DedupConfig& config) {
+  check(config);
   Sketch sketch;
   sketch.text_hash[0] = xxh64(text, config.seed);
   sketch.text_hash[1] = xxh64(text, config.seed + 0x9E3779B97F4A7C15ull);

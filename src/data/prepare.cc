@@ -92,7 +92,13 @@ void log_metrics(store::Run& run, const PrepareReport& report) {
 
 }  // namespace
 
+void check(const DataConfig& config) {
+  check(config.dedup);
+  check_tokens(config);
+}
+
 Result<PrepareReport> prepare(const PrepareRequest& request, ThreadPool& pool) {
+  check(request.config);
   if (request.inputs.empty()) throw UserError("--input", "at least one folder, file or pattern is needed");
   if (request.output.empty()) throw UserError("--output", "a folder for the dataset is needed");
   const Stopwatch clock;

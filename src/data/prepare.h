@@ -82,6 +82,9 @@ struct PrepareRequest {
   std::function<void(const std::string& stage, int64_t done, int64_t total)> progress = nullptr;
 };
 
+// UserError, naming the key, for a config with which some stage would fail. prepare() begins with it.
+void check(const DataConfig& config);
+
 Result<PrepareReport> prepare(const PrepareRequest& request, ThreadPool& pool = compute_pool());
 
 // The report of a folder that prepare() has finished. kNotFound before.

@@ -235,6 +235,22 @@ TEST(Prepare, ErrorsThatTheUserCanMend) {
   config = small_config();
   config.shards.validation_fraction = 1;
   EXPECT_THAT(message(config, folder / "raw"), HasSubstr("validation_fraction"));
+  // Said before any file is read or written, though the stages that they belong to come last.
+  const auto refused = [](const std::vector<std::string>& set) {
+    try {
+      check(parse_config<DataConfig>("c.yaml", "", set));
+    } catch (const UserError& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  EXPECT_THAT(refused({"dedup.bands=0"}), HasSubstr("dedup: bands 0"));
+  EXPECT_THAT(refused({"shards.shard_tokens=0"}), HasSubstr("shards.shard_tokens"));
+  EXPECT_THAT(refused({"tokenizer.vocab_size=100"}), HasSubstr("vocab_size 100"));
+  EXPECT_THAT(refused({"tokenizer.pattern=gpt5"}), HasSubstr("\"gpt5\" is not one of gpt2"));
+  EXPECT_THAT(refused({"tokenizer.document_end="}), HasSubstr("tokenizer.document_end"));
+  EXPECT_THAT(refused({"tokenizer.path=/nowhere"}), HasSubstr("tokenizer.path"));
+  EXPECT_EQ(refused({}), "accepted");
   EXPECT_EQ(read_report(folder / "none").error().code, ErrorCode::kNotFound);
   EXPECT_THROW(parse_config<DataConfig>("c.yaml", "dedup: {band: 3}"), UserError);
 }

@@ -1,4 +1,6 @@
 // The stages on tokens: train or take a tokenizer, write shards.
+#include <cmath>
+
 #include "base/hash.h"
 #include "data/document.h"
 #include "data/shards.h"
@@ -28,14 +30,58 @@ Result<std::vector<std::string>> chunk_texts(std::string_view chunk) {
   return texts;
 }
 
+// The file behind tokenizer.path, which may be its folder.
+std::string tokenizer_file(const TokenizeConfig& config) {
+  const std::string in_folder = config.path + "/tokenizer.json";
+  return path_exists(in_folder) ? in_folder : config.path;
+}
+
+model::BpeTrainerConfig trainer_config_of(const TokenizeConfig& config) {
+  model::BpeTrainerConfig trainer;
+  trainer.vocab_size = config.vocab_size;
+  trainer.special_tokens = {config.document_end};
+  trainer.pattern = config.pattern;
+  return trainer;
+}
+
+// The token that stands behind each document.
+model::TokenId document_end(const model::Tokenizer& tokenizer, const TokenizeConfig& config) {
+  std::optional<model::TokenId> end = tokenizer.token_id(config.document_end);
+  if (!end) end = tokenizer.eos();
+  if (!end) {
+    throw UserError("tokenizer.document_end", "the tokenizer has no token \"" + config.document_end + "\"",
+                    "name one of its special tokens");
+  }
+  return *end;
+}
+
 }  // namespace
+
+void check_tokens(const DataConfig& config) {
+  if (config.shards.validation_fraction < 0 || config.shards.validation_fraction >= 1 ||
+      std::isnan(config.shards.validation_fraction)) {
+    throw UserError("shards.validation_fraction", "must be at least 0 and below 1");
+  }
+  if (config.shards.shard_tokens < 1) throw UserError("shards.shard_tokens", "must be at least 1");
+  const TokenizeConfig& tokenizer = config.tokenizer;
+  if (tokenizer.train_bytes < 0) throw UserError("tokenizer.train_bytes", "must be 0 (all of it) or more");
+  if (tokenizer.document_end.empty()) throw UserError("tokenizer.document_end", "is empty");
+  if (tokenizer.path.empty()) {
+    model::validate(trainer_config_of(tokenizer)).value_or_throw("tokenizer");
+    return;
+  }
+  const Result<std::string> bytes = read_file(tokenizer_file(tokenizer));
+  if (!bytes.ok())
+    throw UserError("tokenizer.path", bytes.error().message, "give a tokenizer.json or its folder");
+  const model::Tokenizer given = model::Tokenizer::from_json(*bytes).value_or_throw("tokenizer.path");
+  (void)document_end(given, tokenizer);
+}
 
 Result<void> tokenizer_stage(StageContext& context, const std::string& key) {
   const TokenizeConfig& config = context.request.config.tokenizer;
   return context.run({"tokenizer", key, {kTokenizerFile}}, [&](StageReport& report) -> Result<void> {
     if (!config.path.empty()) {
-      std::string from = config.path;
-      if (path_exists(from + "/tokenizer.json")) from += "/tokenizer.json";
+      const std::string from = tokenizer_file(config);
       ASSIGN_OR_RETURN(const std::string bytes, read_file(from));
       const model::Tokenizer tokenizer = model::Tokenizer::from_json(bytes).value_or_throw(from);
       report.counts["vocabulary"] = tokenizer.vocab_size();
@@ -47,10 +93,7 @@ Result<void> tokenizer_stage(StageContext& context, const std::string& key) {
     const double share = config.train_bytes <= 0 || file.size() == 0
                              ? 1
                              : static_cast<double>(config.train_bytes) / static_cast<double>(file.size());
-    model::BpeTrainerConfig trainer_config;
-    trainer_config.vocab_size = config.vocab_size;
-    trainer_config.special_tokens = {config.document_end};
-    trainer_config.pattern = config.pattern;
+    model::BpeTrainerConfig trainer_config = trainer_config_of(config);
     trainer_config.progress = [&](int64_t done, int64_t wanted) {
       context.progress("tokenizer", done, wanted);
     };
@@ -77,20 +120,11 @@ Result<void> tokenizer_stage(StageContext& context, const std::string& key) {
 
 Result<void> shards_stage(StageContext& context, const std::string& key) {
   const DataConfig& config = context.request.config;
-  if (config.shards.validation_fraction < 0 || config.shards.validation_fraction >= 1) {
-    throw UserError("shards.validation_fraction", "must be at least 0 and below 1");
-  }
   Stage stage{"shards", key, {"shards/train/manifest.json", "shards/validation/manifest.json"}};
   return context.run(stage, [&](StageReport& report) -> Result<void> {
     ASSIGN_OR_RETURN(const std::string json, read_file(context.path(kTokenizerFile)));
     ASSIGN_OR_RETURN(const model::Tokenizer tokenizer, model::Tokenizer::from_json(json));
-    std::optional<model::TokenId> end = tokenizer.token_id(config.tokenizer.document_end);
-    if (!end) end = tokenizer.eos();
-    if (!end) {
-      throw UserError("tokenizer.document_end",
-                      "the tokenizer has no token \"" + config.tokenizer.document_end + "\"",
-                      "name one of its special tokens");
-    }
+    const model::TokenId end = document_end(tokenizer, config.tokenizer);
     const ShardOptions options{.vocab_size = tokenizer.vocab_size(),
                                .shard_tokens = config.shards.shard_tokens,
                                .tokenizer_sha256 = sha256_hex(json)};
@@ -114,7 +148,7 @@ Result<void> shards_stage(StageContext& context, const std::string& key) {
           for (const std::string& text : texts) {
             // What stands in a document is text, whatever it looks like.
             std::vector<int32_t> ids = tokenizer.encode(text, {.add_special = false, .parse_special = false});
-            ids.push_back(*end);
+            ids.push_back(end);
             out.ids.push_back(std::move(ids));
             out.validation.push_back(text_position(text, config.shards.seed) <
                                      config.shards.validation_fraction);

@@ -69,6 +69,8 @@ std::vector<std::string_view> line_chunks(std::string_view bytes, size_t chunk_b
 Result<void> extract_stage(StageContext& context, const InputList& inputs, const std::string& key);
 Result<void> clean_stage(StageContext& context, const std::string& key);
 Result<void> dedup_stage(StageContext& context, const std::string& key);
+// The part of check() for these two stages.
+void check_tokens(const DataConfig& config);
 Result<void> tokenizer_stage(StageContext& context, const std::string& key);
 Result<void> shards_stage(StageContext& context, const std::string& key);
 

@@ -38,6 +38,9 @@ struct BpeTrainerConfig {
   std::function<void(int64_t done, int64_t wanted)> progress = nullptr;
 };
 
+// Whether a tokenizer can be trained so, before any text is read. kInvalid as train() gives it.
+Result<void> validate(const BpeTrainerConfig& config);
+
 class BpeTrainer {
  public:
   explicit BpeTrainer(BpeTrainerConfig config);
