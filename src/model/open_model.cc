@@ -5,27 +5,20 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "model/pull.h"
 #include "model/tokenizer.h"
 #include "store/store.h"
 
 namespace flywheel::model {
 namespace {
 
-// The path behind a name: itself, or what the store has under it.
-Result<std::string> resolve(const std::string& name) {
-  if (path_exists(name)) return name;
-  if (name.ends_with(".gguf") || name.ends_with(".safetensors") || name.starts_with("/") ||
-      name.starts_with(".")) {
-    return make_error(ErrorCode::kNotFound, "{}: no such file or folder", name);
+// What brings a model that is not there: its short name, or the list.
+std::string how_to_get(const std::string& name) {
+  for (const KnownModel& known : known_models()) {
+    if (known.name == name)
+      return fmt::format("`flywheel models pull {}` brings it ({})", name, known.source);
   }
-  ASSIGN_OR_RETURN(store::Store store, store::Store::open());
-  const Result<store::Artifact> artifact = store.resolve(name);
-  if (!artifact.ok()) {
-    return make_error(ErrorCode::kNotFound,
-                      "no model \"{}\": not a file or folder here, and in the store: {}", name,
-                      artifact.error().message);
-  }
-  return store.path_of(artifact.value());
+  return "`flywheel models list` shows the models that are there, `flywheel models pull` brings others";
 }
 
 std::string name_of(const std::string& asked, const std::string& path) {
@@ -58,13 +51,45 @@ std::vector<int32_t> end_tokens(const OpenModel& model) {
   return ids;
 }
 
+// A folder that `flywheel data` made, or one of token shards.
+bool is_dataset(const std::string& path) {
+  return path_exists(path + "/manifest.json") || path_exists(path + "/shards/train/manifest.json");
+}
+
 }  // namespace
+
+Result<std::string> find_model(const std::string& name, const std::vector<std::string>& kinds) {
+  if (path_exists(name)) return name;
+  if (name.ends_with(".gguf") || name.ends_with(".safetensors") || name.starts_with("/") ||
+      name.starts_with(".")) {
+    return make_error(ErrorCode::kNotFound, "{}: no such file or folder", name);
+  }
+  ASSIGN_OR_RETURN(store::Store store, store::Store::open());
+  const Result<store::Artifact> artifact = store.resolve(name);
+  if (!artifact.ok() && artifact.error().code != ErrorCode::kNotFound) return artifact.error();
+  if (!artifact.ok()) {
+    return make_error(ErrorCode::kNotFound,
+                      "no {} \"{}\": not a file or folder here, and in the store: {}; {}", kinds.front(),
+                      name, artifact.error().message, how_to_get(name));
+  }
+  if (std::ranges::find(kinds, artifact->kind) == kinds.end()) {
+    return make_error(ErrorCode::kInvalid,
+                      "{} is a {}, not a {}; `flywheel store list --kind {}` shows those", artifact->ref(),
+                      artifact->kind, kinds.front(), kinds.front());
+  }
+  return store.path_of(artifact.value());
+}
 
 Result<OpenModel> open_model(const std::string& name_or_path) {
   OpenModel model;
-  ASSIGN_OR_RETURN(model.path, resolve(name_or_path));
+  ASSIGN_OR_RETURN(model.path, find_model(name_or_path));
   model.name = name_of(name_or_path, model.path);
-  ASSIGN_OR_RETURN(std::unique_ptr<WeightSource> source, open_weights(model.path));
+  Result<std::unique_ptr<WeightSource>> weights = open_weights(model.path);
+  if (!weights.ok() && is_dataset(model.path)) {
+    return make_error(ErrorCode::kInvalid,
+                      "{} is a dataset, not a model; `flywheel models list` shows models", model.path);
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<WeightSource> source, std::move(weights));
   ASSIGN_OR_RETURN(const Json json, source->config());
   Result<DecoderConfig> config = decoder_config_from_hf(json);
   if (!config.ok()) return make_error(config.error().code, "{}: {}", model.path, config.error().message);

@@ -33,6 +33,11 @@ struct OpenModel {
   std::vector<int32_t> end_tokens;             // from config and tokenizer together
 };
 
+// The file or folder behind MODEL, without opening it. `kinds`: of artifacts that will do, the first one
+// named in the message for others ("docs is a dataset, not a model").
+Result<std::string> find_model(const std::string& name_or_path,
+                               const std::vector<std::string>& kinds = {"model"});
+
 Result<OpenModel> open_model(const std::string& name_or_path);
 
 }  // namespace flywheel::model

@@ -85,8 +85,9 @@ Result<Fetched> fetch(const PullRequest& request, const std::string& downloads, 
       source, names);
 }
 
-// Opens what came, so that nothing is stored that cannot be read, and notes what it is.
-Result<void> describe_weights(const std::string& path, Json& metadata) {
+}  // namespace
+
+Result<Json> describe_weights(const std::string& path) {
   ASSIGN_OR_RETURN(const auto weights, open_weights(path));
   int64_t parameters = 0;
   std::map<std::string, int64_t> by_type;
@@ -95,12 +96,14 @@ Result<void> describe_weights(const std::string& path, Json& metadata) {
     by_type[kernels::dtype_name(tensor.dtype)] += tensor.elements();
   }
   const auto most = std::ranges::max_element(by_type, {}, [](const auto& entry) { return entry.second; });
-  metadata["parameters"] = parameters;
+  Json metadata = {{"parameters", parameters}};
   if (most != by_type.end()) metadata["dtype"] = most->first;
   const auto config = weights->config();
   if (config.ok() && config->contains("model_type")) metadata["architecture"] = (*config)["model_type"];
-  return {};
+  return metadata;
 }
+
+namespace {
 
 // "owner/Some Model.Q4" -> a name that the store takes.
 std::string as_name(std::string text) {
@@ -141,7 +144,9 @@ Result<store::Artifact> pull_model(store::Store& store, const PullRequest& reque
   ASSIGN_OR_RETURN(Fetched fetched, fetch(full, store.home() + "/downloads", is_stored));
   const std::string name = name_for(fetched.default_name);
   if (fetched.path.empty()) return store.resolve(name);
-  RETURN_IF_ERROR(describe_weights(fetched.path, fetched.metadata));
+  // Opened before it is stored, so that nothing is stored that cannot be read.
+  ASSIGN_OR_RETURN(const Json description, describe_weights(fetched.path));
+  fetched.metadata.update(description);
   ASSIGN_OR_RETURN(store::Artifact artifact, store.put_artifact({.kind = "model",
                                                                  .name = name,
                                                                  .path = fetched.path,

@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "base/json.h"
 #include "base/result.h"
 #include "store/store.h"
 
@@ -42,6 +43,10 @@ struct PullRequest {
 };
 
 Result<store::Artifact> pull_model(store::Store& store, const PullRequest& request);
+
+// What the files of a model say of themselves: parameters, dtype (of most of them), architecture. Reads their
+// headers only.
+Result<Json> describe_weights(const std::string& path);
 
 struct KnownModel {
   std::string name, source, file, about;

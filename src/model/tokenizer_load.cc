@@ -73,7 +73,7 @@ Result<Tokenizer> load_bytes(std::string_view bytes, const std::string& path) {
     bytes = unpacked;
     if (name.ends_with(".gz")) name.resize(name.size() - 3);
   }
-  if (bytes.starts_with("GGUF")) {
+  if (bytes.starts_with("GGUF") || name.ends_with(".gguf")) {
     ASSIGN_OR_RETURN(const GgufFile file, GgufFile::parse(bytes, path));
     return Tokenizer::from_gguf(file);
   }
@@ -82,7 +82,11 @@ Result<Tokenizer> load_bytes(std::string_view bytes, const std::string& path) {
     return Tokenizer::from_json(bytes);
   }
   if (name.ends_with(".tiktoken")) return Tokenizer::from_tiktoken(bytes, name.substr(0, name.size() - 9));
-  return Tokenizer::from_sentencepiece(bytes);
+  Result<Tokenizer> tokenizer = Tokenizer::from_sentencepiece(bytes);
+  if (tokenizer.ok() || name.ends_with(".model")) return tokenizer;
+  return make_error(ErrorCode::kInvalid,
+                    "no tokenizer: neither GGUF nor tokenizer.json, .tiktoken or a SentencePiece model ({})",
+                    tokenizer.error().message);
 }
 
 }  // namespace

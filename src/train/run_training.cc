@@ -27,7 +27,9 @@ using store::RunStatus;
 using store::Store;
 
 constexpr int64_t kStepsInFlight = 2;  // commands ahead of the workers, so that they never wait for us
-constexpr double kRateSeconds = 10;    // tokens a second are counted over the last so many
+constexpr const char* kDatasetHint =
+    "`flywheel data prepare` makes a dataset of your files, `flywheel demo --only data` makes debian-docs";
+constexpr double kRateSeconds = 10;  // tokens a second are counted over the last so many
 
 // A dataset or tokenizer as a local folder, and what the lineage calls it.
 struct Input {
@@ -35,8 +37,9 @@ struct Input {
 };
 
 // `name`: a folder, or an artifact in the store. What is found must hold one of `markers`.
+// `hint`: what brings one that is not there.
 Result<Input> find_input(Store& store, const std::string& key, const std::string& name,
-                         const std::vector<std::string>& markers) {
+                         const std::vector<std::string>& markers, const std::string& hint = "") {
   if (name.empty()) return Input{};
   const auto marker_in = [&](const std::string& folder) {
     for (const std::string& marker : markers) {
@@ -53,7 +56,10 @@ Result<Input> find_input(Store& store, const std::string& key, const std::string
                                       digest, size));
     return Input{folder, source.ref()};
   }
-  ASSIGN_OR_RETURN(const Artifact artifact, store.resolve(name));
+  const Result<Artifact> found = store.resolve(name);
+  if (!found.ok() && found.error().code == ErrorCode::kNotFound)
+    throw UserError(key, found.error().message, hint);
+  ASSIGN_OR_RETURN(const Artifact artifact, found);
   ASSIGN_OR_RETURN(const std::string folder, store.path_of(artifact));
   if (marker_in(folder).empty()) throw UserError(key, artifact.ref() + " has no " + markers.front());
   return Input{folder, artifact.ref()};
@@ -95,7 +101,8 @@ class Program {
  private:
   Result<void> find_inputs() {
     const std::vector<std::string> shards_markers = {"manifest.json", "shards/train/manifest.json"};
-    ASSIGN_OR_RETURN(data_, find_input(store_, "data.train", config_.data.train, shards_markers));
+    ASSIGN_OR_RETURN(data_,
+                     find_input(store_, "data.train", config_.data.train, shards_markers, kDatasetHint));
     const std::string dataset = data_.folder;
     data_.folder = split_of(dataset, "train");
     if (config_.data.validation.empty() && split_of(dataset, "validation") != dataset) {
@@ -107,8 +114,8 @@ class Program {
                  data_.ref);
       }
     } else {
-      ASSIGN_OR_RETURN(validation_,
-                       find_input(store_, "data.validation", config_.data.validation, shards_markers));
+      ASSIGN_OR_RETURN(validation_, find_input(store_, "data.validation", config_.data.validation,
+                                               shards_markers, kDatasetHint));
       validation_.folder = split_of(validation_.folder, "validation");
     }
     std::string tokenizer = config_.data.tokenizer;
