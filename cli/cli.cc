@@ -1,9 +1,11 @@
 #include "cli.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 
 #include "base/config.h"
+#include "base/result.h"
 
 namespace flywheel::cli {
 
@@ -30,11 +32,47 @@ std::string nearest_option(const CLI::App& app, const std::string& given) {
   return nearest_name(given.substr(0, given.find('=')), known);
 }
 
+std::vector<CLI::App*> all_subcommands(CLI::App& app) {
+  return app.get_subcommands([](const CLI::App*) { return true; });
+}
+
+void head_examples(CLI::App& app) {
+  for (CLI::App* sub : all_subcommands(app)) head_examples(*sub);
+  if (!app.get_footer().empty()) app.footer("Examples:\n" + app.get_footer());
+}
+
+// What the user was about when parsing failed: "flywheel store list".
+std::string command_in_use(const CLI::App& app) {
+  std::string command = app.get_name();
+  for (const CLI::App* at = &app; !at->get_subcommands().empty();) {
+    at = at->get_subcommands().front();
+    command += " " + at->get_name();
+  }
+  return command;
+}
+
 }  // namespace
+
+void check_known(const std::string& option, const std::string& value, const std::set<std::string>& known) {
+  if (known.contains(value)) return;
+  std::string list;
+  for (const std::string& name : known) list += (list.empty() ? "" : ", ") + name;
+  throw UserError(option, "\"" + value + "\" is not one of " + list);
+}
+
+CLI::Validator at_least(int64_t least) {
+  const auto check = [least](const std::string& text) -> std::string {
+    int64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error == std::errc() && end == text.data() + text.size() && value >= least) return "";
+    return "must be a whole number of " + std::to_string(least) + " or more, not " + text;
+  };
+  return {check, ">= " + std::to_string(least), "at_least"};
+}
 
 std::optional<int> parse(CLI::App& app, const std::string& name, const std::vector<std::string>& args) {
   app.name("flywheel " + name);
-  if (!app.get_footer().empty()) app.footer("Examples:\n" + app.get_footer());
+  head_examples(app);
   std::vector<std::string> reversed(args.rbegin(), args.rend());  // CLI11 wants the last first
   try {
     app.parse(reversed);
@@ -47,8 +85,13 @@ std::optional<int> parse(CLI::App& app, const std::string& name, const std::vect
       if (const std::string near = nearest_option(app, arg); !near.empty())
         hint = "; did you mean " + near + "?";
     }
-    std::fprintf(stderr, "flywheel %s: %s%s\nSee flywheel %s --help\n", name.c_str(), error.what(),
-                 hint.c_str(), name.c_str());
+    if (app.get_subcommands().empty() && hint.empty()) {
+      for (const CLI::App* sub : all_subcommands(app))
+        hint += (hint.empty() ? "; one of " : ", ") + sub->get_name();
+    }
+    const std::string command = command_in_use(app);
+    std::fprintf(stderr, "%s: %s%s\nSee %s --help\n", command.c_str(), error.what(), hint.c_str(),
+                 command.c_str());
     return 2;
   }
 }

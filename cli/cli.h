@@ -8,14 +8,18 @@
 //   int verb_store(const std::vector<std::string>& args) {
 //     CLI::App app{"Name, trace and verify artifacts."};
 //     app.footer("  flywheel store list\n  flywheel store lineage tiny\n");   // examples that work
+//     Options options;
+//     Subcommands<Options> subcommands(app, options);                          // subcommands.h
 //     ...
 //     if (auto exit = parse(app, "store", args)) return *exit;
+//     return subcommands.run();
 //   }
 //   REGISTER_VERB(store, "Artifacts: list, show, lineage, alias, gc, verify", verb_store);
 #pragma once
 
 #include <CLI/CLI.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -37,8 +41,15 @@ struct VerbRegistration {
 };
 
 // Parses `args` for `flywheel NAME`. Nothing: go on. A number: exit with it (help was printed, or a usage
-// error with the nearest known option).
+// error with the nearest known option and where to read on). The footer of the app and of each subcommand is
+// its examples, "  flywheel ...\n" a line.
 std::optional<int> parse(CLI::App& app, const std::string& name, const std::vector<std::string>& args);
+
+// UserError for a value that is not one of `known`, which it lists.
+void check_known(const std::string& option, const std::string& value, const std::set<std::string>& known);
+
+// For option.check(): a whole number of `least` or more.
+CLI::Validator at_least(int64_t least);
 
 }  // namespace flywheel::cli
 

@@ -1,5 +1,6 @@
 #include "engine_session.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <csignal>
@@ -7,6 +8,7 @@
 #include <mutex>
 
 #include "base/progress.h"
+#include "cli.h"
 
 namespace flywheel::cli {
 namespace {
@@ -43,7 +45,7 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   engine::SamplingParams& s = options.sampling;
   app.add_option("-n,--max-tokens", options.max_tokens,
                  "Stop after so many tokens; 0: what the context holds")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   app.add_option("-t,--temperature", s.temperature, "0 takes the likeliest token each time")
       ->capture_default_str();
@@ -58,8 +60,24 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--stop", options.stop, "End before this text; may be given several times")
       ->allow_extra_args(false);
   app.add_option("--context", options.engine.max_context_tokens,
-                 "Longest prompt and answer together, in tokens");
-  app.add_option("--dtype", options.engine.dtype, "Compute in f32, bf16 or f16 (default: as in the file)");
+                 "Longest prompt and answer together, in tokens; 0: what model and memory hold")
+      ->check(at_least(0));
+  app.add_option("--dtype", options.engine.dtype, "Compute in f32, bf16 or f16; auto: as in the file")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "f16"}));
+}
+
+void check(const SessionOptions& options) {
+  engine::GenerationRequest request;
+  request.prompt = {0};
+  request.sampling = options.sampling;
+  request.stop = options.stop;
+  const Result<void> valid = engine::validate(request, 1);
+  if (valid.ok()) return;
+  // "top_p: 2 is out of range": the field is the flag with other dashes.
+  std::string message = valid.error().message;
+  const size_t end = message.find(':');
+  std::replace(message.begin(), message.begin() + static_cast<std::ptrdiff_t>(end), '_', '-');
+  throw UserError("", "--" + message);
 }
 
 std::string figures(const Answer& answer) {
@@ -84,6 +102,7 @@ Json to_json(const Answer& answer) {
 }
 
 Session::Session(const SessionOptions& options) : options_(options) {
+  check(options_);
   if (options_.has_seed) options_.sampling.seed = options_.seed;
   options_.engine.max_running = 1;
   engine_ = engine::Engine::open(options_.engine).value_or_throw();

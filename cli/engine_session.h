@@ -31,6 +31,9 @@ struct SessionOptions {
 // --temperature, --max-tokens and so on.
 void add_session_options(CLI::App& app, SessionOptions& options);
 
+// UserError for a sampling value out of its range. Session begins with it, before the model is loaded.
+void check(const SessionOptions& options);
+
 struct Answer {
   std::string text;
   engine::FinishReason finish = engine::FinishReason::kStop;

@@ -24,8 +24,15 @@ void print_help() {
     if (!verb.hidden) std::printf("  %-10s %s\n", verb.name.c_str(), verb.summary.c_str());
   }
   std::printf(
-      "\nFor every verb: --home FOLDER (default ~/.flywheel), --log-level LEVEL, --threads N (default: all "
-      "cores)\n"
+      "\nBefore or after every verb:\n"
+      "  --home FOLDER      where runs, artifacts and models lie (default ~/.flywheel, or FLYWHEEL_HOME)\n"
+      "  --threads N        cores to compute on (default: all)\n"
+      "  --log-level LEVEL  trace, debug, info, warn, error, off (default info, or FLYWHEEL_LOG)\n"
+      "\nEnvironment: FLYWHEEL_STORE, a postgres:// address, keeps the names of runs and artifacts there "
+      "instead\n"
+      "of in a file of the home; FLYWHEEL_ISA (baseline, avx2, avx512) holds kernels back; HF_TOKEN for "
+      "models\n"
+      "that are not public; NO_COLOR.\n"
       "Exit codes: 0 done, 1 failed, 2 wrong usage.\n");
 }
 
@@ -35,6 +42,7 @@ std::string take_option(std::vector<std::string>& args, const std::string& name)
     if (args[i] == "--") break;
     if (args[i].starts_with(name + "=")) {
       std::string value = args[i].substr(name.size() + 1);
+      if (value.empty()) throw UserError(name, "needs a value");
       args.erase(args.begin() + static_cast<std::ptrdiff_t>(i));
       return value;
     }
@@ -49,8 +57,26 @@ std::string take_option(std::vector<std::string>& args, const std::string& name)
   return "";
 }
 
+// Options of every verb, wherever they stand. The environment is how the first two reach worker processes
+// too.
+void take_common_options(std::vector<std::string>& args) {
+  if (const std::string home = take_option(args, "--home"); !home.empty()) {
+    setenv("FLYWHEEL_HOME", home.c_str(), 1);  // NOLINT(concurrency-mt-unsafe): before any thread
+  }
+  if (const std::string threads = take_option(args, "--threads"); !threads.empty()) {
+    char* end = nullptr;
+    const long count = std::strtol(threads.c_str(), &end, 10);
+    if (*end != '\0' || count < 1 || count > 4096)
+      throw UserError("--threads", "must be 1 to 4096, not " + threads);
+    set_compute_threads(static_cast<int>(count));
+  }
+  init_logging(take_option(args, "--log-level"));
+}
+
 int run(std::vector<std::string> args) {
   std::sort(verbs().begin(), verbs().end(), [](const Verb& a, const Verb& b) { return a.name < b.name; });
+  take_common_options(args);
+  if (args.size() == 2 && args[0] == "help") args = {args[1], "--help"};
   if (args.empty() || args[0] == "--help" || args[0] == "-h" || args[0] == "help") {
     print_help();
     return args.empty() ? 2 : 0;
@@ -63,22 +89,14 @@ int run(std::vector<std::string> args) {
   args.erase(args.begin());
   std::vector<std::string> known;
   for (const auto& verb : verbs()) {
-    if (verb.name == name) {
-      // The environment is how both reach worker processes too.
-      if (const std::string home = take_option(args, "--home"); !home.empty()) {
-        setenv("FLYWHEEL_HOME", home.c_str(), 1);  // NOLINT(concurrency-mt-unsafe): before any thread
-      }
-      if (const std::string threads = take_option(args, "--threads"); !threads.empty()) {
-        char* end = nullptr;
-        const long count = std::strtol(threads.c_str(), &end, 10);
-        if (*end != '\0' || count < 1 || count > 4096)
-          throw UserError("--threads", "must be 1 to 4096, not " + threads);
-        set_compute_threads(static_cast<int>(count));
-      }
-      init_logging(take_option(args, "--log-level"));
-      return verb.run(args);
-    }
+    if (verb.name == name) return verb.run(args);
     if (!verb.hidden) known.push_back(verb.name);
+  }
+  if (name.starts_with("-")) {
+    const std::string near =
+        nearest_name(name, {"--home", "--threads", "--log-level", "--version", "--help"});
+    throw UserError("flywheel " + name, "no such option before the verb",
+                    near.empty() ? "flywheel --help lists them" : "did you mean " + near + "?");
   }
   const std::string near = nearest_name(name, known);
   throw UserError("flywheel " + name, "no such verb",

@@ -121,6 +121,7 @@ int verb_chat(const std::vector<std::string>& args) {
       "  flywheel chat smollm2 --system 'Answer in one sentence.' --temperature 0\n"
       "  echo 'What is the capital of France?' | flywheel chat ./model.gguf --json\n");
   if (const auto exit = parse(app, "chat", args)) return *exit;
+  check(options);
 
   Session session(options);
   Conversation conversation(session, system);

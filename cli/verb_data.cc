@@ -13,6 +13,7 @@
 #include "data/shards.h"
 #include "model/tokenizer.h"
 #include "store/store.h"
+#include "subcommands.h"
 
 namespace flywheel::cli {
 namespace {
@@ -126,47 +127,53 @@ int inspect(const Options& options) {
 }
 
 int verb_data(const std::vector<std::string>& args) {
-  Options options;
   CLI::App app{"Make a dataset from raw files: extract, clean, deduplicate, tokenize, write shards."};
-  app.require_subcommand(1);
   app.footer(
       "  flywheel data prepare --input docs/ --output out/docs\n"
-      "  flywheel data prepare --input 'pages/*.html' crawl.jsonl --output out/web --config data.yaml\n"
-      "  flywheel data prepare --input docs/ --output out/docs --set tokenizer.vocab_size=4096\n"
       "  flywheel data report out/docs\n"
-      "  flywheel data inspect out/docs --verify\n"
-      "  flywheel data inspect out/docs --step 0 --length 64\n");
-
-  CLI::App* prepare_app = app.add_subcommand("prepare", "Run the stages; what is done and unchanged is kept");
-  prepare_app->add_option("--input,-i", options.inputs, "Folders, files, patterns or s3:// addresses")
+      "  flywheel data inspect out/docs --verify\n");
+  Options options;
+  Subcommands<Options> subcommands(app, options);
+  CLI::App* command = subcommands.add(
+      "prepare", "Run the stages; what is done and unchanged is kept", prepare,
+      "  flywheel data prepare --input docs/ --output out/docs\n"
+      "  flywheel data prepare --input docs/ --output out/docs --set tokenizer.vocab_size=4096 --name docs\n"
+      "  flywheel data prepare --input 'pages/*.html' crawl.jsonl --output out/web --config data.yaml\n");
+  command->add_option("--input,-i", options.inputs, "Folders, files, patterns or s3:// addresses")
       ->required();
-  prepare_app->add_option("--output,-o", options.output, "Folder for the dataset")->required();
-  prepare_app->add_option("--config,-c", options.config, "YAML; every key is optional (docs/data.md)");
-  prepare_app->add_option("--set", options.overrides, "One key of the config, e.g. dedup.near=false")
+  command->add_option("--output,-o", options.output, "Folder for the dataset")->required();
+  command->add_option("--config,-c", options.config, "YAML; every key is optional (docs/data.md)");
+  command->add_option("--set", options.overrides, "One key of the config, e.g. dedup.near=false")
       ->allow_extra_args(false);
-  prepare_app->add_option("--name", options.name, "The dataset's name in the store");
-  prepare_app->add_flag("--no-store", options.no_store, "Record no run and no artifacts");
-  prepare_app->add_flag("--json", options.json, "The report as JSON");
+  command->add_option("--name", options.name, "The dataset's name in the store");
+  command->add_flag("--no-store", options.no_store, "Record no run and no artifacts");
 
-  CLI::App* report_app = app.add_subcommand("report", "What was kept and dropped, by stage and rule");
-  report_app->add_option("folder", options.output, "The output folder of prepare")->required();
-  report_app->add_flag("--json", options.json, "As JSON");
+  command = subcommands.add("report", "What was kept and dropped, by stage and rule", report,
+                            "  flywheel data report out/docs\n");
+  command->add_option("folder", options.output, "The output folder of prepare")->required();
 
-  CLI::App* inspect_app = app.add_subcommand("inspect", "Look at documents, shards and samples");
-  inspect_app->add_option("folder", options.output, "The output folder of prepare, or a folder of shards")
+  command = subcommands.add("inspect", "Look at documents, shards and samples", inspect,
+                            "  flywheel data inspect out/docs --documents 1\n"
+                            "  flywheel data inspect out/docs --verify\n"
+                            "  flywheel data inspect out/docs --step 0 --length 64\n");
+  command->add_option("folder", options.output, "The output folder of prepare, or a folder of shards")
       ->required();
-  inspect_app->add_option("--split", options.split, "train or validation")->capture_default_str();
-  inspect_app->add_option("--documents", options.documents, "How many to show")->capture_default_str();
-  inspect_app->add_option("--step", options.sample, "Show the sample that training reads at this step");
-  inspect_app->add_option("--length", options.length, "Tokens in a sample")->capture_default_str();
-  inspect_app->add_option("--seed", options.seed, "Of the order of samples")->capture_default_str();
-  inspect_app->add_flag("--verify", options.verify, "Check every checksum");
-  inspect_app->add_flag("--json", options.json, "As JSON");
+  command->add_option("--split", options.split, "train or validation")
+      ->check(CLI::IsMember({"train", "validation"}))
+      ->capture_default_str();
+  command->add_option("--documents", options.documents, "How many to show")
+      ->check(at_least(0))
+      ->capture_default_str();
+  command->add_option("--step", options.sample, "Show the sample that training reads at this step")
+      ->check(at_least(0));
+  command->add_option("--length", options.length, "Tokens in a sample")
+      ->check(at_least(1))
+      ->capture_default_str();
+  command->add_option("--seed", options.seed, "Of the order of samples")->capture_default_str();
+  command->add_flag("--verify", options.verify, "Check every checksum");
 
   if (auto exit = parse(app, "data", args)) return *exit;
-  if (prepare_app->parsed()) return prepare(options);
-  if (report_app->parsed()) return report(options);
-  return inspect(options);
+  return subcommands.run();
 }
 
 REGISTER_VERB(data, "Make a dataset: prepare, inspect, report", verb_data);

@@ -23,9 +23,10 @@ int verb_generate(const std::vector<std::string>& args) {
   add_session_options(app, options);
   app.footer(
       "  flywheel generate smollm2 -p 'The capital of France is' --max-tokens 20\n"
-      "  flywheel generate model.gguf -p 'Once upon a time' --temperature 0.8 --seed 7\n"
-      "  cat question.txt | flywheel generate ./model-folder -p - --json\n");
+      "  flywheel generate smollm2 -p 'Once upon a time' -n 60 --temperature 0.8 --seed 7\n"
+      "  echo 'Once upon a time' | flywheel generate ./model.gguf -p - --json\n");
   if (const auto exit = parse(app, "generate", args)) return *exit;
+  check(options);
   if (prompt == "-") prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
 
   Session session(options);

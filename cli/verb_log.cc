@@ -6,9 +6,17 @@
 #include "base/json.h"
 #include "cli.h"
 #include "runtime/log_table.h"
+#include "subcommands.h"
+#include "table.h"
 
 namespace flywheel::cli {
 namespace {
+
+struct Options {
+  std::string run;
+  int64_t last = 0;
+  bool json = false;
+};
 
 // A run's name, its folder, or the log file itself.
 std::string find_log(const std::string& run) {
@@ -21,21 +29,8 @@ std::string find_log(const std::string& run) {
                   "`flywheel runs list` shows the runs; a folder or a file will do too");
 }
 
-int verb_log(const std::vector<std::string>& args) {
-  CLI::App app{
-      "Look at the command log of a run: what its controller asked of the workers, and what came of it."};
-  app.require_subcommand(1);
-  std::string run;
-  int64_t last = 0;
-  bool json = false;
-  CLI::App* show = app.add_subcommand("show", "Print the log as a table");
-  show->add_option("RUN", run, "Name of the run, its folder, or a log file")->required();
-  show->add_option("--last", last, "Only the last N lines")->check(CLI::PositiveNumber);
-  show->add_flag("--json", json, "One JSON array on stdout");
-  app.footer("  flywheel log show tiny-7\n  flywheel log show tiny-7 --last 20\n");
-  if (auto exit = parse(app, "log", args)) return *exit;
-
-  const std::string path = find_log(run);
+int show(const Options& options) {
+  const std::string path = find_log(options.run);
   const auto content = runtime::read_log(path);
   auto lines =
       content.ok() ? runtime::log_lines(*content) : Result<std::vector<runtime::LogLine>>(content.error());
@@ -43,8 +38,9 @@ int verb_log(const std::vector<std::string>& args) {
     std::fprintf(stderr, "%s\n", lines.error().to_string().c_str());
     return 1;
   }
-  if (last > 0 && std::ssize(*lines) > last) lines->erase(lines->begin(), lines->end() - last);
-  if (json) {
+  if (options.last > 0 && std::ssize(*lines) > options.last)
+    lines->erase(lines->begin(), lines->end() - options.last);
+  if (options.json) {
     Json out = Json::array();
     for (const auto& line : *lines) {
       out.push_back({{"offset", line.offset},
@@ -56,7 +52,7 @@ int verb_log(const std::vector<std::string>& args) {
                      {"arguments", line.arguments},
                      {"result", line.result}});
     }
-    std::printf("%s\n", out.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+    print_json(out);
   } else {
     std::printf("%s", runtime::log_table(*lines).c_str());
   }
@@ -65,6 +61,22 @@ int verb_log(const std::vector<std::string>& args) {
                  path.c_str(), static_cast<size_t>(content->torn_bytes));
   }
   return 0;
+}
+
+int verb_log(const std::vector<std::string>& args) {
+  CLI::App app{
+      "Look at the command log of a run: what its controller asked of the workers, and what came of it."};
+  app.footer("  flywheel log show tiny-1\n  flywheel log show tiny-1 --last 20\n");
+  Options options;
+  Subcommands<Options> subcommands(app, options);
+  CLI::App* command = subcommands.add("show", "Print the log as a table", show,
+                                      "  flywheel log show tiny-1                  a run by its id\n"
+                                      "  flywheel log show tiny-1 --last 20\n"
+                                      "  flywheel log show ~/.flywheel/runs/tiny-1 its folder\n");
+  command->add_option("run", options.run, "Id of the run, its folder, or a log file")->required();
+  command->add_option("--last", options.last, "Only the last N lines")->check(at_least(1));
+  if (auto exit = parse(app, "log", args)) return *exit;
+  return subcommands.run();
 }
 
 REGISTER_VERB(log, "The command log of a run: show", verb_log);

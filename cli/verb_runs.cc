@@ -11,6 +11,7 @@
 #include "base/progress.h"
 #include "cli.h"
 #include "store/store.h"
+#include "subcommands.h"
 #include "table.h"
 
 namespace flywheel::cli {
@@ -18,12 +19,13 @@ namespace {
 
 using store::MetricPoint;
 using store::RunInfo;
+using store::RunStatus;
 using store::Store;
 
 struct Options {
   std::vector<std::string> runs, tags;
   store::RunFilter filter{.limit = 50};
-  std::string metric = "loss", svg;
+  std::string status, metric = "loss", svg;
   bool json = false, log_y = false;
 };
 
@@ -76,14 +78,39 @@ std::string join(const std::map<std::string, std::string>& pairs) {
   return out;
 }
 
-int list(Store& store, const Options& options) {
+// Runs that match, newest first. UserError for a kind or status that does not exist.
+std::vector<RunInfo> find_runs(Store& store, store::RunFilter filter, const std::string& status) {
+  if (!status.empty()) {
+    std::set<std::string> known;
+    for (const RunStatus each : {RunStatus::kRunning, RunStatus::kFinished, RunStatus::kFailed,
+                                 RunStatus::kStopped, RunStatus::kLost})
+      known.insert(store::run_status_name(each));
+    check_known("--status", status, known);
+  }
+  const int64_t limit = filter.limit;
+  if (!status.empty()) filter.limit = std::numeric_limits<int32_t>::max();  // the status is looked at here
+  std::vector<RunInfo> runs = store.list_runs(filter).value_or_throw();
+  if (runs.empty() && !filter.kind.empty()) {
+    std::set<std::string> known = {"data", "train"};
+    for (const RunInfo& run : store.list_runs({}).value_or_throw()) known.insert(run.kind);
+    check_known("--kind", filter.kind, known);
+  }
+  if (!status.empty()) {
+    std::erase_if(runs, [&](const RunInfo& run) { return store::run_status_name(run.status) != status; });
+    if (std::ssize(runs) > limit) runs.resize(static_cast<size_t>(limit));
+  }
+  return runs;
+}
+
+int list(const Options& options) {
+  Store store = Store::open().value_or_throw();
   store::RunFilter filter = options.filter;
   for (const std::string& tag : options.tags) {
     const size_t equal = tag.find('=');
     if (equal == std::string::npos) throw UserError("--tag", "\"" + tag + "\" is not key=value");
     filter.tags[tag.substr(0, equal)] = tag.substr(equal + 1);
   }
-  const auto runs = store.list_runs(filter).value_or_throw();
+  const std::vector<RunInfo> runs = find_runs(store, filter, options.status);
   if (options.json) {
     Json out = Json::array();
     for (const RunInfo& run : runs) out.push_back(to_json(run));
@@ -100,7 +127,8 @@ int list(Store& store, const Options& options) {
   return 0;
 }
 
-int show(Store& store, const Options& options) {
+int show(const Options& options) {
+  Store store = Store::open().value_or_throw();
   const RunInfo run = store.run_info(options.runs[0]).value_or_throw();
   if (options.json) {
     print_json(to_json(run));
@@ -135,7 +163,8 @@ int show(Store& store, const Options& options) {
 }
 
 // Parameters that differ and the last, least and greatest value of every metric, side by side.
-int compare(Store& store, const Options& options) {
+int compare(const Options& options) {
+  Store store = Store::open().value_or_throw();
   std::vector<RunInfo> runs;
   for (const std::string& id : options.runs) runs.push_back(store.run_info(id).value_or_throw());
   std::set<std::string> params, metrics;
@@ -199,7 +228,8 @@ int compare(Store& store, const Options& options) {
   return 0;
 }
 
-int plot(Store& store, const Options& options) {
+int plot(const Options& options) {
+  Store store = Store::open().value_or_throw();
   Chart chart{.title = options.metric, .x_label = "step", .y_label = options.metric, .log_y = options.log_y};
   Json out = Json::object();
   for (const std::string& id : options.runs) {
@@ -213,6 +243,10 @@ int plot(Store& store, const Options& options) {
     }
     chart.series.push_back(std::move(series));
     out[id] = std::move(json);
+  }
+  if (options.svg == "-") {
+    std::printf("%s\n", chart.svg().c_str());
+    return 0;
   }
   if (!options.svg.empty()) {
     write_file(options.svg, chart.svg()).value_or_throw("--svg");
@@ -229,35 +263,44 @@ int verb_runs(const std::vector<std::string>& args) {
   CLI::App app{"Look at runs: config, parameters, metrics, status, artifacts in and out."};
   app.footer(
       "  flywheel runs list --kind train\n"
-      "  flywheel runs show tiny-7\n"
-      "  flywheel runs compare tiny-7 tiny-8\n"
-      "  flywheel runs plot tiny-7 tiny-8 --metric loss --svg loss.svg\n");
+      "  flywheel runs show demo-1\n"
+      "  flywheel runs compare demo-1 demo-2\n"
+      "  flywheel runs plot demo-1 demo-2 --metric loss --svg loss.svg\n");
   Options options;
-  int (*chosen)(Store&, const Options&) = nullptr;
-  const auto sub = [&](const char* name, const char* summary, int (*function)(Store&, const Options&)) {
-    CLI::App* command = app.add_subcommand(name, summary);
-    command->add_flag("--json", options.json, "One JSON value on stdout");
-    command->callback([&chosen, function] { chosen = function; });
-    return command;
-  };
-  CLI::App* command = sub("list", "The runs, newest first", list);
+  Subcommands<Options> subcommands(app, options);
+  CLI::App* command = subcommands.add("list", "The runs, newest first", list,
+                                      "  flywheel runs list\n"
+                                      "  flywheel runs list --kind train --status finished\n"
+                                      "  flywheel runs list --name demo --limit 5 --json\n");
   command->add_option("--name", options.filter.name, "Only runs of this name");
   command->add_option("--kind", options.filter.kind, "Only this kind: train, data, ...");
-  command->add_option("--tag", options.tags, "Only runs with this key=value; may be repeated");
-  command->add_option("--limit", options.filter.limit, "At most so many")->capture_default_str();
-  sub("show", "One run", show)->add_option("run", options.runs, "Its id, as tiny-7")->required()->expected(1);
-  sub("compare", "Several runs side by side", compare)
+  command->add_option("--status", options.status,
+                      "Only this status: running, finished, failed, stopped, lost");
+  command->add_option("--tag", options.tags, "Only runs with this key=value; may be repeated")
+      ->allow_extra_args(false);
+  command->add_option("--limit", options.filter.limit, "At most so many")
+      ->check(at_least(1))
+      ->capture_default_str();
+  subcommands.add("show", "One run", show, "  flywheel runs show demo-1\n")
+      ->add_option("run", options.runs, "Its id, as demo-1")
+      ->required()
+      ->expected(1);
+  subcommands.add("compare", "Several runs side by side", compare, "  flywheel runs compare demo-1 demo-2\n")
       ->add_option("runs", options.runs, "Their ids")
       ->required();
-  command = sub("plot", "A metric against the step, in the terminal or as SVG", plot);
+  command = subcommands.add("plot", "A metric against the step, in the terminal or as SVG", plot,
+                            "  flywheel runs plot demo-1\n"
+                            "  flywheel runs plot demo-1 demo-2 --metric gradient_norm --log-y\n"
+                            "  flywheel runs plot demo-1 --svg loss.svg\n"
+                            "  flywheel runs plot demo-1 --svg - > loss.svg\n");
   command->add_option("runs", options.runs, "Their ids")->required();
-  command->add_option("--metric", options.metric, "Which one")->capture_default_str();
-  command->add_option("--svg", options.svg, "Also write this file");
+  command->add_option("--metric", options.metric, "Which one (flywheel runs show lists them)")
+      ->capture_default_str();
+  command->add_option("--svg", options.svg,
+                      "Also write this file; - writes it to stdout, instead of the chart");
   command->add_flag("--log-y", options.log_y, "Logarithmic axis");
-  app.require_subcommand(1);
   if (auto exit = parse(app, "runs", args)) return *exit;
-  Store store = Store::open().value_or_throw();
-  return chosen(store, options);
+  return subcommands.run();
 }
 
 REGISTER_VERB(runs, "Executions: list, show, compare, plot", verb_runs);

@@ -23,16 +23,17 @@ int verb_serve(const std::vector<std::string>& args) {
   app.add_option("--set", overrides, "KEY=VALUE over the config, e.g. --set http.max_body_bytes=1e6")
       ->allow_extra_args(false);
   app.add_option("--host", host, "Address to listen on (default 127.0.0.1)");
-  app.add_option("--port", port, "Port (default 8000; 0: any free one)")->check(CLI::Range(0, 65535));
+  app.add_option("--port", port, "Port, 0 to 65535 (default 8000; 0: any free one)")
+      ->check(CLI::Range(0, 65535));
   app.add_option("--api-key", keys, "Ask for this key; may be given again")->allow_extra_args(false);
   app.footer(
       "  flywheel serve smollm2\n"
-      "  flywheel serve smollm2 mine=checkpoints/tiny --port 8080\n"
+      "  flywheel serve smollm2 mine=./my-model.gguf --port 8080\n"
       "  curl http://127.0.0.1:8000/v1/chat/completions -d '{\"model\": \"smollm2\", \"messages\": "
       "[{\"role\": \"user\", \"content\": \"Hello\"}]}'\n");
   if (auto exit = parse(app, "serve", args)) return *exit;
 
-  auto config = config_file.empty() ? parse_config<serve::ServerConfig>("defaults", "", overrides)
+  auto config = config_file.empty() ? parse_config<serve::ServerConfig>("--set", "", overrides)
                                     : load_config<serve::ServerConfig>(config_file, overrides);
   if (!host.empty()) config.http.host = host;
   if (port >= 0) config.http.port = port;

@@ -1,9 +1,11 @@
 // flywheel store: what the store holds, where it came from, and its upkeep.
 #include <cstdio>
+#include <set>
 
 #include "base/progress.h"
 #include "cli.h"
 #include "store/store.h"
+#include "subcommands.h"
 #include "table.h"
 
 namespace flywheel::cli {
@@ -38,14 +40,25 @@ Json to_json(const Artifact& artifact) {
           {"files", files}};
 }
 
+Store open_store() {
+  return Store::open().value_or_throw();
+}
+
 struct Options {
   std::string ref, alias;
   store::ArtifactFilter filter;
   bool json = false, downstream = false, verify = false, dry_run = false, remove = false;
 };
 
-int list(Store& store, const Options& options) {
+int list(const Options& options) {
+  Store store = open_store();
   const auto artifacts = store.list_artifacts(options.filter).value_or_throw();
+  if (artifacts.empty() && !options.filter.kind.empty()) {
+    std::set<std::string> known = {"source", "dataset", "tokenizer", "checkpoint", "model"};
+    for (const Artifact& any : store.list_artifacts({.removed = true}).value_or_throw())
+      known.insert(any.kind);
+    check_known("--kind", options.filter.kind, known);
+  }
   if (options.json) {
     Json out = Json::array();
     for (const Artifact& artifact : artifacts) out.push_back(to_json(artifact));
@@ -60,11 +73,15 @@ int list(Store& store, const Options& options) {
          artifact.run.empty() ? "-" : artifact.run, format_time(artifact.created_ms)});
   }
   std::fputs(format_table(rows).c_str(), stdout);
-  if (artifacts.empty()) std::fprintf(stderr, "nothing here yet; %s\n", store.home().c_str());
+  if (artifacts.empty()) {
+    const bool chosen = !options.filter.kind.empty() || !options.filter.name.empty();
+    std::fprintf(stderr, "%s in %s\n", chosen ? "no such artifact" : "nothing yet", store.home().c_str());
+  }
   return 0;
 }
 
-int show(Store& store, const Options& options) {
+int show(const Options& options) {
+  Store store = open_store();
   const Artifact artifact = store.resolve(options.ref).value_or_throw();
   const auto history = store.alias_history(artifact.name).value_or_throw();
   if (options.json) {
@@ -109,7 +126,8 @@ int show(Store& store, const Options& options) {
   return 0;
 }
 
-int lineage(Store& store, const Options& options) {
+int lineage(const Options& options) {
+  Store store = open_store();
   const auto root = store
                         .lineage(options.ref, options.downstream ? Store::Direction::kDownstream
                                                                  : Store::Direction::kUpstream)
@@ -121,7 +139,8 @@ int lineage(Store& store, const Options& options) {
   return 0;
 }
 
-int path(Store& store, const Options& options) {
+int path(const Options& options) {
+  Store store = open_store();
   const Artifact artifact = store.resolve(options.ref).value_or_throw();
   const auto found = store.path_of(artifact, options.verify ? Store::Verify::kYes : Store::Verify::kNo);
   if (!found.ok()) {
@@ -135,7 +154,8 @@ int path(Store& store, const Options& options) {
   return 0;
 }
 
-int alias(Store& store, const Options& options) {
+int alias(const Options& options) {
+  Store store = open_store();
   if (options.remove) {
     store.remove_alias(options.ref.substr(0, options.ref.find_first_of(":@")), options.alias)
         .value_or_throw();
@@ -150,7 +170,8 @@ int alias(Store& store, const Options& options) {
   return 0;
 }
 
-int remove(Store& store, const Options& options) {
+int remove(const Options& options) {
+  Store store = open_store();
   const Artifact artifact = store.resolve(options.ref).value_or_throw();
   store.remove_artifact(artifact.ref()).value_or_throw();
   if (options.json)
@@ -160,7 +181,8 @@ int remove(Store& store, const Options& options) {
   return 0;
 }
 
-int gc(Store& store, const Options& options) {
+int gc(const Options& options) {
+  Store store = open_store();
   const auto report =
       store.gc(options.dry_run ? Store::GcMode::kDryRun : Store::GcMode::kRemove).value_or_throw();
   if (options.json) {
@@ -179,7 +201,8 @@ int gc(Store& store, const Options& options) {
   return 0;
 }
 
-int verify(Store& store, const Options& options) {
+int verify(const Options& options) {
+  Store store = open_store();
   std::optional<ProgressBar> bar;
   const auto report = store
                           .verify([&](uint64_t done, uint64_t all) {
@@ -215,45 +238,53 @@ int verb_store(const std::vector<std::string>& args) {
       "version."};
   app.footer(
       "  flywheel store list --kind model\n"
-      "  flywheel store show tiny@latest\n"
-      "  flywheel store lineage tiny            from raw files to the model\n"
-      "  flywheel store alias tiny:3 prod       tiny@prod is version 3 from now on\n"
+      "  flywheel store show demo\n"
+      "  flywheel store lineage demo            from raw files to the model\n"
+      "  flywheel store alias demo:1 prod       demo@prod is version 1 from now on\n"
       "  flywheel store verify\n");
   Options options;
-  int (*chosen)(Store&, const Options&) = nullptr;
-  const auto sub = [&](const char* name, const char* summary, int (*function)(Store&, const Options&)) {
-    CLI::App* command = app.add_subcommand(name, summary);
-    command->add_flag("--json", options.json, "One JSON value on stdout");
-    command->callback([&chosen, function] { chosen = function; });
-    return command;
-  };
+  Subcommands<Options> subcommands(app, options);
   const auto add_ref = [&](CLI::App* command) {
     command->add_option("artifact", options.ref, "NAME, NAME:VERSION or NAME@ALIAS")->required();
   };
-  CLI::App* command = sub("list", "The artifacts", list);
+  CLI::App* command = subcommands.add("list", "The artifacts", list,
+                                      "  flywheel store list\n"
+                                      "  flywheel store list --kind model\n"
+                                      "  flywheel store list --name demo --removed --json\n");
   command->add_option("--kind", options.filter.kind,
                       "Only this kind: dataset, tokenizer, checkpoint, model, ...");
   command->add_option("--name", options.filter.name, "Only this name");
   command->add_flag("--removed", options.filter.removed, "Also those whose content was removed");
-  add_ref(sub("show", "One artifact: its files, metadata and history of aliases", show));
-  command = sub("lineage", "What it was made from, as a tree", lineage);
+  add_ref(subcommands.add("show", "One artifact: its files, metadata and history of aliases", show,
+                          "  flywheel store show demo\n"
+                          "  flywheel store show demo:1 --json\n"));
+  command =
+      subcommands.add("lineage", "What it was made from, as a tree", lineage,
+                      "  flywheel store lineage demo                  from raw files to the model\n"
+                      "  flywheel store lineage debian-docs --down    what was made from the dataset\n");
   add_ref(command);
   command->add_flag("--down", options.downstream, "What was made from it, instead");
-  command = sub("path", "The read-only file or folder that holds it", path);
+  command = subcommands.add("path", "The read-only file or folder that holds it", path,
+                            "  flywheel store path demo\n"
+                            "  ls $(flywheel store path demo --verify)\n");
   add_ref(command);
   command->add_flag("--verify", options.verify, "Read everything and compare hashes first");
-  command = sub("alias", "Let NAME@ALIAS be this version", alias);
+  command =
+      subcommands.add("alias", "Let NAME@ALIAS be this version", alias,
+                      "  flywheel store alias demo:1 prod             demo@prod is version 1 from now on\n"
+                      "  flywheel store alias demo prod --remove\n");
   add_ref(command);
   command->add_option("alias", options.alias, "prod, best, ...")->required();
   command->add_flag("--remove", options.remove, "Take the alias away");
-  add_ref(sub("remove", "Give up its content; name and lineage stay", remove));
-  command = sub("gc", "Free the space of what nothing refers to; safe at any time", gc);
+  add_ref(subcommands.add("remove", "Give up its content; name and lineage stay", remove,
+                          "  flywheel store remove demo:1 && flywheel store gc\n"));
+  command = subcommands.add("gc", "Free the space of what nothing refers to; safe at any time", gc,
+                            "  flywheel store gc --dry-run\n  flywheel store gc\n");
   command->add_flag("--dry-run", options.dry_run, "Only say what would go");
-  sub("verify", "Read everything and compare it with its hash; exit 1 when something is wrong", verify);
-  app.require_subcommand(1);
+  subcommands.add("verify", "Read everything and compare it with its hash; exit 1 when something is wrong",
+                  verify, "  flywheel store verify\n");
   if (auto exit = parse(app, "store", args)) return *exit;
-  Store store = Store::open().value_or_throw();
-  return chosen(store, options);
+  return subcommands.run();
 }
 
 REGISTER_VERB(store, "Artifacts: list, show, lineage, alias, path, remove, gc, verify", verb_store);

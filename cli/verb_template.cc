@@ -6,6 +6,7 @@
 #include "cli.h"
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
+#include "named_tokenizer.h"
 
 namespace flywheel::cli {
 namespace {
@@ -50,7 +51,8 @@ int render_lines(const model::ChatTemplate& chat, const Options& options) {
 int verb_template(const std::vector<std::string>& args) {
   CLI::App app{"Render a chat template: see what a model is really given."};
   Options options;
-  app.add_option("template", options.source, "A .jinja file, or a model's folder or file that brings one")
+  app.add_option("template", options.source,
+                 "A .jinja file, or what brings one: a model's name in the store, folder or file")
       ->required();
   app.add_option("messages", options.messages, "JSON file with a list of messages, or - for stdin")
       ->required();
@@ -59,8 +61,9 @@ int verb_template(const std::vector<std::string>& args) {
                "Input is one JSON object of variables a line, output one object a line");
   app.add_option("--now", options.now, "The time that the template sees");
   app.footer(
+      "  echo '[{\"role\": \"user\", \"content\": \"Hi\"}]' | flywheel template smollm2 -\n"
       "  flywheel template model.gguf messages.json\n"
-      "  echo '[{\"role\": \"user\", \"content\": \"Hi\"}]' | flywheel template chat.jinja -\n");
+      "  flywheel template chat.jinja messages.json --no-generation-prompt\n");
   if (auto exit = parse(app, "template", args)) return *exit;
 
   std::string source;
@@ -70,7 +73,7 @@ int verb_template(const std::vector<std::string>& args) {
   if (options.source.ends_with(".jinja")) {
     source = read_all(options.source);
   } else {
-    const auto tokenizer = model::Tokenizer::load(options.source).value_or_throw();
+    const auto tokenizer = load_tokenizer(options.source);
     source = tokenizer.chat_template();
     if (tokenizer.bos()) with.extra["bos_token"] = tokenizer.token(*tokenizer.bos());
     if (tokenizer.eos()) with.extra["eos_token"] = tokenizer.token(*tokenizer.eos());

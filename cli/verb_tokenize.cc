@@ -11,6 +11,7 @@
 #include "cli.h"
 #include "model/bpe_trainer.h"
 #include "model/tokenizer.h"
+#include "named_tokenizer.h"
 
 namespace flywheel::cli {
 namespace {
@@ -91,8 +92,10 @@ int train(const Options& options) {
 int verb_tokenize(const std::vector<std::string>& args) {
   CLI::App app{"Text to token ids and back; train a byte-level BPE tokenizer."};
   Options options;
-  app.add_option("tokenizer", options.tokenizer,
-                 "Model folder, tokenizer.json, .gguf, .tiktoken or SentencePiece .model");
+  app.add_option(
+      "tokenizer", options.tokenizer,
+      "Name of a model or tokenizer in the store, model folder, tokenizer.json, .gguf, .tiktoken or "
+      "SentencePiece .model");
   app.add_option("text", options.text, "Text to tokenize; from stdin without it");
   app.add_option("--file", options.file, "Tokenize this file");
   app.add_option("--decode", options.decode, "Token ids to turn into text: \"9906 1917\"");
@@ -107,15 +110,16 @@ int verb_tokenize(const std::vector<std::string>& args) {
   app.add_option("--pattern", options.pattern, "Pieces of the trained one: gpt2, llama3, qwen2, o200k")
       ->capture_default_str();
   app.footer(
-      "  flywheel tokenize model.gguf \"Hello world\"\n"
-      "  flywheel tokenize tokenizer.json --file book.txt --count\n"
-      "  flywheel tokenize tokenizer.json --decode \"9906 1917\"\n"
-      "  flywheel tokenize --train tokenizer.json --vocab-size 8192 --from book.txt\n");
+      "  flywheel tokenize smollm2 'Hello world'\n"
+      "  flywheel tokenize smollm2 --decode '19556 905'\n"
+      "  flywheel tokenize --train tokenizer.json --vocab-size 300 --from book.txt\n"
+      "  flywheel tokenize tokenizer.json --file book.txt --count\n");
   if (auto exit = parse(app, "tokenize", args)) return *exit;
   if (!options.train.empty()) return train(options);
-  if (options.tokenizer.empty()) throw UserError("tokenize", "no tokenizer given", "see --help");
+  if (options.tokenizer.empty())
+    throw UserError("flywheel tokenize", "no tokenizer given", "see flywheel tokenize --help");
 
-  const model::Tokenizer tokenizer = model::Tokenizer::load(options.tokenizer).value_or_throw();
+  const model::Tokenizer tokenizer = load_tokenizer(options.tokenizer);
   if (!options.decode.empty()) return decode_ids(tokenizer, options.decode);
   const model::EncodeOptions encode{.add_special = !options.bare, .parse_special = !options.plain};
   if (options.lines) return tokenize_lines(tokenizer, options, encode);

@@ -62,7 +62,8 @@ int verb_train(const std::vector<std::string>& args) {
   app.footer(
       "  flywheel train examples/tiny.yaml                      2 workers on this machine\n"
       "  flywheel train examples/tiny.yaml --set mesh.data=4 --set optimizer.lr=3e-4\n"
-      "  flywheel train --resume tiny-7                         go on where run tiny-7 was\n");
+      "  flywheel train --resume tiny-1                         go on where run tiny-1 was\n"
+      "  flywheel train examples/tiny.yaml --show-config        every key, as it would be used\n");
   if (auto exit = parse(app, "train", args)) return *exit;
   if (file.empty() && resume.empty() && !show) {
     throw UserError("flywheel train", "give a config file or --resume RUN",
