@@ -1,5 +1,7 @@
 // flywheel demo: the wheel turned once on real data. The parts are in demo/.
 #include <cstdio>
+#include <filesystem>
+#include <sstream>
 
 #include "base/env.h"
 #include "base/file.h"
@@ -20,6 +22,17 @@ void heading(const std::string& text) {
 void say(const std::string& label, const std::string& text) {
   std::printf("%-11s %s\n", label.c_str(), text.c_str());
   std::fflush(stdout);
+}
+
+// The line that makes `flywheel` this program, where the shell does not find one.
+std::string how_to_call() {
+  std::error_code error;
+  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
+  std::istringstream folders(env::get("PATH"));
+  for (std::string folder; std::getline(folders, folder, ':');) {
+    if (std::filesystem::equivalent(folder + "/flywheel", program, error)) return "";
+  }
+  return "\n  export PATH=" + program.parent_path().string() + ":$PATH";
 }
 
 void summarize(Context& context) {
@@ -50,10 +63,8 @@ void summarize(Context& context) {
     }
   }
   say("store", context.store.home());
-  std::printf(
-      "\nNext:\n  flywheel chat %s\n  flywheel train my.yaml      (begin with examples/tiny.yaml)\n  "
-      "flywheel serve %s %s\n",
-      kPretrained, kModel, kPretrained);
+  std::printf("\nNext:%s\n  flywheel chat %s\n  flywheel train examples/tiny.yaml\n  flywheel serve %s %s\n",
+              how_to_call().c_str(), kPretrained, kModel, kPretrained);
 }
 
 }  // namespace demo

