@@ -1,0 +1,23 @@
+# Before project(): the default compiler where it is GCC 12 or newer (or another maker's), else the newest GCC that
+# stands beside it. Ubuntu 22.04's default is 11. CXX=... or -DCMAKE_CXX_COMPILER=... choose another.
+if(NOT CMAKE_CXX_COMPILER AND NOT DEFINED ENV{CXX})
+  find_program(FLYWHEEL_DEFAULT_CXX NAMES c++ g++)
+  if(FLYWHEEL_DEFAULT_CXX)
+    execute_process(COMMAND ${FLYWHEEL_DEFAULT_CXX} -dumpversion OUTPUT_VARIABLE default_version
+                    OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    if(default_version VERSION_LESS 12)
+      foreach(version 14 13 12)
+        find_program(FLYWHEEL_CXX_${version} g++-${version})
+        find_program(FLYWHEEL_CC_${version} gcc-${version})
+        if(FLYWHEEL_CXX_${version} AND FLYWHEEL_CC_${version})
+          set(CMAKE_CXX_COMPILER ${FLYWHEEL_CXX_${version}})
+          set(CMAKE_C_COMPILER ${FLYWHEEL_CC_${version}})
+          break()
+        endif()
+      endforeach()
+      if(NOT CMAKE_CXX_COMPILER)
+        message(FATAL_ERROR "${FLYWHEEL_DEFAULT_CXX} is version ${default_version}; GCC 12 is needed: apt install g++-12")
+      endif()
+    endif()
+  endif()
+endif()
