@@ -23,7 +23,7 @@ class Cli:
         return self.helps[words]
 
     def verbs(self):
-        return re.findall(r"^  ([a-z]+) +[A-Z]", self.help(), re.M)
+        return re.findall(r"^  ([a-z]+) {2,}[A-Z]", self.help(), re.M)
 
     def subcommands(self, verb):
         _, _, rest = self.help(verb).partition("Subcommands:\n")
