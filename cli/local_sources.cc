@@ -16,7 +16,7 @@ std::vector<std::string> documentation_folders() {
   };
   for (const auto& entry : fs::directory_iterator("/usr/share/doc", error)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("postgresql-doc-") || name.starts_with("python3")) add(entry.path() / "html");
+    if (name.starts_with("postgresql-doc-") || name.starts_with("python3.")) add(entry.path() / "html");
   }
   add("/usr/share/debian-reference");
   return {folders.begin(), folders.end()};

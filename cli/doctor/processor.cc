@@ -13,8 +13,8 @@ namespace {
 
 // As the kernel names them in /proc/cpuinfo.
 constexpr const char* kInstructionSets[] = {
-    "sse4_2",      "avx2",        "fma",         "f16c",     "avx512f",  "avx512bw", "avx512vl",
-    "avx512_vbmi", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"};
+    "sse4_2",     "avx2",        "fma",         "f16c",     "avx512f",  "avx512bw", "avx512vl",
+    "avx512vbmi", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"};
 
 std::set<std::string> processor_flags() {
   std::ifstream file("/proc/cpuinfo");

@@ -55,7 +55,7 @@ TEST(Config, WrongTypesNameLineAndKey) {
             "t.yaml:1: optimizer.sizes[1] must be an integer, not \"x\"");
   EXPECT_EQ(message("name: a\nname: b\n"), "t.yaml:2: name: set twice; leave one of them");
   EXPECT_EQ(message("? [a, b]\n: 1\n"), "t.yaml:1: a key must be a text");
-  EXPECT_THAT(message("just words", {"name=a"}), testing::HasSubstr("no mapping of keys"));
+  EXPECT_THAT(message("just words", {"name=a"}), testing::HasSubstr("must be a mapping of keys"));
   EXPECT_THAT(message("a: [1\n"), testing::HasSubstr("not YAML"));
   EXPECT_THAT(message("", {"name"}), testing::HasSubstr("KEY=VALUE"));
   EXPECT_THAT(message("", {"name.deep.er=1"}), testing::HasSubstr("must be a text"));

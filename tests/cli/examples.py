@@ -36,7 +36,7 @@ def commands_in(text):
         line = re.split(r"\s{2,}(?=[^\s-])|\s#\s", line.strip())[0]
         for piece in re.split(r"\||&&|\$\(|\)", line):
             piece = piece.strip().removeprefix("$ ")
-            if piece.startswith("flywheel ") and len(piece.split()) > 1:
+            if re.match(r"flywheel [a-z-]", piece):
                 yield piece
 
 
