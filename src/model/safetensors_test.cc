@@ -60,7 +60,9 @@ TEST(Safetensors, WritesAndReadsOneFile) {
   EXPECT_EQ(file.metadata().at("format"), "pt");
   EXPECT_TRUE(file.verify().ok());
   for (const auto& entry : file.entries()) {
-    if (entry.dtype == "F32") EXPECT_EQ(entry.offset % 4, 0u) << entry.name;
+    if (entry.dtype == "F32") {
+      EXPECT_EQ(entry.offset % 4, 0u) << entry.name;
+    }
   }
 }
 

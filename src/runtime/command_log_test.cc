@@ -275,7 +275,9 @@ TEST(CommandLog, GarbageIsAnErrorOrEmptyAndNeverACrash) {
     for (auto& byte : bytes) byte = static_cast<char>(rng.next_u32());
     put(path, bytes);
     const auto content = read_log(path);
-    if (content.ok()) EXPECT_EQ(content->torn_bytes, bytes.size());
+    if (content.ok()) {
+      EXPECT_EQ(content->torn_bytes, bytes.size());
+    }
   }
 }
 
