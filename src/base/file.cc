@@ -11,24 +11,11 @@
 #include <cstring>
 #include <filesystem>
 
+#include "base/posix.h"
+
 namespace flywheel {
 namespace fs = std::filesystem;
 namespace {
-
-Error system_error(const std::string& what, const std::string& path, int number = errno) {
-  const ErrorCode code = number == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo;
-  return make_error(code, "{} {}: {}", what, path, std::strerror(number));
-}
-
-Result<void> write_all(int fd, const std::string& path, std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return system_error("cannot write", path);
-    bytes.remove_prefix(static_cast<size_t>(n));
-  }
-  return {};
-}
 
 Result<void> sync_folder_of(const std::string& path) {
   const std::string folder = fs::path(path).parent_path().string();

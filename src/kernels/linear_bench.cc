@@ -1,11 +1,10 @@
 // Matrix products as a fraction of the machine's limits: multiply-adds from registers on every core
 // (compute), and reading memory on every core (one row: decoding).
-#include <algorithm>
 #include <cstdio>
 #include <vector>
 
 #include "base/cpu.h"
-#include "base/deadline.h"
+#include "kernels/fastest.h"
 #include "kernels/linear.h"
 #include "kernels/peak.h"
 
@@ -13,19 +12,6 @@ using namespace flywheel;
 using namespace flywheel::kernels;
 
 namespace {
-
-// Seconds of the fastest of several calls, over about 0.3 s.
-template <typename Fn>
-double fastest(Fn&& fn) {
-  fn();
-  double best = 1e9;
-  for (const Stopwatch all; all.seconds() < 0.3;) {
-    const Stopwatch one;
-    fn();
-    best = std::min(best, one.seconds());
-  }
-  return best;
-}
 
 struct Shape {
   int64_t M, N, K;

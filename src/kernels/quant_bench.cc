@@ -1,12 +1,11 @@
 // Quantized products as a fraction of the machine's limits: one row against reading the weight from memory
 // (decoding), many rows in multiply-adds a second (prefill).
-#include <algorithm>
 #include <cstdio>
 #include <vector>
 
 #include "base/cpu.h"
-#include "base/deadline.h"
 #include "base/philox.h"
+#include "kernels/fastest.h"
 #include "kernels/linear.h"
 #include "kernels/peak.h"
 
@@ -14,18 +13,6 @@ using namespace flywheel;
 using namespace flywheel::kernels;
 
 namespace {
-
-template <typename Fn>
-double fastest(Fn&& fn) {
-  fn();
-  double best = 1e9;
-  for (const Stopwatch all; all.seconds() < 0.3;) {
-    const Stopwatch one;
-    fn();
-    best = std::min(best, one.seconds());
-  }
-  return best;
-}
 
 PackedWeight random_weight(DType dtype, int64_t N, int64_t K, ThreadPool& pool) {
   std::vector<uint8_t> rows(static_cast<size_t>(N * row_bytes(dtype, K)));

@@ -7,24 +7,19 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <memory>
 #include <set>
 
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "base/posix.h"
 
 namespace flywheel::store {
 namespace {
 
 constexpr size_t kBlockBytes = 1 << 20;
 constexpr size_t kSyncOneByOne = 16;  // more files than this: one syncfs instead of an fsync each
-
-Error system_error(const char* what, const std::string& path, int number = errno) {
-  const ErrorCode code = number == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo;
-  return make_error(code, "{} {}: {}", what, path, std::strerror(number));
-}
 
 class Fd {
  public:
@@ -39,16 +34,6 @@ class Fd {
  private:
   int fd_;
 };
-
-Result<void> write_all(int fd, const std::string& path, std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return system_error("cannot write", path);
-    bytes.remove_prefix(static_cast<size_t>(n));
-  }
-  return {};
-}
 
 struct Hashed {
   std::string sha256;

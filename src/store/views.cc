@@ -6,18 +6,13 @@
 
 #include <atomic>
 #include <cerrno>
-#include <cstring>
 
 #include "base/file.h"
+#include "base/posix.h"
 #include "store/store_internal.h"
 
 namespace flywheel::store {
 namespace {
-
-Error system_error(const char* what, const std::string& path) {
-  return make_error(errno == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo, "{} {}: {}", what, path,
-                    std::strerror(errno));
-}
 
 // Every file of the view is the blob itself (one inode). A blob that was replaced leaves its old views
 // behind.
