@@ -48,7 +48,10 @@ std::vector<double> ticks(const Range& range, int about) {
   const double power = std::pow(10, std::floor(std::log10(raw)));
   const double step = power * (raw / power < 1.5 ? 1 : raw / power < 3.5 ? 2 : raw / power < 7.5 ? 5 : 10);
   std::vector<double> out;
-  for (double v = std::ceil(range.low / step) * step; v <= range.high + step * 1e-9; v += step) {
+  const double first = std::ceil(range.low / step);
+  const auto count = static_cast<int>(std::floor(range.high / step + 1e-9) - first) + 1;
+  for (int i = 0; i < count; ++i) {
+    const double v = (first + i) * step;
     out.push_back(std::abs(v) < step * 1e-9 ? 0 : v);
   }
   return out;

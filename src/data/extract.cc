@@ -53,7 +53,7 @@ class Extraction {
     const int64_t found = attempt(/*strict=*/true);
     if (found < kEnoughChars) {
       std::vector<bool> strict = keep_;
-      if (attempt(/*strict=*/false) < kWorthKeepingChars) keep_ = strict;
+      if (attempt(/*strict=*/false) < kWorthKeepingChars) keep_ = std::move(strict);
     }
   }
   void choose_all() { keep_.assign(keep_.size(), true); }
@@ -173,9 +173,9 @@ class Extraction {
     size_t first = 0;
     while (first < page_.blocks.size() && page_.blocks[first].node < begin) ++first;
     size_t from = first;
-    for (size_t b = first; b-- > 0 && first - b <= kLeadBlocks;) {
-      const Block& block = page_.blocks[b];
-      if (block.kind == BlockKind::kHeading && block.level == 1 && !is_around(block)) return b;
+    for (size_t back = 1; back <= std::min<size_t>(first, kLeadBlocks); ++back) {
+      const Block& block = page_.blocks[first - back];
+      if (block.kind == BlockKind::kHeading && block.level == 1 && !is_around(block)) return first - back;
     }
     return from;
   }

@@ -100,8 +100,7 @@ QualityVerdict judge_gopher(const Prose& prose, std::string_view language,
     ellipsis_lines += ends_with_any(line, kEllipsis) ? 1 : 0;
     ellipses += count(line, "...") + count(line, "…");
     const size_t heading = line.find_first_not_of('#');
-    if (heading != std::string_view::npos && heading <= 6 && line[heading] == ' ')
-      line.remove_prefix(heading);
+    if (heading <= 6 && line[heading] == ' ') line.remove_prefix(heading);  // npos is larger
     hashes += count(line, "#");
   }
   if (ratio(hashes, words) > config.max_hash_ratio) {

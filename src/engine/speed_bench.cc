@@ -6,6 +6,7 @@
 //   engine_speed_bench perplexity MODEL --text FILE --chunks 8    over chunks of 512 tokens, each from
 //   nothing
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <condition_variable>
 #include <cstdio>
@@ -186,14 +187,20 @@ Arguments parse(int argc, char** argv) {
   args.mode = argv[1], args.model = argv[2];
   for (int i = 3; i + 1 < argc; i += 2) {
     const std::string flag = argv[i], value = argv[i + 1];
+    const auto number = [&] {
+      int64_t read = 0;
+      const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), read);
+      if (error != std::errc() || end != value.data() + value.size()) throw UserError(flag, "needs a number");
+      return read;
+    };
     if (flag == "--tokens") {
-      args.tokens = std::atoll(value.c_str());
+      args.tokens = number();
     } else if (flag == "--rounds") {
-      args.rounds = std::atoll(value.c_str());
+      args.rounds = number();
     } else if (flag == "--chunks") {
-      args.chunks = std::atoll(value.c_str());
+      args.chunks = number();
     } else if (flag == "--threads") {
-      args.threads = std::atoi(value.c_str());
+      args.threads = static_cast<int>(number());
     } else if (flag == "--text") {
       args.text = value;
     } else {

@@ -45,7 +45,6 @@ Result<DecoderWeights> load_decoder_weights(const Decoder& decoder,
     if (step.op == Op::kLinear || step.op == Op::kLogits) multiplied.insert(step.weight);
   }
   DecoderWeights weights;
-  weights.source = source;
   weights.matrices.resize(decoder.weights.size());
   weights.vectors.resize(decoder.weights.size());
   for (size_t i = 0; i < decoder.weights.size(); ++i) {
@@ -70,6 +69,7 @@ Result<DecoderWeights> load_decoder_weights(const Decoder& decoder,
     weights.aligned_embedding.assign(weights.embedding.bytes.begin(), weights.embedding.bytes.end());
     weights.embedding.bytes = weights.aligned_embedding;
   }
+  weights.source = std::move(source);
   return weights;
 }
 

@@ -201,8 +201,8 @@ class GgufParser {
     }
     const std::string what = fmt::format("metadata key {}", key);
     ASSIGN_OR_RETURN(const GgufType type, read_type(what));
-    ASSIGN_OR_RETURN(GgufValue value, read_value(type, what));
-    if (!file_.metadata_.emplace(std::string(key), std::move(value)).second) {
+    ASSIGN_OR_RETURN(const GgufValue value, read_value(type, what));
+    if (!file_.metadata_.emplace(std::string(key), value).second) {
       return corrupt("metadata key {} at byte {} is there a second time", key, key_at);
     }
     return {};

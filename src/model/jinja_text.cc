@@ -12,8 +12,8 @@
 namespace flywheel::model::jinja {
 namespace {
 
-[[noreturn]] void fail(std::string message) {
-  throw JinjaError(std::move(message));
+[[noreturn]] void fail(const std::string& message) {
+  throw JinjaError(message);
 }
 
 icu::UnicodeString from_utf8(std::string_view text) {

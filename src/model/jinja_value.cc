@@ -9,8 +9,8 @@
 namespace flywheel::model::jinja {
 namespace {
 
-[[noreturn]] void fail(std::string message) {
-  throw JinjaError(std::move(message));
+[[noreturn]] void fail(const std::string& message) {
+  throw JinjaError(message);
 }
 
 int checked_depth(int depth) {

@@ -138,8 +138,8 @@ Result<store::Artifact> pull_model(store::Store& store, const PullRequest& reque
       if (std::ranges::find(stored->files, path, &store::ArtifactFile::path) == stored->files.end())
         return false;
     }
-    return stored->metadata.value("source", "") == metadata["source"] &&
-           stored->metadata.value("revision", "") == metadata["revision"];
+    return Json(stored->metadata.value("source", "")) == metadata["source"] &&
+           Json(stored->metadata.value("revision", "")) == metadata["revision"];
   };
   ASSIGN_OR_RETURN(Fetched fetched, fetch(full, store.home() + "/downloads", is_stored));
   const std::string name = name_for(fetched.default_name);

@@ -344,8 +344,9 @@ asio::awaitable<void> HttpServer::State::accept_loop() {
   }
 }
 
-HttpServer::HttpServer(HttpServerConfig config, HttpHandler handler) : state_(std::make_shared<State>()) {
-  state_->config = std::move(config);
+HttpServer::HttpServer(const HttpServerConfig& config, HttpHandler handler)
+    : state_(std::make_shared<State>()) {
+  state_->config = config;
   state_->handler = std::move(handler);
 }
 

@@ -93,7 +93,7 @@ using HttpHandler = std::function<asio::awaitable<void>(HttpExchange& exchange)>
 
 class HttpServer {
  public:
-  HttpServer(HttpServerConfig config, HttpHandler handler);
+  HttpServer(const HttpServerConfig& config, HttpHandler handler);
   ~HttpServer();  // drains for a second, then closes
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;

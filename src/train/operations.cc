@@ -139,7 +139,7 @@ class WorkerTrainer : public runtime::State {
     if (writing_.valid()) {
       const Result<void> written = writing_.get();
       writing_ = {};
-      RETURN_IF_ERROR(written);
+      if (!written.ok()) return written.error();
     }
     return read_checkpoint_info(folder);
   }
