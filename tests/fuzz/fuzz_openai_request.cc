@@ -1,0 +1,30 @@
+// Bodies of HTTP requests: a request, or the ApiError that the client gets.
+#include <cstdint>
+#include <string_view>
+
+#include "base/check.h"
+#include "seeds.h"
+#include "serve/openai_request.h"
+
+std::vector<std::string> seeds() {
+  return {
+      R"({"model":"m","messages":[{"role":"developer","content":"s"},{"role":"user","content":[{"type":"text","text":"a"}]},{"role":"assistant","content":null,"tool_calls":[]}],"n":1,"stop":["a"],"logit_bias":{"1":2},"seed":3,"max_completion_tokens":7})",
+      R"({"model":"m","prompt":["a","b"],"max_tokens":5,"temperature":0.5,"top_p":1,"stop":"x","seed":-1,"n":2,"stream":true,"stream_options":{"include_usage":true},"logprobs":3,"top_k":null,"echo":true,"min_p":0.1,"stop_token_ids":[1]})",
+      R"({"model":"m","prompt":[[1,2],[3]],"frequency_penalty":-2,"presence_penalty":2,"ignore_eos":true})"};
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace flywheel::serve;
+  const std::string_view body(reinterpret_cast<const char*>(data), size);
+  try {
+    CHECK(parse_chat_request(body).messages.is_array(), "no messages");
+  } catch (const ApiError& error) {
+    CHECK(error.status == 400, "status {}", error.status);
+  }
+  try {
+    CHECK(!parse_completion_request(body).prompts.empty(), "no prompts");
+  } catch (const ApiError& error) {
+    CHECK(error.status == 400, "status {}", error.status);
+  }
+  return 0;
+}
