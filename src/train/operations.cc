@@ -1,5 +1,6 @@
 #include "train/operations.h"
 
+#include <atomic>
 #include <cstring>
 #include <future>
 #include <mutex>
@@ -94,11 +95,19 @@ class WorkerTrainer : public runtime::State {
 
   // A checkpoint under way belongs to the state: whoever restores this snapshot finds it written.
   std::function<std::string()> freeze() override {
-    return [setup = setup_json_, snapshot = trainer_->snapshot(), writing = writing_] {
+    // The last snapshot's memory again, unless its bytes are still being made: fresh pages cost as much as
+    // the copy.
+    if (frozen_ == nullptr || frozen_->in_use.load(std::memory_order_acquire))
+      frozen_ = std::make_shared<FrozenTrainer>();
+    frozen_->in_use.store(true, std::memory_order_relaxed);
+    trainer_->snapshot(frozen_->snapshot);
+    return [setup = setup_json_, frozen = frozen_, writing = writing_] {
       if (writing.valid()) writing.wait();
       const uint64_t size = setup.size();
-      std::string bytes(reinterpret_cast<const char*>(&size), sizeof size);
-      return bytes + setup + snapshot.bytes();
+      std::string bytes =
+          frozen->snapshot.bytes(std::string(reinterpret_cast<const char*>(&size), sizeof size) + setup);
+      frozen->in_use.store(false, std::memory_order_release);
+      return bytes;
     };
   }
   Result<void> restore(std::string_view bytes) override {
@@ -166,6 +175,11 @@ class WorkerTrainer : public runtime::State {
   Data data_, validation_;
   std::unique_ptr<Trainer> trainer_;
   std::shared_future<Result<void>> writing_;
+  struct FrozenTrainer {
+    TrainerSnapshot snapshot;
+    std::atomic<bool> in_use = false;
+  };
+  std::shared_ptr<FrozenTrainer> frozen_;  // by the last freeze()
 };
 
 REGISTER_STATE("train.trainer", WorkerTrainer);

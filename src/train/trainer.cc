@@ -45,14 +45,16 @@ std::string_view as_bytes(std::span<const float> values) {
 
 }  // namespace
 
-std::string TrainerSnapshot::bytes() const {
+std::string TrainerSnapshot::bytes(std::string_view prefix) const {
   StateHeader header{.seed = seed, .next_step = next_step, .count = std::ssize(weights)};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
   uint32_t crc = crc32c({reinterpret_cast<const char*>(&header), offsetof(StateHeader, crc)});
   for (const auto* buffer : {&weights, &first_moments, &second_moments}) crc = crc32c(as_bytes(*buffer), crc);
   header.crc = crc;
-  std::string out(reinterpret_cast<const char*>(&header), sizeof header);
-  out.reserve(sizeof header + 3 * weights.size() * sizeof(float));
+  std::string out;
+  out.reserve(prefix.size() + sizeof header + 3 * weights.size() * sizeof(float));
+  out += prefix;
+  out.append(reinterpret_cast<const char*>(&header), sizeof header);
   for (const auto* buffer : {&weights, &first_moments, &second_moments}) out += as_bytes(*buffer);
   return out;
 }
@@ -122,12 +124,20 @@ Result<double> Trainer::evaluate(const data::Sampler& sampler, int64_t samples, 
 }
 
 TrainerSnapshot Trainer::snapshot() {
-  const auto copy = [](std::span<float> s) { return std::vector<float>(s.begin(), s.end()); };
-  return {.next_step = next_step_,
-          .seed = config_.seed,
-          .weights = copy(parameters_.weights()),
-          .first_moments = copy(parameters_.first_moments()),
-          .second_moments = copy(parameters_.second_moments())};
+  TrainerSnapshot made;
+  snapshot(made);
+  return made;
+}
+
+void Trainer::snapshot(TrainerSnapshot& into) {
+  const auto copy = [](std::vector<float>& to, std::span<float> from) {
+    to.assign(from.begin(), from.end());
+  };
+  into.next_step = next_step_;
+  into.seed = config_.seed;
+  copy(into.weights, parameters_.weights());
+  copy(into.first_moments, parameters_.first_moments());
+  copy(into.second_moments, parameters_.second_moments());
 }
 
 Result<void> Trainer::restore(std::string_view bytes) {

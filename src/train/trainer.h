@@ -43,7 +43,8 @@ struct TrainerSnapshot {
   int64_t next_step = 0;
   uint64_t seed = 0;
   std::vector<float> weights, first_moments, second_moments;
-  std::string bytes() const;
+  // As docs/formats/trainer_state.md says, after `prefix`.
+  std::string bytes(std::string_view prefix = {}) const;
 };
 
 class Trainer {
@@ -60,6 +61,7 @@ class Trainer {
   Parameters& parameters() { return parameters_; }
   const model::Decoder& decoder() const { return decoder_; }
   TrainerSnapshot snapshot();
+  void snapshot(TrainerSnapshot& into);  // the same, into memory that is there
   // kCorrupt, kInvalid (another model's); then nothing was changed.
   Result<void> restore(std::string_view bytes);
   std::string sha256() const { return parameters_.sha256(); }
