@@ -40,6 +40,7 @@ void check(const TrainConfig& c) {
   require(c.evaluate.every_steps >= 0 && c.evaluate.sequences >= 1, "evaluate",
           "every_steps >= 0, sequences >= 1");
   require(c.checkpoint.every_steps >= 0, "checkpoint.every_steps", "must be 0 (only at the end) or more");
+  require(c.checkpoint.keep >= 0, "checkpoint.keep", "must be 0 (keep all) or more");
 }
 
 model::DecoderConfig decoder_config(const ModelConfig& m, int64_t dataset_vocab_size) {

@@ -97,9 +97,10 @@ struct EvaluateConfig {
 
 struct CheckpointConfig {
   int64_t every_steps = 0;  // 0: only at the end
+  int64_t keep = 3;         // the last ones of a run, and those that an alias points to; 0: all
   template <typename V>
   void fields(V& v) {
-    v("every_steps", every_steps);
+    v("every_steps", every_steps), v("keep", keep);
   }
 };
 

@@ -1,223 +1,82 @@
 #include "train/run_training.h"
 
-#include <cmath>
 #include <deque>
-#include <filesystem>
 
 #include "base/cpu.h"
-#include "base/env.h"
 #include "base/file.h"
-#include "base/hash.h"
+#include "base/json.h"
 #include "base/log.h"
-#include "base/plot.h"
+#include "base/metrics.h"
 #include "kernels/peak.h"
-#include "runtime/controller.h"
-#include "store/store.h"
+#include "model/decoder.h"
+#include "train/inputs.h"
+#include "train/meter.h"
+#include "train/metrics.h"
+#include "train/network.h"
 #include "train/operations.h"
+#include "train/run_record.h"
+#include "train/workers.h"
 
 namespace flywheel::train {
 namespace {
 
-using runtime::Controller;
 using runtime::Future;
-using runtime::Mesh;
 using store::Artifact;
-using store::Run;
 using store::RunStatus;
 using store::Store;
 
-constexpr int64_t kStepsInFlight = 2;  // commands ahead of the workers, so that they never wait for us
-constexpr const char* kDatasetHint =
-    "`flywheel data prepare` makes a dataset of your files, `flywheel demo --only data` makes debian-docs";
-constexpr double kRateSeconds = 10;  // tokens a second are counted over the last so many
+constexpr int64_t kStepsInFlight = 2;   // commands ahead of the workers, so that they never wait for us
+constexpr double kMetricsSeconds = 10;  // between two writes of metrics.prom
 
-// A dataset or tokenizer as a local folder, and what the lineage calls it.
-struct Input {
-  std::string folder, ref;
-};
-
-// `name`: a folder, or an artifact in the store. What is found must hold one of `markers`.
-// `hint`: what brings one that is not there.
-Result<Input> find_input(Store& store, const std::string& key, const std::string& name,
-                         const std::vector<std::string>& markers, const std::string& hint = "") {
-  if (name.empty()) return Input{};
-  const auto marker_in = [&](const std::string& folder) {
-    for (const std::string& marker : markers) {
-      if (path_exists(folder + "/" + marker)) return folder + "/" + marker;
-    }
-    return std::string();
-  };
-  if (const std::string mark = marker_in(name); !mark.empty()) {
-    ASSIGN_OR_RETURN(const std::string digest, sha256_file(mark));
-    const std::string folder = std::filesystem::absolute(name).lexically_normal().string();
-    ASSIGN_OR_RETURN(const uint64_t size, file_size(mark));
-    ASSIGN_OR_RETURN(const Artifact source,
-                     store.put_source(std::filesystem::path(folder).filename().string() + "-folder", folder,
-                                      digest, size));
-    return Input{folder, source.ref()};
-  }
-  const Result<Artifact> found = store.resolve(name);
-  if (!found.ok() && found.error().code == ErrorCode::kNotFound)
-    throw UserError(key, found.error().message, hint);
-  ASSIGN_OR_RETURN(const Artifact artifact, found);
-  ASSIGN_OR_RETURN(const std::string folder, store.path_of(artifact));
-  if (marker_in(folder).empty()) throw UserError(key, artifact.ref() + " has no " + markers.front());
-  return Input{folder, artifact.ref()};
+Machine machine_of(const model::Decoder& decoder, const TrainConfig& config) {
+  ThreadPool pool(static_cast<int>(usable_cores()));
+  const auto dtype = config.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32;
+  return {.flop_per_token = flop_per_token(decoder, config.batch.length),
+          .peak_flops = kernels::peak_flops(dtype, pool)};
 }
 
-// Token shards lie in the folder itself or, in a dataset that `flywheel data` made, below it by split.
-std::string split_of(const std::string& folder, const std::string& split) {
-  const std::string below = folder + "/shards/" + split;
-  return path_exists(below + "/manifest.json") ? below : folder;
-}
-
-// The tokenizer that a dataset was made with, from its lineage; "" where there is none.
-std::string tokenizer_above(const store::LineageNode& node) {
-  if (node.what == store::LineageNode::What::kArtifact && node.kind == "tokenizer") return node.id;
-  for (const store::LineageNode& child : node.children) {
-    if (std::string found = tokenizer_above(child); !found.empty()) return found;
-  }
-  return "";
-}
-
-// One run's way from config to report; the functions are its stages, in order.
+// One run's way from its inputs to its report; the functions are its stages, in order.
 class Program {
  public:
-  Program(const TrainConfig& config, const TrainOptions& options, const TrainHooks& hooks, Store store)
-      : config_(config), options_(options), hooks_(hooks), store_(std::move(store)) {}
+  Program(const TrainConfig& config, const TrainOptions& options, const TrainHooks& hooks, Inputs inputs,
+          RunRecord record)
+      : config_(config),
+        options_(options),
+        hooks_(hooks),
+        inputs_(std::move(inputs)),
+        record_(std::move(record)),
+        decoder_(model::describe(inputs_.decoder)),
+        meter_(machine_of(decoder_, config_)),
+        metrics_(record_.run().id()) {
+    report_.run = record_.run().id();
+    report_.folder = record_.folder();
+    report_.parameters = decoder_.num_parameters();
+    report_.steps = config_.steps;
+  }
 
   Result<TrainReport> run() {
-    RETURN_IF_ERROR(find_inputs());
-    RETURN_IF_ERROR(open_run());
-    Result<void> done = drive();
-    if (!done.ok()) {
-      (void)run_->finish(RunStatus::kFailed, done.error().message);
+    if (Result<void> done = drive(); !done.ok()) {
+      (void)record_.run().finish(RunStatus::kFailed, done.error().message);
       return done.error();
     }
-    RETURN_IF_ERROR(run_->finish(RunStatus::kFinished));
+    RETURN_IF_ERROR(record_.run().finish(RunStatus::kFinished));
     return report_;
   }
 
  private:
-  Result<void> find_inputs() {
-    const std::vector<std::string> shards_markers = {"manifest.json", "shards/train/manifest.json"};
-    ASSIGN_OR_RETURN(data_,
-                     find_input(store_, "data.train", config_.data.train, shards_markers, kDatasetHint));
-    const std::string dataset = data_.folder;
-    data_.folder = split_of(dataset, "train");
-    if (config_.data.validation.empty() && split_of(dataset, "validation") != dataset) {
-      ASSIGN_OR_RETURN(const data::TokenShards own, data::TokenShards::open(split_of(dataset, "validation")));
-      if (own.num_samples(config_.batch.length) > 0) {
-        validation_ = {split_of(dataset, "validation"), ""};  // comes with the dataset
-      } else {
-        LOG_WARN("the validation split of {} is shorter than one sequence: this run does not evaluate",
-                 data_.ref);
-      }
-    } else {
-      ASSIGN_OR_RETURN(validation_, find_input(store_, "data.validation", config_.data.validation,
-                                               shards_markers, kDatasetHint));
-      validation_.folder = split_of(validation_.folder, "validation");
-    }
-    std::string tokenizer = config_.data.tokenizer;
-    if (tokenizer.empty() && path_exists(dataset + "/tokenizer/tokenizer.json"))
-      tokenizer = dataset + "/tokenizer";
-    if (tokenizer.empty()) {
-      ASSIGN_OR_RETURN(const store::LineageNode made_from, store_.lineage(data_.ref));
-      tokenizer = tokenizer_above(made_from);
-    }
-    ASSIGN_OR_RETURN(tokenizer_, find_input(store_, "data.tokenizer", tokenizer, {"tokenizer.json"}));
-    ASSIGN_OR_RETURN(const data::TokenShards shards, data::TokenShards::open(data_.folder));
-    if (config_.model.from.empty()) {
-      decoder_config_ = decoder_config(config_.model, shards.manifest().vocab_size);
-    } else {
-      ASSIGN_OR_RETURN(from_, find_input(store_, "model.from", config_.model.from, {"config.json"}));
-      ASSIGN_OR_RETURN(const auto source, model::open_weights(from_.folder));
-      ASSIGN_OR_RETURN(const Json json, source->config());
-      ASSIGN_OR_RETURN(decoder_config_, model::decoder_config_from_hf(json));
-    }
-    if (config_.batch.length > decoder_config_.max_positions) {
-      throw UserError("batch.length", fmt::format("{} is more than the model's {} positions",
-                                                  config_.batch.length, decoder_config_.max_positions));
-    }
-    return {};
-  }
-
-  // A run that was left unfinished with this very config is taken up again.
-  Result<void> open_run() {
-    const std::string text = dump_config(config_);
-    std::string id = options_.resume;
-    if (id.empty() && !options_.fresh) {
-      ASSIGN_OR_RETURN(const std::vector<store::RunInfo> known,
-                       store_.list_runs({.name = config_.name, .kind = "train"}));
-      for (const store::RunInfo& info : known) {
-        const bool over = info.status == RunStatus::kFinished || info.status == RunStatus::kRunning;
-        if (!over && info.config == text) {
-          id = info.id;
-          break;
-        }
-      }
-    }
-    if (id.empty()) {
-      ASSIGN_OR_RETURN(Run run, store_.create_run({.name = config_.name, .kind = "train", .config = text}));
-      run_ = std::move(run);
-    } else {
-      ASSIGN_OR_RETURN(const store::RunInfo info, store_.run_info(id));
-      if (info.status == RunStatus::kFinished) {
-        throw UserError("--resume", id + " is finished", "flywheel runs show " + id + " tells what it made");
-      }
-      ASSIGN_OR_RETURN(Run run, store_.resume_run(id));
-      run_ = std::move(run);
-    }
-    for (const Input& input : {data_, validation_, tokenizer_, from_}) {
-      if (!input.ref.empty()) RETURN_IF_ERROR(run_->add_input(input.ref));
-    }
-    report_.run = run_->id();
-    report_.folder = env::home() + "/runs/" + run_->id();
-    return {};
-  }
-
   Result<void> drive() {
-    const int64_t cores = usable_cores();
-    const model::Decoder decoder = model::describe(decoder_config_);
-    const auto dtype = config_.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32;
-    report_.parameters = decoder.num_parameters();
-    report_.steps = config_.steps;
-    flop_per_token_ = flop_per_token(decoder, config_.batch.length);
-    {
-      ThreadPool pool(static_cast<int>(cores));
-      peak_flops_ = kernels::peak_flops(dtype, pool);
-    }
-
-    // A snapshot copies weights and moments; larger models make them less often and replay a little more.
-    const int64_t state_bytes = report_.parameters * 12;
-    runtime::ControllerOptions controller_options{
-        .folder = report_.folder, .run = run_->id(), .seed = config_.seed};
-    controller_options.watermark_interval_ms = 1000 + state_bytes / 20'000;
-    controller_options.durable_interval_ms =
-        std::max<int64_t>(30'000, 4 * controller_options.watermark_interval_ms);
-    controller_options.launcher = runtime::make_local_launcher(
-        {.command = options_.worker_command, .log_folder = report_.folder + "/workers"});
-    ASSIGN_OR_RETURN(auto controller, Controller::open(std::move(controller_options)));
-    ASSIGN_OR_RETURN(mesh_, controller->mesh("train", {{"data", static_cast<int>(config_.mesh.data)}}));
-    ASSIGN_OR_RETURN(first_rank_, mesh_.slice({{"data", 0}}));
-    if (hooks_.on_start) hooks_.on_start(run_->id(), report_.parameters, controller->resumed());
-
-    ASSIGN_OR_RETURN(const Start start, find_start(controller->resumed()));
-    const TrainSetup setup{.config = dump_config(config_),
-                           .decoder = model::decoder_config_to_hf(decoder_config_, "float32").dump(),
-                           .data = data_.folder,
-                           .validation = validation_.folder,
-                           .tokenizer = tokenizer_.folder,
-                           .weights = from_.folder,
-                           .state = start.state,
-                           .threads = config_.mesh.threads > 0
-                                          ? config_.mesh.threads
-                                          : std::max<int64_t>(1, cores / config_.mesh.data)};
-    const Future created = mesh_.call(kCreate, setup.to_json());
-    RETURN_IF_ERROR(created.wait());
-    RETURN_IF_ERROR(steps(start.step));
+    ASSIGN_OR_RETURN(
+        workers_,
+        Workers::open(config_, report_.parameters,
+                      {.folder = report_.folder, .run = report_.run, .command = options_.worker_command}));
+    const bool resumed = workers_->controller().resumed();
+    if (hooks_.on_start) hooks_.on_start(report_.run, report_.parameters, resumed);
+    ASSIGN_OR_RETURN(const Start start, find_start(resumed));
+    RETURN_IF_ERROR(workers_->create(config_, inputs_, start.state).wait());
+    first_step_ = start.step;
+    RETURN_IF_ERROR(steps());
     RETURN_IF_ERROR(finish());
-    return controller->close();
+    return workers_->controller().close();
   }
 
   // Where the run begins: at step 0, or, when it is resumed and its log is gone, at its last checkpoint.
@@ -234,75 +93,76 @@ class Program {
       return Start{json.value("state", std::string()), json.value("step", int64_t{0})};
     }
     Start start;
-    const std::string checkpoints = report_.folder + "/checkpoints";
-    std::vector<std::string> names;
-    if (path_exists(checkpoints)) {
-      ASSIGN_OR_RETURN(names, list_folder(checkpoints));
+    ASSIGN_OR_RETURN(const RunRecord::Found found, record_.newest_checkpoint(config_.steps));
+    if (!found.folder.empty()) {
+      start = {found.folder + "/trainer.state", found.step};
+      LOG_INFO("run {} goes on from its checkpoint of step {}", report_.run, start.step);
     }
-    for (const std::string& name : names) {  // ascending, so the newest complete one stays
-      const auto info = read_checkpoint_info(checkpoints + "/" + name);
-      if (info.ok() && info->step < config_.steps)
-        start = {checkpoints + "/" + name + "/trainer.state", info->step};
-    }
-    if (start.step > 0) LOG_INFO("run {} goes on from its checkpoint of step {}", run_->id(), start.step);
     RETURN_IF_ERROR(write_file(path, Json{{"state", start.state}, {"step", start.step}}.dump()));
     return start;
   }
 
-  Result<void> steps(int64_t first) {
-    first_step_ = first;
-    const Stopwatch clock;
-    std::deque<Future> in_flight;
-    const auto take = [&]() -> Result<void> {
-      const Future future = in_flight.front();
-      in_flight.pop_front();
+  Result<void> steps() {
+    clock_.restart();
+    for (int64_t step = first_step_; step < config_.steps; ++step) {
+      in_flight_.push_back(workers_->all().call(kStep, "", {.want_value = true, .cursor = step}));
+      RETURN_IF_ERROR(take_steps(kStepsInFlight));
+      const int64_t done = step + 1;
+      if (evaluates_after(done)) RETURN_IF_ERROR(evaluate(done));
+      if (saves_after(done)) RETURN_IF_ERROR(save(done));
+    }
+    RETURN_IF_ERROR(take_steps(0));
+    report_.seconds = clock_.seconds();
+    report_.tokens_per_second = meter_.average_tokens_per_second();
+    report_.limit_share = meter_.limit_share(report_.tokens_per_second);
+    return {};
+  }
+  bool evaluates_after(int64_t done) const {
+    const int64_t every = config_.evaluate.every_steps;
+    return !inputs_.validation.folder.empty() && (done == config_.steps || (every > 0 && done % every == 0));
+  }
+  bool saves_after(int64_t done) const {  // the last step's checkpoint is finish()'s
+    const int64_t every = config_.checkpoint.every_steps;
+    return done < config_.steps && every > 0 && done % every == 0;
+  }
+
+  // Waits for the oldest steps until at most `left` are under way.
+  Result<void> take_steps(int64_t left) {
+    while (std::ssize(in_flight_) > left) {
+      const Future future = in_flight_.front();
+      in_flight_.pop_front();
       ASSIGN_OR_RETURN(const std::string text, future.get(0));
       ASSIGN_OR_RETURN(const StepResult result, step_result_from_json(text));
-      note_step(result, future.replayed(), clock.seconds());
-      return {};
-    };
-    for (int64_t step = first; step < config_.steps; ++step) {
-      in_flight.push_back(mesh_.call(kStep, "", {.want_value = true, .cursor = step}));
-      while (std::ssize(in_flight) > kStepsInFlight) RETURN_IF_ERROR(take());
-      const int64_t done = step + 1;
-      const bool last = done == config_.steps;
-      const bool evaluates =
-          !validation_.folder.empty() &&
-          (last || (config_.evaluate.every_steps > 0 && done % config_.evaluate.every_steps == 0));
-      const bool saves =
-          !last && config_.checkpoint.every_steps > 0 && done % config_.checkpoint.every_steps == 0;
-      if (!last && !evaluates && !saves) continue;
-      while (!in_flight.empty()) RETURN_IF_ERROR(take());
-      if (evaluates) RETURN_IF_ERROR(evaluate(done));
-      if (saves) RETURN_IF_ERROR(save(done));
+      note_step(result, future.replayed());
     }
-    report_.seconds = clock.seconds();
-    report_.tokens_per_second = computed_tokens_ / std::max(1e-9, computed_seconds_);
-    report_.limit_share = report_.tokens_per_second * flop_per_token_ / peak_flops_;
     return {};
   }
 
-  void note_step(const StepResult& result, bool replayed, double now) {
+  void note_step(const StepResult& result, bool replayed) {
     const int64_t done = first_step_ + std::ssize(report_.losses) + 1;
     report_.losses.push_back(result.loss);
     report_.loss = result.loss;
     report_.tokens += result.tokens;
     if (!replayed) {  // what the log answered took no time and says nothing about speed
-      computed_tokens_ += recent_.empty() ? 0 : static_cast<double>(result.tokens);
-      computed_seconds_ += recent_.empty() ? 0 : now - recent_.back().first;
-      recent_.emplace_back(now, static_cast<double>(result.tokens));
-      while (recent_.size() > 2 && now - recent_.front().first > kRateSeconds) recent_.pop_front();
+      meter_.step(result.tokens, clock_.seconds());
+      metrics_.steps.add(1);
+      metrics_.tokens.add(static_cast<double>(result.tokens));
+      if (const auto seconds = meter_.last_step_seconds()) metrics_.step_seconds.observe(*seconds);
     }
-    double tokens = 0;
-    for (size_t i = 1; i < recent_.size(); ++i) tokens += recent_[i].second;
-    const double rate = recent_.size() < 2 ? 0 : tokens / (now - recent_.front().first);
-    run_->log_metrics(done, {{"loss", result.loss},
-                             {"lr", result.lr},
-                             {"gradient_norm", result.gradient_norm},
-                             {"tokens_per_second", rate}});
-    const runtime::MeshStatus status = mesh_.status();
-    report_.recoveries = status.recoveries;
-    report_.recovery_seconds = status.last_recovery_seconds;
+    const double rate = meter_.tokens_per_second(), share = meter_.limit_share(rate);
+    record_.run().log_metrics(done, {{"loss", result.loss},
+                                     {"lr", result.lr},
+                                     {"gradient_norm", result.gradient_norm},
+                                     {"tokens_per_second", rate},
+                                     {"mfu", share}});
+    metrics_.loss.set(result.loss);
+    metrics_.lr.set(result.lr);
+    metrics_.gradient_norm.set(result.gradient_norm);
+    metrics_.tokens_per_second.set(rate);
+    metrics_.mfu.set(share);
+    const runtime::MeshStatus status = workers_->all().status();
+    note_recoveries(status);
+    if (since_metrics_.seconds() > kMetricsSeconds) write_metrics();
     if (!hooks_.on_step) return;
     hooks_.on_step({.step = done,
                     .steps = config_.steps,
@@ -310,68 +170,90 @@ class Program {
                     .gradient_norm = result.gradient_norm,
                     .lr = result.lr,
                     .tokens_per_second = rate,
-                    .limit_share = rate * flop_per_token_ / peak_flops_,
+                    .limit_share = share,
                     .recoveries = status.recoveries,
                     .recovery_seconds = status.last_recovery_seconds,
                     .worker_pids = status.pids});
   }
 
+  void note_recoveries(const runtime::MeshStatus& status) {
+    if (status.recoveries > report_.recoveries) {
+      metrics_.recoveries.add(status.recoveries - report_.recoveries);
+      metrics_.recovery_seconds.observe(status.last_recovery_seconds);
+    }
+    report_.recoveries = status.recoveries;
+    report_.recovery_seconds = status.last_recovery_seconds;
+  }
+
+  void write_metrics() {
+    since_metrics_.restart();
+    const auto written = write_file(report_.folder + "/metrics.prom", Metrics::global().prometheus_text());
+    if (!written.ok()) LOG_WARN("metrics of {}: {}", report_.run, written.error().to_string());
+  }
+
   Result<void> evaluate(int64_t done) {
+    RETURN_IF_ERROR(take_steps(0));
     const Future future =
-        mesh_.call(kEvaluate, "", {.want_value = true, .cursor = config_.evaluate.sequences});
+        workers_->all().call(kEvaluate, "", {.want_value = true, .cursor = config_.evaluate.sequences});
     ASSIGN_OR_RETURN(const std::string text, future.get(0));
     ASSIGN_OR_RETURN(const Json json, parse_json(text));
     report_.validation_loss = json.value("loss", 0.0);
     report_.evaluation_steps.push_back(done);
     report_.evaluation_losses.push_back(report_.validation_loss);
-    run_->log_metric("validation_loss", done, report_.validation_loss);
+    record_.run().log_metric("validation_loss", done, report_.validation_loss);
+    metrics_.validation_loss.set(report_.validation_loss);
     if (hooks_.on_evaluate) hooks_.on_evaluate(done, report_.validation_loss);
-    recent_.clear();
+    meter_.pause();
     return {};
   }
 
   // Starts to write a checkpoint; the one before is finished and recorded first. Training goes on meanwhile.
   Result<void> save(int64_t done) {
+    RETURN_IF_ERROR(take_steps(0));
     RETURN_IF_ERROR(record_checkpoint());
-    saving_ = fmt::format("{}/checkpoints/step-{:08}", report_.folder, done);
-    saving_step_ = done;
-    const std::string args = Json{{"folder", saving_}, {"loss", report_.loss}}.dump();
-    return first_rank_.call(kSave, args).wait();
+    saving_ = done;
+    const std::string args = Json{{"folder", record_.checkpoint_folder(done)}, {"loss", report_.loss}}.dump();
+    return workers_->first().call(kSave, args).wait();
   }
 
   Result<void> record_checkpoint() {
-    if (saving_.empty()) return {};
-    const Future future = first_rank_.call(kSaved, saving_, {.want_value = true});
+    if (saving_ == 0) return {};
+    const int64_t step = saving_;
+    saving_ = 0;
+    const std::string folder = record_.checkpoint_folder(step);
+    const Future future = workers_->first().call(kSaved, folder, {.want_value = true});
     ASSIGN_OR_RETURN(const std::string text, future.get(0));
+    // Recorded by a controller before this one, and given up since for newer ones.
+    if (future.replayed() && !path_exists(folder)) return {};
     ASSIGN_OR_RETURN(const Json info, parse_json(text));
-    ASSIGN_OR_RETURN(const Artifact artifact,
-                     put("checkpoint", config_.name + "-checkpoint", saving_, saving_step_, info));
+    ASSIGN_OR_RETURN(const Artifact artifact, record_.put_checkpoint(step, info));
     report_.checkpoint = artifact.ref();
-    saving_.clear();
+    metrics_.checkpoints.add(1);
     return {};
-  }
-
-  Result<Artifact> put(const std::string& kind, const std::string& name, const std::string& path,
-                       int64_t step, const Json& metadata) {
-    std::vector<std::string> inputs;
-    for (const Input& input : {data_, validation_, tokenizer_, from_}) {
-      if (!input.ref.empty()) inputs.push_back(input.ref);
-    }
-    return store_.put_artifact({.kind = kind,
-                                .name = name,
-                                .path = path,
-                                .inputs = std::move(inputs),
-                                .run = run_->id(),
-                                .metadata = metadata,
-                                .once = fmt::format("{}/{}/{}", run_->id(), kind, step)});
   }
 
   Result<void> finish() {
     RETURN_IF_ERROR(save(config_.steps));
-    const std::string folder = saving_;
     RETURN_IF_ERROR(record_checkpoint());
-    const Future digest = mesh_.call(kDigest, "", {.want_value = true});
-    for (int rank = 0; rank < config_.mesh.data; ++rank) {
+    RETURN_IF_ERROR(compare_digests());
+    Json metadata = {{"loss", report_.loss},
+                     {"parameters", report_.parameters},
+                     {"steps", config_.steps},
+                     {"tokens", report_.tokens},
+                     {"sha256", report_.sha256}};
+    if (report_.validation_loss >= 0) metadata["validation_loss"] = report_.validation_loss;
+    const std::string folder = record_.checkpoint_folder(config_.steps) + "/model";
+    ASSIGN_OR_RETURN(const Artifact model, record_.put_model(folder, config_.steps, metadata));
+    report_.model = model.ref();
+    write_metrics();
+    report_.chart = report_.folder + "/loss.svg";
+    return write_file(report_.chart, loss_chart(report_).svg());
+  }
+
+  // Every worker has the same weights and optimizer state, or one of the machines computes wrongly.
+  Result<void> compare_digests() {
+    const Future digest = workers_->all().call(kDigest, "", {.want_value = true});
+    for (int rank = 0; rank < workers_->all().shape().size(); ++rank) {
       ASSIGN_OR_RETURN(const std::string sha256, digest.get(rank));
       if (rank > 0 && sha256 != report_.sha256) {
         return make_error(ErrorCode::kCorrupt,
@@ -379,34 +261,23 @@ class Program {
       }
       report_.sha256 = sha256;
     }
-    Json metadata = {{"loss", report_.loss},
-                     {"parameters", report_.parameters},
-                     {"steps", config_.steps},
-                     {"tokens", report_.tokens},
-                     {"sha256", report_.sha256}};
-    if (report_.validation_loss >= 0) metadata["validation_loss"] = report_.validation_loss;
-    ASSIGN_OR_RETURN(const Artifact model,
-                     put("model", config_.name, folder + "/model", config_.steps, metadata));
-    report_.model = model.ref();
-
-    report_.chart = report_.folder + "/loss.svg";
-    return write_file(report_.chart, loss_chart(report_).svg());
+    return {};
   }
 
   TrainConfig config_;
   TrainOptions options_;
   TrainHooks hooks_;
-  Store store_;
-  std::optional<Run> run_;
-  Input data_, validation_, tokenizer_, from_;
-  model::DecoderConfig decoder_config_;
-  Mesh mesh_, first_rank_;
+  Inputs inputs_;
+  RunRecord record_;
+  model::Decoder decoder_;
+  Meter meter_;
+  TrainMetrics metrics_;
+  std::optional<Workers> workers_;
   TrainReport report_;
-  double flop_per_token_ = 0, peak_flops_ = 1;
-  double computed_tokens_ = 0, computed_seconds_ = 0;
-  std::deque<std::pair<double, double>> recent_;  // when a step ended, its tokens
-  std::string saving_;                            // folder of the checkpoint under way
-  int64_t saving_step_ = 0, first_step_ = 0;
+  Stopwatch clock_, since_metrics_;
+  std::deque<Future> in_flight_;  // steps called and not yet taken
+  int64_t first_step_ = 0;
+  int64_t saving_ = 0;  // step of the checkpoint under way; 0: none
 };
 
 }  // namespace
@@ -415,24 +286,9 @@ Result<TrainReport> run_training(const TrainConfig& config, const TrainOptions& 
                                  const TrainHooks& hooks) {
   check(config);
   ASSIGN_OR_RETURN(Store store, Store::open());
-  return Program(config, options, hooks, std::move(store)).run();
-}
-
-Chart loss_chart(const TrainReport& report) {
-  Chart chart{.title = "loss of " + report.run, .x_label = "step", .y_label = "nats per token"};
-  Series train{.name = "train"}, validation{.name = "validation"};
-  for (size_t i = 0; i < report.losses.size(); ++i) {
-    train.x.push_back(
-        static_cast<double>(report.steps - std::ssize(report.losses) + static_cast<int64_t>(i) + 1));
-    train.y.push_back(report.losses[i]);
-  }
-  for (size_t i = 0; i < report.evaluation_steps.size(); ++i) {
-    validation.x.push_back(static_cast<double>(report.evaluation_steps[i]));
-    validation.y.push_back(report.evaluation_losses[i]);
-  }
-  chart.series.push_back(std::move(train));
-  if (!validation.x.empty()) chart.series.push_back(std::move(validation));
-  return chart;
+  ASSIGN_OR_RETURN(Inputs inputs, find_inputs(store, config));
+  ASSIGN_OR_RETURN(RunRecord record, RunRecord::open(std::move(store), config, options, inputs.refs()));
+  return Program(config, options, hooks, std::move(inputs), std::move(record)).run();
 }
 
 Result<TrainConfig> config_of_run(const std::string& run) {

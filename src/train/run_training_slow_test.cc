@@ -2,6 +2,7 @@
 // also when workers or the controller die on the way.
 #include "train/run_training.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -81,6 +82,48 @@ TEST_F(RunTraining, LearnsAndRecordsWhatItMade) {
   EXPECT_EQ(read_checkpoint_info(checkpoint).value().sha256, report.sha256);
 }
 
+TEST_F(RunTraining, LeavesMetricsInItsFolder) {
+  const TrainReport report = run();
+  const std::string text = read_file(report.folder + "/metrics.prom").value();
+  const std::string run_label = "{run=\"" + report.run + "\"}";
+  for (const char* line : {"flywheel_train_steps_total", "flywheel_train_tokens_total"}) {
+    const double expected = std::string(line) == "flywheel_train_steps_total" ? 30 : 30 * 6 * 32;
+    EXPECT_NE(text.find(fmt::format("{}{} {}\n", line, run_label, expected)), std::string::npos) << text;
+  }
+  EXPECT_NE(text.find("flywheel_train_mfu_ratio" + run_label), std::string::npos);
+  EXPECT_NE(text.find("flywheel_train_step_seconds_count" + run_label), std::string::npos);
+}
+
+// Checkpoints at 5, 10, 15, 20, 25 and 30: the last two stay, and the one of step 5, which somebody named.
+TEST_F(RunTraining, KeepsTheLastCheckpointsAndThoseWithAliases) {
+  config_.checkpoint = {.every_steps = 5, .keep = 2};
+  auto store = store::Store::open().value();
+  const TrainReport report = run({.on_step = [&](const Progress& p) {
+    if (p.step == 12) ASSERT_TRUE(store.set_alias("tiny-checkpoint:1", "best").ok());
+  }});
+  std::vector<int64_t> steps;
+  const auto kept = store.list_artifacts({.kind = "checkpoint"}).value();
+  for (const auto& artifact : kept) {
+    const std::string folder = store.path_of(artifact, store::Store::Verify::kYes).value();
+    steps.push_back(read_checkpoint_info(folder).value().step);
+  }
+  EXPECT_THAT(steps, ::testing::UnorderedElementsAre(5, 25, 30));
+  EXPECT_EQ(list_folder(report.folder + "/checkpoints").value(),
+            (std::vector<std::string>{"step-00000025", "step-00000030"}));
+  EXPECT_EQ(store.gc(store::Store::GcMode::kDryRun).value().blobs_removed, 0);  // nothing was left lying
+  EXPECT_TRUE(store.verify().value().problems.empty());
+}
+
+// Another run's checkpoints of the same name are none of this run's business.
+TEST_F(RunTraining, KeepsOtherRunsCheckpoints) {
+  config_.checkpoint.keep = 1;
+  const TrainReport first = run(), second = run();
+  const auto kept = store::Store::open().value().list_artifacts({.kind = "checkpoint"}).value();
+  ASSERT_EQ(kept.size(), 2u);
+  EXPECT_NE(kept[0].run, kept[1].run);
+  EXPECT_EQ(first.sha256, second.sha256);
+}
+
 TEST_F(RunTraining, AKilledWorkerChangesNoBit) {
   const TrainReport undisturbed = run();
   int kills = 0;
@@ -100,6 +143,8 @@ struct ControllerDies {};
 
 TEST_F(RunTraining, AControllerThatDiesIsTakenUpAgain) {
   config_.precision = Precision::kF32;
+  config_.checkpoint = {.every_steps = 4,
+                        .keep = 1};  // what the first lives recorded is given up by later ones
   const TrainReport undisturbed = run();
   int lives = 0;
   for (const int64_t last : {7, 18}) {
@@ -117,6 +162,7 @@ TEST_F(RunTraining, AControllerThatDiesIsTakenUpAgain) {
   EXPECT_EQ(finished.sha256, undisturbed.sha256);
   EXPECT_EQ(finished.losses, undisturbed.losses);
   EXPECT_NE(finished.run, undisturbed.run);
+  EXPECT_EQ(store::Store::open().value().list_artifacts({.kind = "checkpoint"}).value().size(), 2u);
 }
 
 // The log and the watermarks are gone, a checkpoint is there: `--resume` goes on from it.

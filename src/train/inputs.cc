@@ -1,0 +1,128 @@
+#include "train/inputs.h"
+
+#include <filesystem>
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "data/shards.h"
+#include "model/weights.h"
+
+namespace flywheel::train {
+namespace {
+
+using store::Artifact;
+using store::Store;
+
+constexpr const char* kDatasetHint =
+    "`flywheel data prepare` makes a dataset of your files, `flywheel demo --only data` makes debian-docs";
+const std::vector<std::string> kShardsMarkers = {"manifest.json", "shards/train/manifest.json"};
+
+// `name`: a folder, or an artifact in the store. What is found must hold one of `markers`.
+// `hint`: what brings one that is not there.
+Result<Input> find_input(Store& store, const std::string& key, const std::string& name,
+                         const std::vector<std::string>& markers, const std::string& hint = "") {
+  if (name.empty()) return Input{};
+  const auto marker_in = [&](const std::string& folder) {
+    for (const std::string& marker : markers) {
+      if (path_exists(folder + "/" + marker)) return folder + "/" + marker;
+    }
+    return std::string();
+  };
+  if (const std::string mark = marker_in(name); !mark.empty()) {
+    ASSIGN_OR_RETURN(const std::string digest, sha256_file(mark));
+    const std::string folder = std::filesystem::absolute(name).lexically_normal().string();
+    ASSIGN_OR_RETURN(const uint64_t size, file_size(mark));
+    ASSIGN_OR_RETURN(const Artifact source,
+                     store.put_source(std::filesystem::path(folder).filename().string() + "-folder", folder,
+                                      digest, size));
+    return Input{folder, source.ref()};
+  }
+  const Result<Artifact> found = store.resolve(name);
+  if (!found.ok() && found.error().code == ErrorCode::kNotFound)
+    throw UserError(key, found.error().message, hint);
+  ASSIGN_OR_RETURN(const Artifact artifact, found);
+  ASSIGN_OR_RETURN(const std::string folder, store.path_of(artifact));
+  if (marker_in(folder).empty()) throw UserError(key, artifact.ref() + " has no " + markers.front());
+  return Input{folder, artifact.ref()};
+}
+
+// Token shards lie in the folder itself or, in a dataset that `flywheel data` made, below it by split.
+std::string split_of(const std::string& folder, const std::string& split) {
+  const std::string below = folder + "/shards/" + split;
+  return path_exists(below + "/manifest.json") ? below : folder;
+}
+
+// The dataset's own validation split; none where it has none, or too little for one sequence.
+Result<Input> own_validation(const Input& dataset, int64_t length) {
+  const std::string folder = split_of(dataset.folder, "validation");
+  if (folder == dataset.folder) return Input{};
+  ASSIGN_OR_RETURN(const data::TokenShards shards, data::TokenShards::open(folder));
+  if (shards.num_samples(length) > 0) return Input{folder, ""};  // the dataset's ref stands for both
+  LOG_WARN("the validation split of {} is shorter than one sequence: this run does not evaluate",
+           dataset.ref);
+  return Input{};
+}
+
+Result<Input> find_validation(Store& store, const TrainConfig& config, const Input& dataset) {
+  if (config.data.validation.empty()) return own_validation(dataset, config.batch.length);
+  ASSIGN_OR_RETURN(Input given, find_input(store, "data.validation", config.data.validation, kShardsMarkers,
+                                           kDatasetHint));
+  given.folder = split_of(given.folder, "validation");
+  return given;
+}
+
+// The tokenizer that a dataset was made with, from its lineage; "" where there is none.
+std::string tokenizer_above(const store::LineageNode& node) {
+  if (node.what == store::LineageNode::What::kArtifact && node.kind == "tokenizer") return node.id;
+  for (const store::LineageNode& child : node.children) {
+    if (std::string found = tokenizer_above(child); !found.empty()) return found;
+  }
+  return "";
+}
+
+Result<Input> find_tokenizer(Store& store, const TrainConfig& config, const Input& dataset) {
+  std::string name = config.data.tokenizer;
+  if (name.empty() && path_exists(dataset.folder + "/tokenizer/tokenizer.json"))
+    name = dataset.folder + "/tokenizer";
+  if (name.empty()) {
+    ASSIGN_OR_RETURN(const store::LineageNode made_from, store.lineage(dataset.ref));
+    name = tokenizer_above(made_from);
+  }
+  return find_input(store, "data.tokenizer", name, {"tokenizer.json"});
+}
+
+}  // namespace
+
+std::vector<std::string> Inputs::refs() const {
+  std::vector<std::string> refs;
+  for (const Input& input : {data, validation, tokenizer, model}) {
+    if (!input.ref.empty()) refs.push_back(input.ref);
+  }
+  return refs;
+}
+
+Result<Inputs> find_inputs(Store& store, const TrainConfig& config) {
+  Inputs inputs;
+  ASSIGN_OR_RETURN(const Input dataset,
+                   find_input(store, "data.train", config.data.train, kShardsMarkers, kDatasetHint));
+  inputs.data = {split_of(dataset.folder, "train"), dataset.ref};
+  ASSIGN_OR_RETURN(inputs.validation, find_validation(store, config, dataset));
+  ASSIGN_OR_RETURN(inputs.tokenizer, find_tokenizer(store, config, dataset));
+  ASSIGN_OR_RETURN(const data::TokenShards shards, data::TokenShards::open(inputs.data.folder));
+  if (config.model.from.empty()) {
+    inputs.decoder = decoder_config(config.model, shards.manifest().vocab_size);
+  } else {
+    ASSIGN_OR_RETURN(inputs.model, find_input(store, "model.from", config.model.from, {"config.json"}));
+    ASSIGN_OR_RETURN(const auto source, model::open_weights(inputs.model.folder));
+    ASSIGN_OR_RETURN(const Json json, source->config());
+    ASSIGN_OR_RETURN(inputs.decoder, model::decoder_config_from_hf(json));
+  }
+  if (config.batch.length > inputs.decoder.max_positions) {
+    throw UserError("batch.length", fmt::format("{} is more than the model's {} positions",
+                                                config.batch.length, inputs.decoder.max_positions));
+  }
+  return inputs;
+}
+
+}  // namespace flywheel::train

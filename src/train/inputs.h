@@ -1,0 +1,35 @@
+// What a run is made of: the dataset, tokenizer and starting model that its config names, found and checked.
+//
+// A name in the config is a folder, or an artifact in the store. Either way it ends as a local folder and as
+// a ref that the lineage of the run and of all it makes can point to.
+//
+// Errors: UserError naming the key, for what the config gets wrong; kNotFound and the store's otherwise.
+//
+//   ASSIGN_OR_RETURN(const Inputs inputs, find_inputs(store, config));
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "model/decoder_config.h"
+#include "store/store.h"
+#include "train/config.h"
+
+namespace flywheel::train {
+
+struct Input {
+  std::string folder, ref;  // both empty: there is none
+};
+
+struct Inputs {
+  Input data, validation;  // folders of token shards
+  Input tokenizer;
+  Input model;                   // to go on from
+  model::DecoderConfig decoder;  // that model's, or what the config describes
+  std::vector<std::string> refs() const;
+};
+
+Result<Inputs> find_inputs(store::Store& store, const TrainConfig& config);
+
+}  // namespace flywheel::train

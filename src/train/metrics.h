@@ -1,0 +1,29 @@
+// What a training run counts, labelled with the run. Beside the store's metrics, which keep every step, these
+// say how it stands now: run_training() leaves them in Prometheus' text format as metrics.prom in the run's
+// folder, where a node exporter's textfile collector or a person finds them.
+#pragma once
+
+#include <string>
+
+#include "base/metrics.h"
+
+namespace flywheel::train {
+
+struct TrainMetrics {
+  explicit TrainMetrics(const std::string& run);
+
+  Counter& steps;               // flywheel_train_steps_total; those that a log answered are not counted
+  Counter& tokens;              // flywheel_train_tokens_total, the same
+  Counter& recoveries;          // flywheel_train_recoveries_total
+  Counter& checkpoints;         // flywheel_train_checkpoints_total
+  Gauge& loss;                  // flywheel_train_loss_nats, of the last step, per token
+  Gauge& validation_loss;       // flywheel_train_validation_loss_nats
+  Gauge& gradient_norm;         // flywheel_train_gradient_norm, before clipping
+  Gauge& lr;                    // flywheel_train_learning_rate
+  Gauge& tokens_per_second;     // flywheel_train_tokens_per_second, over the last ten seconds
+  Gauge& mfu;                   // flywheel_train_mfu_ratio: model FLOPs utilization, 0 to 1
+  Histogram& step_seconds;      // flywheel_train_step_seconds
+  Histogram& recovery_seconds;  // flywheel_train_recovery_seconds: from noticing to replay under way
+};
+
+}  // namespace flywheel::train

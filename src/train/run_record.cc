@@ -1,0 +1,119 @@
+#include "train/run_record.h"
+
+#include <algorithm>
+
+#include "base/env.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "train/checkpoint.h"
+
+namespace flywheel::train {
+
+using store::Artifact;
+using store::Run;
+using store::RunInfo;
+using store::RunStatus;
+using store::Store;
+
+RunRecord::RunRecord(Store store, Run run, TrainConfig config, std::vector<std::string> inputs)
+    : store_(std::move(store)),
+      run_(std::move(run)),
+      config_(std::move(config)),
+      inputs_(std::move(inputs)),
+      folder_(env::home() + "/runs/" + run_.id()) {}
+
+Result<RunRecord> RunRecord::open(Store store, const TrainConfig& config, const TrainOptions& options,
+                                  std::vector<std::string> inputs) {
+  const std::string text = dump_config(config);
+  std::string id = options.resume;
+  if (id.empty() && !options.fresh) {
+    ASSIGN_OR_RETURN(const std::vector<RunInfo> known,
+                     store.list_runs({.name = config.name, .kind = "train"}));
+    for (const RunInfo& info : known) {
+      const bool over = info.status == RunStatus::kFinished || info.status == RunStatus::kRunning;
+      if (!over && info.config == text) {
+        id = info.id;
+        break;
+      }
+    }
+  }
+  const auto make_or_resume = [&]() -> Result<Run> {
+    if (id.empty()) return store.create_run({.name = config.name, .kind = "train", .config = text});
+    ASSIGN_OR_RETURN(const RunInfo info, store.run_info(id));
+    if (info.status == RunStatus::kFinished) {
+      throw UserError("--resume", id + " is finished", "flywheel runs show " + id + " tells what it made");
+    }
+    return store.resume_run(id);
+  };
+  ASSIGN_OR_RETURN(Run run, make_or_resume());
+  for (const std::string& input : inputs) RETURN_IF_ERROR(run.add_input(input));
+  return RunRecord(std::move(store), std::move(run), config, std::move(inputs));
+}
+
+std::string RunRecord::checkpoint_folder(int64_t step) const {
+  return fmt::format("{}/step-{:08}", checkpoints(), step);
+}
+
+Result<RunRecord::Found> RunRecord::newest_checkpoint(int64_t before) const {
+  Found newest;
+  if (!path_exists(checkpoints())) return newest;
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, list_folder(checkpoints()));
+  for (const std::string& name : names) {  // ascending
+    const std::string folder = checkpoints() + "/" + name;
+    const auto info = read_checkpoint_info(folder);
+    if (info.ok() && info->step < before) newest = {info->step, folder};
+  }
+  return newest;
+}
+
+Result<Artifact> RunRecord::put(const std::string& kind, const std::string& name, const std::string& path,
+                                int64_t step, const Json& metadata) {
+  return store_.put_artifact({.kind = kind,
+                              .name = name,
+                              .path = path,
+                              .inputs = inputs_,
+                              .run = run_.id(),
+                              .metadata = metadata,
+                              .once = fmt::format("{}/{}/{}", run_.id(), kind, step)});
+}
+
+Result<Artifact> RunRecord::put_model(const std::string& path, int64_t step, const Json& metadata) {
+  return put("model", config_.name, path, step, metadata);
+}
+
+Result<Artifact> RunRecord::put_checkpoint(int64_t step, const Json& metadata) {
+  ASSIGN_OR_RETURN(Artifact artifact,
+                   put("checkpoint", checkpoint_name(), checkpoint_folder(step), step, metadata));
+  // A disk that cannot be tidied up is no reason to stop a run; the next checkpoint tries again.
+  if (const Result<void> pruned = prune_checkpoints(); !pruned.ok()) {
+    LOG_WARN("older checkpoints of {} were not removed: {}", run_.id(), pruned.error().to_string());
+  }
+  return artifact;
+}
+
+// The artifact goes before its folder: whoever is killed between the two and starts again finds the folder,
+// and prunes once more.
+Result<void> RunRecord::prune_checkpoints() {
+  const int64_t keep = config_.checkpoint.keep;
+  if (keep == 0) return {};
+  ASSIGN_OR_RETURN(std::vector<Artifact> known,
+                   store_.list_artifacts({.kind = "checkpoint", .name = checkpoint_name()}));
+  std::erase_if(known, [&](const Artifact& a) { return a.run != run_.id(); });
+  std::ranges::sort(known, {}, &Artifact::version);
+  bool removed = false;
+  for (int64_t i = 0; i + keep < std::ssize(known); ++i) {
+    const Result<void> gone = store_.remove_artifact(known[static_cast<size_t>(i)].ref());
+    if (!gone.ok() && gone.error().code != ErrorCode::kDenied) return gone;  // kDenied: an alias holds it
+    removed = removed || gone.ok();
+  }
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, list_folder(checkpoints()));
+  for (int64_t i = 0; i + keep < std::ssize(names); ++i) {
+    RETURN_IF_ERROR(remove_all(checkpoints() + "/" + names[static_cast<size_t>(i)]));
+  }
+  if (!removed) return {};
+  ASSIGN_OR_RETURN(const store::GcReport freed, store_.gc());
+  LOG_INFO("run {}: older checkpoints removed, {} bytes freed", run_.id(), freed.bytes_freed);
+  return {};
+}
+
+}  // namespace flywheel::train

@@ -1,0 +1,62 @@
+// What the store knows of a training run: the run itself, its metrics, its checkpoints and its model.
+//
+// Everything that it writes may be written again by a controller that was started anew: the same checkpoint
+// of the same run is one artifact, however often it is put.
+//
+// Ownership: a handle on the store and on the open run; the last one to go marks an unfinished run as failed.
+// Threads: one at a time. Errors: UserError for a run that cannot be resumed; else the store's.
+//
+//   ASSIGN_OR_RETURN(RunRecord record, RunRecord::open(store, config, options, inputs.refs()));
+//   record.run().log_metric("loss", step, loss);
+//   ASSIGN_OR_RETURN(const Artifact model, record.put_model(folder, step, metadata));
+//   RETURN_IF_ERROR(record.run().finish(store::RunStatus::kFinished));
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "base/result.h"
+#include "store/store.h"
+#include "train/config.h"
+#include "train/run_training.h"
+
+namespace flywheel::train {
+
+class RunRecord {
+ public:
+  // A new run; or the one that `options` names; or one that was left unfinished with this very config.
+  static Result<RunRecord> open(store::Store store, const TrainConfig& config, const TrainOptions& options,
+                                std::vector<std::string> inputs);
+
+  store::Run& run() { return run_; }
+  const std::string& folder() const { return folder_; }  // logs, watermarks, checkpoints, loss.svg
+  std::string checkpoint_folder(int64_t step) const;
+  // The newest complete checkpoint of fewer steps than `before`: its step and folder; 0 and "" without one.
+  struct Found {
+    int64_t step = 0;
+    std::string folder;
+  };
+  Result<Found> newest_checkpoint(int64_t before) const;
+
+  // A checkpoint's folder becomes an artifact; then all but the last `checkpoint.keep` of this run are given
+  // up, here and in the store, except those that an alias other than latest points to.
+  Result<store::Artifact> put_checkpoint(int64_t step, const Json& metadata);
+  Result<store::Artifact> put_model(const std::string& path, int64_t step, const Json& metadata);
+
+ private:
+  RunRecord(store::Store store, store::Run run, TrainConfig config, std::vector<std::string> inputs);
+  Result<store::Artifact> put(const std::string& kind, const std::string& name, const std::string& path,
+                              int64_t step, const Json& metadata);
+  Result<void> prune_checkpoints();
+  std::string checkpoints() const { return folder_ + "/checkpoints"; }
+  std::string checkpoint_name() const { return config_.name + "-checkpoint"; }
+
+  store::Store store_;
+  store::Run run_;
+  TrainConfig config_;
+  std::vector<std::string> inputs_;
+  std::string folder_;
+};
+
+}  // namespace flywheel::train

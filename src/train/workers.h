@@ -1,0 +1,53 @@
+// The workers of a training run: a mesh of processes, each with its part of the trainer (operations.h).
+//
+// Here a config becomes axes of a mesh, threads of each worker, and how often the mesh takes snapshots. How a
+// worker uses its axes is the trainer's matter; how it is started and recovered, the runtime's.
+//
+// Ownership: owns the controller and so the processes. Threads: one, as runtime/controller.h says.
+//
+//   ASSIGN_OR_RETURN(Workers workers, Workers::open(config, parameters, {.folder = folder, .run =
+//   "tiny-7"})); RETURN_IF_ERROR(workers.create(config, inputs, "").wait()); Future step =
+//   workers.all().call(kStep, "", {.want_value = true, .cursor = 0});
+//   RETURN_IF_ERROR(workers.controller().close());
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "runtime/controller.h"
+#include "train/config.h"
+#include "train/inputs.h"
+
+namespace flywheel::train {
+
+struct WorkersOptions {
+  std::string folder;  // of the run
+  std::string run;
+  std::vector<std::string> command;   // starts a worker
+  int64_t snapshot_interval_ms = -1;  // -1: by the model's size
+};
+
+class Workers {
+ public:
+  static Result<Workers> open(const TrainConfig& config, int64_t parameters, const WorkersOptions& options);
+
+  // Gives every worker its trainer: new, from a model (inputs), or from `state`, a trainer.state.
+  runtime::Future create(const TrainConfig& config, const Inputs& inputs, const std::string& state) const;
+
+  runtime::Controller& controller() { return *controller_; }
+  const runtime::Mesh& all() const { return mesh_; }
+  const runtime::Mesh& first() const { return first_; }  // rank 0 alone: writes checkpoints
+
+ private:
+  Workers() = default;
+  std::unique_ptr<runtime::Controller> controller_;
+  runtime::Mesh mesh_, first_;
+};
+
+// Time between two snapshots of a model in memory: larger ones make them less often and replay a little more.
+int64_t snapshot_interval_ms(int64_t parameters);
+
+}  // namespace flywheel::train
