@@ -1,0 +1,136 @@
+// What snapshots of a run in memory cost it: the same steps on two meshes of 2 workers, one with snapshots at
+// the default interval and one without, by turns. bench/watermark prints the result.
+//
+// A turn lasts as long as the interval, so that one with snapshots takes exactly one, from its freeze to the
+// last byte made beside the steps. Prints one JSON line.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <string_view>
+
+#include "base/deadline.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/philox.h"
+#include "data/shards.h"
+#include "model/decoder.h"
+#include "runtime/worker.h"
+#include "train/operations.h"
+#include "train/workers.h"
+
+using namespace flywheel;
+
+namespace {
+
+constexpr int64_t kVocabulary = 32000, kWarmUpSteps = 4, kNever = int64_t{1} << 40;
+
+Result<void> write_random_tokens(const std::string& folder, int64_t tokens) {
+  ASSIGN_OR_RETURN(auto writer, data::ShardWriter::create(folder, {.vocab_size = kVocabulary}));
+  Philox rng(1);
+  std::vector<int32_t> document(static_cast<size_t>(tokens));
+  for (int32_t& token : document) token = static_cast<int32_t>(rng.below(kVocabulary));
+  RETURN_IF_ERROR(writer.add(document));
+  ASSIGN_OR_RETURN([[maybe_unused]] const auto manifest, writer.seal());
+  return {};
+}
+
+// A mesh that trains, and the number of its next step.
+struct Side {
+  train::Workers workers;
+  int64_t next_step = 0;
+
+  // Seconds a step.
+  Result<double> run(int64_t steps) {
+    const Stopwatch clock;
+    std::deque<runtime::Future> in_flight;
+    for (int64_t i = 0; i < steps; ++i) {
+      in_flight.push_back(workers.all().call(train::kStep, "", {.want_value = true, .cursor = next_step++}));
+      if (in_flight.size() > 2) {
+        RETURN_IF_ERROR(in_flight.front().wait());
+        in_flight.pop_front();
+      }
+    }
+    for (const runtime::Future& future : in_flight) RETURN_IF_ERROR(future.wait());
+    return clock.seconds() / static_cast<double>(steps);
+  }
+};
+
+Result<Side> open_side(const train::TrainConfig& config, const train::Inputs& inputs, int64_t parameters,
+                       const std::string& folder, int64_t interval_ms) {
+  ASSIGN_OR_RETURN(train::Workers workers, train::Workers::open(config, parameters,
+                                                                {.folder = folder,
+                                                                 .run = "watermark",
+                                                                 .command = {"/proc/self/exe", "worker"},
+                                                                 .snapshot_interval_ms = interval_ms}));
+  RETURN_IF_ERROR(workers.create(config, inputs, "").wait());
+  Side side{std::move(workers)};
+  RETURN_IF_ERROR(side.run(kWarmUpSteps));
+  return side;
+}
+
+double median(std::vector<double> values) {
+  std::ranges::sort(values);
+  const size_t n = values.size();
+  return (values[(n - 1) / 2] + values[n / 2]) / 2;
+}
+
+Result<void> measure(int64_t rounds) {
+  const TempFolder folder;
+  RETURN_IF_ERROR(write_random_tokens(folder / "tokens", 200'000));
+  train::TrainConfig config;
+  config.steps = 100'000;
+  config.model = {
+      .hidden_size = 288, .intermediate_size = 768, .num_layers = 6, .num_heads = 6, .max_positions = 256};
+  config.data.train = folder / "tokens";
+  config.batch = {.sequences = 8, .length = 256};
+  config.mesh = {.data = 2, .threads = 1};
+  train::Inputs inputs{.data = {config.data.train, ""},
+                       .decoder = train::decoder_config(config.model, kVocabulary)};
+  const int64_t parameters = model::describe(inputs.decoder).num_parameters();
+  const int64_t interval_ms = train::snapshot_interval_ms(parameters);
+  ASSIGN_OR_RETURN(Side with, open_side(config, inputs, parameters, folder / "with", interval_ms));
+  ASSIGN_OR_RETURN(Side without, open_side(config, inputs, parameters, folder / "without", kNever));
+  ASSIGN_OR_RETURN(const double about, without.run(kWarmUpSteps));
+  const auto steps = static_cast<int64_t>(std::ceil(static_cast<double>(interval_ms) / 1000 / about));
+
+  std::vector<double> with_s, without_s, ratios, freezes;
+  const uint64_t before = with.workers.all().status().watermarks;
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (const bool snapshots : {round % 2 == 0, round % 2 != 0}) {
+      ASSIGN_OR_RETURN(const double seconds, (snapshots ? with : without).run(steps));
+      (snapshots ? with_s : without_s).push_back(seconds);
+    }
+    ratios.push_back(with_s.back() / without_s.back());
+    freezes.push_back(with.workers.all().status().last_freeze_seconds);
+  }
+  const uint64_t watermarks = with.workers.all().status().watermarks - before;
+  RETURN_IF_ERROR(with.workers.controller().close());
+  RETURN_IF_ERROR(without.workers.controller().close());
+  std::printf("%s\n",
+              Json{{"with_s", median(with_s)},
+                   {"without_s", median(without_s)},
+                   {"cost", median(ratios) - 1},
+                   {"costs", ratios},
+                   {"freeze_s", median(freezes)},
+                   {"interval_s", static_cast<double>(interval_ms) / 1000},
+                   {"steps_a_turn", steps},
+                   {"snapshots_a_turn", static_cast<double>(watermarks) / static_cast<double>(rounds)},
+                   {"parameters", parameters}}
+                  .dump()
+                  .c_str());
+  return {};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "worker") return runtime::worker_main();
+  init_logging("warn");
+  const Result<void> done = measure(argc > 1 ? std::atoll(argv[1]) : 6);
+  if (done.ok()) return 0;
+  std::fprintf(stderr, "%s\n", done.error().to_string().c_str());
+  return 1;
+}
