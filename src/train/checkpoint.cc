@@ -49,6 +49,14 @@ Result<void> export_model(const std::string& folder, const model::Decoder& decod
 Result<void> write_checkpoint(const std::string& folder, const model::Decoder& decoder, DType dtype,
                               const TrainerSnapshot& snapshot, double loss,
                               const std::string& tokenizer_folder) {
+  Sha256 sha;
+  for (const auto* buffer : {&snapshot.weights, &snapshot.first_moments, &snapshot.second_moments}) {
+    sha.update({reinterpret_cast<const char*>(buffer->data()), buffer->size() * sizeof(float)});
+  }
+  const std::string sha256 = sha.hex();
+  // A replay writes what is there already, and somebody may be reading it.
+  const auto there = read_checkpoint_info(folder);
+  if (there.ok() && there->step == snapshot.next_step && there->sha256 == sha256) return {};
   RETURN_IF_ERROR(remove_all(folder));
   RETURN_IF_ERROR(export_model(folder + "/model", decoder, dtype, snapshot.weights));
   for (const char* name : kTokenizerFiles) {
@@ -58,16 +66,12 @@ Result<void> write_checkpoint(const std::string& folder, const model::Decoder& d
     RETURN_IF_ERROR(write_file(folder + "/model/" + name, text));
   }
   RETURN_IF_ERROR(write_file(folder + "/trainer.state", snapshot.bytes()));
-  Sha256 sha;
-  for (const auto* buffer : {&snapshot.weights, &snapshot.first_moments, &snapshot.second_moments}) {
-    sha.update({reinterpret_cast<const char*>(buffer->data()), buffer->size() * sizeof(float)});
-  }
   const Json info = {{"version", 1},
                      {"step", snapshot.next_step},
                      {"data_cursor", snapshot.next_step},
                      {"generator_key", snapshot.seed},
                      {"loss", loss},
-                     {"sha256", sha.hex()}};
+                     {"sha256", sha256}};
   return write_file(checkpoint_path(folder), info.dump(2) + "\n");
 }
 

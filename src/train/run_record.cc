@@ -81,25 +81,28 @@ Result<Artifact> RunRecord::put_model(const std::string& path, int64_t step, con
   return put("model", config_.name, path, step, metadata);
 }
 
-Result<Artifact> RunRecord::put_checkpoint(int64_t step, const Json& metadata) {
-  ASSIGN_OR_RETURN(Artifact artifact,
-                   put("checkpoint", checkpoint_name(), checkpoint_folder(step), step, metadata));
-  // A disk that cannot be tidied up is no reason to stop a run; the next checkpoint tries again.
-  if (const Result<void> pruned = prune_checkpoints(); !pruned.ok()) {
-    LOG_WARN("older checkpoints of {} were not removed: {}", run_.id(), pruned.error().to_string());
-  }
-  return artifact;
+Result<std::vector<Artifact>> RunRecord::own_checkpoints(bool removed) {
+  ASSIGN_OR_RETURN(
+      std::vector<Artifact> own,
+      store_.list_artifacts({.kind = "checkpoint", .name = checkpoint_name(), .removed = removed}));
+  std::erase_if(own, [&](const Artifact& a) { return a.run != run_.id(); });
+  std::ranges::sort(own, {}, &Artifact::version);
+  return own;
 }
 
-// The artifact goes before its folder: whoever is killed between the two and starts again finds the folder,
-// and prunes once more.
+Result<Artifact> RunRecord::put_checkpoint(int64_t step, const Json& metadata) {
+  ASSIGN_OR_RETURN(const std::vector<Artifact> known, own_checkpoints(true));
+  for (const Artifact& a : known) {
+    if (a.removed_ms != 0 && a.metadata.value("step", int64_t{-1}) == step) return a;
+  }
+  return put("checkpoint", checkpoint_name(), checkpoint_folder(step), step, metadata);
+}
+
+// The artifact goes before its folder: whoever is killed between the two finds the folder, and prunes again.
 Result<void> RunRecord::prune_checkpoints() {
   const int64_t keep = config_.checkpoint.keep;
   if (keep == 0) return {};
-  ASSIGN_OR_RETURN(std::vector<Artifact> known,
-                   store_.list_artifacts({.kind = "checkpoint", .name = checkpoint_name()}));
-  std::erase_if(known, [&](const Artifact& a) { return a.run != run_.id(); });
-  std::ranges::sort(known, {}, &Artifact::version);
+  ASSIGN_OR_RETURN(const std::vector<Artifact> known, own_checkpoints(false));
   bool removed = false;
   for (int64_t i = 0; i + keep < std::ssize(known); ++i) {
     const Result<void> gone = store_.remove_artifact(known[static_cast<size_t>(i)].ref());

@@ -39,16 +39,19 @@ class RunRecord {
   };
   Result<Found> newest_checkpoint(int64_t before) const;
 
-  // A checkpoint's folder becomes an artifact; then all but the last `checkpoint.keep` of this run are given
-  // up, here and in the store, except those that an alias other than latest points to.
+  // A checkpoint's folder becomes an artifact. `metadata` has its step. One that was given up stays given up:
+  // whoever replays this run must not bring it back.
   Result<store::Artifact> put_checkpoint(int64_t step, const Json& metadata);
+  // Gives up all but the last `checkpoint.keep` of this run, here and in the store, except those in the store
+  // that an alias other than latest points to. Not while a worker may be writing one.
+  Result<void> prune_checkpoints();
   Result<store::Artifact> put_model(const std::string& path, int64_t step, const Json& metadata);
 
  private:
   RunRecord(store::Store store, store::Run run, TrainConfig config, std::vector<std::string> inputs);
+  Result<std::vector<store::Artifact>> own_checkpoints(bool removed);
   Result<store::Artifact> put(const std::string& kind, const std::string& name, const std::string& path,
                               int64_t step, const Json& metadata);
-  Result<void> prune_checkpoints();
   std::string checkpoints() const { return folder_ + "/checkpoints"; }
   std::string checkpoint_name() const { return config_.name + "-checkpoint"; }
 

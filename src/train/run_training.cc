@@ -223,12 +223,15 @@ class Program {
     const std::string folder = record_.checkpoint_folder(step);
     const Future future = workers_->first().call(kSaved, folder, {.want_value = true});
     ASSIGN_OR_RETURN(const std::string text, future.get(0));
-    // Recorded by a controller before this one, and given up since for newer ones.
-    if (future.replayed() && !path_exists(folder)) return {};
     ASSIGN_OR_RETURN(const Json info, parse_json(text));
     ASSIGN_OR_RETURN(const Artifact artifact, record_.put_checkpoint(step, info));
     report_.checkpoint = artifact.ref();
+    if (future.replayed()) return {};  // workers may be about to write those before it once more
     metrics_.checkpoints.add(1);
+    // A disk that cannot be tidied up is no reason to stop a run; the next checkpoint tries again.
+    if (const Result<void> pruned = record_.prune_checkpoints(); !pruned.ok()) {
+      LOG_WARN("older checkpoints of {} were not removed: {}", report_.run, pruned.error().to_string());
+    }
     return {};
   }
 
