@@ -206,7 +206,7 @@ TEST_F(RunTraining, TellsWhatIsWrongWithAConfig) {
   EXPECT_THROW((void)run_training(config_, {}, {}), UserError);
   config_.batch.length = 32;
   config_.data.train = "nothing@latest";
-  EXPECT_EQ(run_training(config_, {}, {}).error().code, ErrorCode::kNotFound);
+  EXPECT_THROW((void)run_training(config_, {}, {}), UserError);
   EXPECT_THROW(parse_config<TrainConfig>("t.yaml", "optimizer: {l: 3}"), UserError);
 }
 
