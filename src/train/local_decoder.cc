@@ -1,0 +1,291 @@
+#include "train/local_decoder.h"
+
+#include <algorithm>
+#include <map>
+
+#include "base/check.h"
+
+namespace flywheel::train {
+namespace {
+
+using model::Op;
+using model::Step;
+using model::WeightKind;
+using Copies = WeightShard::Copies;
+
+// How the ranks of the tensor axis hold a value.
+enum class Layout : uint8_t {
+  kStream,   // the residual stream: the same on all, or cut by rows with sequence parallelism
+  kWhole,    // the same on all, about to enter split matrices
+  kColumns,  // each rank has its heads or its part of the hidden layer
+  kPartial,  // the value is the sum over the ranks
+};
+
+std::string rank_error(const char* what, int64_t count, int64_t ranks) {
+  return fmt::format("mesh.tensor: {} {} do not divide by {} ranks", count, what, ranks);
+}
+
+// Writes one rank's steps down, following the whole decoder's.
+class Cutter {
+ public:
+  Cutter(const model::Decoder& decoder, const TensorPlace& place) : decoder_(decoder), place_(place) {
+    local_.config = decoder.config;
+    local_.config.num_heads /= place.tensor_size;
+    local_.config.num_kv_heads /= place.tensor_size;
+    local_.config.intermediate_size /= place.tensor_size;
+    local_.split_rows = splits() && place.sequence_parallel;
+    // The first ranks have one row of the vocabulary more where it does not divide.
+    local_.vocabulary_begin = decoder.config.vocab_size * place.tensor_rank / place.tensor_size;
+    local_.vocabulary_end = decoder.config.vocab_size * (place.tensor_rank + 1) / place.tensor_size;
+  }
+
+  void chunk(const LayerRange& layers) {
+    const bool first = layers.first == 0, last = layers.second == decoder_.config.num_layers;
+    Chunk chunk{.begin = local_.steps.size()};
+    value_.clear(), whole_of_.clear();
+    for (const Step& step : decoder_.steps) {
+      const bool before = step.op == Op::kEmbed, after = step.layer < 0 && !before;
+      const bool mine = before  ? first
+                        : after ? last
+                                : step.layer >= layers.first && step.layer < layers.second;
+      if (!mine) continue;
+      for (const int in : step.in) {  // only the stream comes from another chunk
+        if (value_.contains(in)) continue;
+        CHECK(chunk.in < 0, "a chunk that reads two values of the chunk before");
+        chunk.in = define(in, Layout::kStream);
+      }
+      take(step);
+      chunk.out = value_.at(step.out);
+    }
+    chunk.end = local_.steps.size();
+    local_.chunks.push_back(chunk);
+  }
+
+  LocalDecoder finish(bool shares_embedding) {
+    for (WeightShard& shard : local_.shards) {
+      shard.shared_by_stages = shares_embedding && shard.whole == embedding();
+    }
+    return std::move(local_);
+  }
+
+ private:
+  bool splits() const { return place_.tensor_size > 1; }
+  int embedding() const { return decoder_.steps.front().weight; }
+  const std::string& name(int value) const { return decoder_.values[static_cast<size_t>(value)].name; }
+  int64_t width(int value) const { return decoder_.values[static_cast<size_t>(value)].width; }
+  Layout layout(int local) const { return layouts_[static_cast<size_t>(local)]; }
+
+  int add_value(const std::string& name, int64_t width, Layout layout) {
+    local_.values.push_back({name, width});
+    layouts_.push_back(layout);
+    return static_cast<int>(local_.values.size()) - 1;
+  }
+  int define(int whole, Layout layout) {
+    const bool cut = layout == Layout::kColumns && splits();
+    return value_[whole] =
+               add_value(name(whole), cut ? width(whole) / place_.tensor_size : width(whole), layout);
+  }
+  int exchange(int in, Exchange how, const char* suffix, Layout layout, int layer) {
+    const model::ValueInfo from = local_.values[static_cast<size_t>(in)];
+    LocalStep step;
+    step.layer = layer, step.in = {in}, step.exchange = how;
+    step.out = add_value(from.name + suffix, from.width, layout);
+    local_.steps.push_back(step);
+    return step.out;
+  }
+  // A value of the stream, whole on every rank; made once for all that read it.
+  int enter(int local, int layer) {
+    if (!splits()) return local;
+    const auto [known, is_new] = whole_of_.try_emplace(local, -1);
+    if (is_new) {
+      known->second = exchange(local, local_.split_rows ? Exchange::kGather : Exchange::kCopy, ".whole",
+                               Layout::kWhole, layer);
+    }
+    return known->second;
+  }
+
+  int weight(int whole, Copies copies, bool rows, bool columns) {
+    const model::WeightInfo& info = decoder_.weights[static_cast<size_t>(whole)];
+    for (size_t i = 0; i < local_.shards.size(); ++i) {
+      if (local_.shards[i].whole == whole) return static_cast<int>(i);
+    }
+    WeightShard shard{.whole = whole, .row_end = info.shape[0], .copies = splits() ? copies : Copies::kSame};
+    if (info.shape.size() > 1) shard.column_end = info.shape[1];
+    const auto cut = [&](int64_t& begin, int64_t& end) {
+      const int64_t count = end;
+      begin = count * place_.tensor_rank / place_.tensor_size;
+      end = count * (place_.tensor_rank + 1) / place_.tensor_size;
+    };
+    if (rows) cut(shard.row_begin, shard.row_end);
+    if (columns) cut(shard.column_begin, shard.column_end);
+    model::WeightInfo here = info;
+    here.shape[0] = shard.row_end - shard.row_begin;
+    if (here.shape.size() > 1) here.shape[1] = shard.column_end - shard.column_begin;
+    local_.weights.push_back(std::move(here));
+    local_.shards.push_back(shard);
+    return static_cast<int>(local_.shards.size()) - 1;
+  }
+  int by_rows(int whole) { return weight(whole, Copies::kSplit, true, false); }
+  int by_columns(int whole) { return weight(whole, Copies::kSplit, false, true); }
+  // Norms and biases that act on the stream: their gradients are parts where the stream is cut by rows.
+  int of_stream(int whole) {
+    return weight(whole, local_.split_rows ? Copies::kPartial : Copies::kSame, false, false);
+  }
+
+  void emit(const Step& step, std::vector<int> in, int out, int weight, int bias = -1) {
+    LocalStep local;
+    static_cast<Step&>(local) = step;
+    local.in = std::move(in), local.out = out, local.weight = weight, local.bias = bias;
+    local_.steps.push_back(local);
+  }
+  // `partial` summed over the ranks is the value `whole` of the stream.
+  void leave(const Step& step, int partial, int bias) {
+    int out = exchange(partial, local_.split_rows ? Exchange::kScatter : Exchange::kReduce, ".sum",
+                       Layout::kStream, step.layer);
+    if (bias >= 0) {
+      LocalStep add;
+      add.layer = step.layer, add.in = {out}, add.bias = of_stream(bias), add.bias_alone = true;
+      add.out = add_value(name(step.out) + ".biased", width(step.out), Layout::kStream);
+      local_.steps.push_back(add);
+      out = add.out;
+    }
+    value_[step.out] = out;
+  }
+
+  void take(const Step& step) {
+    const auto in = [&](size_t i) { return value_.at(step.in[i]); };
+    switch (step.op) {
+      case Op::kEmbed: {
+        const int w = by_rows(step.weight);
+        const int out = define(step.out, splits() ? Layout::kPartial : Layout::kStream);
+        emit(step, {}, out, w);
+        if (splits()) leave(step, out, -1);
+        return;
+      }
+      case Op::kLinear: {
+        if (layout(in(0)) != Layout::kColumns) {
+          const int x = enter(in(0), step.layer);
+          const int w = by_rows(step.weight), b = step.bias < 0 ? -1 : by_rows(step.bias);
+          emit(step, {x}, define(step.out, Layout::kColumns), w, b);
+        } else if (splits()) {
+          const int x = in(0), w = by_columns(step.weight);
+          const int out = define(step.out, Layout::kPartial);
+          emit(step, {x}, out, w);
+          leave(step, out, step.bias);
+        } else {
+          const int x = in(0), w = by_columns(step.weight), b = step.bias < 0 ? -1 : of_stream(step.bias);
+          emit(step, {x}, define(step.out, Layout::kStream), w, b);
+        }
+        return;
+      }
+      case Op::kLogits: {
+        const int x = enter(in(0), step.layer), w = by_rows(step.weight);
+        emit(step, {x}, define(step.out, Layout::kColumns), w);
+        return;
+      }
+      case Op::kHeadNorm: {  // one weight for all heads: each rank has the part of its own heads
+        const int x = in(0), w = weight(step.weight, Copies::kPartial, false, false);
+        emit(step, {x}, define(step.out, Layout::kColumns), w);
+        return;
+      }
+      case Op::kRmsNorm: {
+        const int x = in(0), w = of_stream(step.weight);
+        emit(step, {x}, define(step.out, Layout::kStream), w);
+        return;
+      }
+      case Op::kRope:
+      case Op::kAttention:
+      case Op::kSwiglu:
+      case Op::kAdd: {
+        std::vector<int> from;
+        for (size_t i = 0; i < step.in.size(); ++i) from.push_back(in(i));
+        const Layout same = layout(from.front());
+        emit(step, std::move(from), define(step.out, same), -1);
+        return;
+      }
+    }
+  }
+
+  const model::Decoder& decoder_;
+  TensorPlace place_;
+  LocalDecoder local_;
+  std::vector<Layout> layouts_;  // of the local values
+  std::map<int, int> value_;     // whole value -> local value, in this chunk
+  std::map<int, int> whole_of_;  // local value of the stream -> the one that enter() made of it
+};
+
+}  // namespace
+
+const char* exchange_name(Exchange exchange) {
+  switch (exchange) {
+    case Exchange::kNone:
+      return "none";
+    case Exchange::kCopy:
+      return "copy";
+    case Exchange::kReduce:
+      return "reduce";
+    case Exchange::kGather:
+      return "gather";
+    case Exchange::kScatter:
+      return "scatter";
+  }
+  return "?";
+}
+
+Result<LocalDecoder> cut(const model::Decoder& decoder, const TensorPlace& place,
+                         const std::vector<LayerRange>& chunks) {
+  const model::DecoderConfig& c = decoder.config;
+  const int64_t ranks = place.tensor_size;
+  const std::pair<const char*, int64_t> divided[] = {{"attention heads", c.num_heads},
+                                                     {"key-value heads", c.num_kv_heads},
+                                                     {"hidden units of the MLP", c.intermediate_size}};
+  for (const auto& [what, count] : divided) {
+    if (count % ranks != 0) return make_error(ErrorCode::kInvalid, "{}", rank_error(what, count, ranks));
+  }
+  if (c.vocab_size < ranks) {
+    return make_error(ErrorCode::kInvalid, "mesh.tensor: {} ranks for a vocabulary of {}", ranks,
+                      c.vocab_size);
+  }
+  Cutter cutter(decoder, place);
+  bool has_first = false, has_last = false;
+  for (const LayerRange& layers : chunks) {
+    CHECK(layers.first >= 0 && layers.first <= layers.second && layers.second <= c.num_layers,
+          "layers {} to {} of {}", layers.first, layers.second, c.num_layers);
+    has_first |= layers.first == 0, has_last |= layers.second == c.num_layers;
+    cutter.chunk(layers);
+  }
+  return cutter.finish(c.tied_embeddings && has_first != has_last);
+}
+
+LocalDecoder whole(const model::Decoder& decoder) {
+  return cut(decoder, {}, {{0, decoder.config.num_layers}}).value();
+}
+
+std::string to_text(const LocalDecoder& local) {
+  std::string text;
+  for (const LocalStep& step : local.steps) {
+    const bool passes = step.exchange != Exchange::kNone;
+    text += local.values[static_cast<size_t>(step.out)].name + " = ";
+    text += passes ? exchange_name(step.exchange) : step.bias_alone ? "add_bias" : model::op_name(step.op);
+    text += "(";
+    const char* separator = "";
+    for (const int in : step.in) {
+      text += separator + local.values[static_cast<size_t>(in)].name;
+      separator = ", ";
+    }
+    for (const int index : {step.weight, step.bias}) {
+      if (index < 0) continue;
+      const auto& shard = local.shards[static_cast<size_t>(index)];
+      text += separator + local.weights[static_cast<size_t>(index)].name;
+      if (shard.copies == WeightShard::Copies::kSplit) {
+        text += fmt::format("[{}:{}, {}:{}]", shard.row_begin, shard.row_end, shard.column_begin,
+                            shard.column_end);
+      }
+      separator = ", ";
+    }
+    text += ")\n";
+  }
+  return text;
+}
+
+}  // namespace flywheel::train
