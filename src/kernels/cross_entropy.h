@@ -11,6 +11,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <span>
 
 #include "base/thread_pool.h"
 #include "kernels/linear.h"
@@ -29,11 +31,21 @@ struct CrossEntropyGradient {
   float* dw_VD;  // null: the weight is frozen
 };
 
+// One rank's rows of a vocabulary that is cut over several ranks (vocabulary-parallel loss, Shoeybi et al.
+// 2019). `max` and `sum` reduce over the ranks in place and are called by all ranks equally often.
+struct VocabularyShard {
+  int64_t begin = 0;   // the id of the weight's first row
+  int64_t widest = 0;  // rows of the rank that has most: all cut the batch into the same chunks
+  int64_t total = 0;   // ids of the whole vocabulary
+  std::function<void(std::span<float>)> max, sum;
+};
+
 // Sum over rows whose target is not kIgnoredTarget of -log softmax(x W^T)[target]; targets in [0, V).
 // logprob_M, if not null, gets each valid row's log-probability (0 where ignored). gradient: null to
-// evaluate.
+// evaluate. With a `shard`, `weight` is this rank's rows, every rank returns the whole sum, and dx is this
+// rank's part: its sum over the ranks is the gradient.
 double linear_cross_entropy(float* logprob_M, const float* x_MD, const PackedWeight& weight,
                             const int32_t* targets_M, int64_t M, const CrossEntropyGradient* gradient,
-                            ThreadPool& pool);
+                            ThreadPool& pool, const VocabularyShard* shard = nullptr);
 
 }  // namespace flywheel::kernels

@@ -1,5 +1,8 @@
 #include "kernels/cross_entropy.h"
 
+#include <barrier>
+#include <thread>
+
 #include "kernels/random_test_internal.h"
 
 namespace flywheel::kernels {
@@ -56,6 +59,84 @@ TEST(CrossEntropy, LossAndGradientsAgreeWithF64) {
       EXPECT_LT(worst_error_of_largest(dw, want_dw), tolerance) << dtype_name(dtype);
       EXPECT_EQ(loss, linear_cross_entropy(nullptr, x.data(), packed, targets.data(), M, nullptr, pool));
     }
+  }
+}
+
+// Ranks that meet at barriers and reduce over each other's values.
+class Ranks {
+ public:
+  explicit Ranks(int count) : values_(static_cast<size_t>(count)), meet_(count) {}
+  template <typename F>
+  std::function<void(std::span<float>)> reduce(int rank, F f) {
+    return [this, rank, f](std::span<float> mine) {
+      values_[static_cast<size_t>(rank)].assign(mine.begin(), mine.end());
+      meet_.arrive_and_wait();
+      for (size_t i = 0; i < mine.size(); ++i) {
+        mine[i] = values_[0][i];
+        for (size_t r = 1; r < values_.size(); ++r) mine[i] = f(mine[i], values_[r][i]);
+      }
+      meet_.arrive_and_wait();
+    };
+  }
+
+ private:
+  std::vector<std::vector<float>> values_;
+  std::barrier<> meet_;
+};
+
+TEST(CrossEntropy, AVocabularyCutOverRanksGivesTheSame) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    RandomInput random;
+    const int count = static_cast<int>(random.integer(2, 4));
+    const int64_t M = random.integer(2, 70), V = random.integer(50, 2000), D = random.integer(3, 90);
+    const auto x = random.normal(M * D), w = random.normal(V * D, 0.3f);
+    std::vector<int32_t> targets;
+    for (int64_t m = 0; m < M; ++m) targets.push_back(static_cast<int32_t>(random.integer(0, V - 1)));
+    targets[1] = kIgnoredTarget;
+
+    const auto run = [&](int64_t begin, int64_t end, const VocabularyShard* shard,
+                         std::vector<float>& logprob, std::vector<float>& dx, float* dw) {
+      ThreadPool pool(1);
+      const auto packed = PackedWeight::pack_from_f32(dtype, w.data() + begin * D, end - begin, D, pool);
+      const auto transposed =
+          PackedWeight::pack_transposed_from_f32(dtype, w.data() + begin * D, end - begin, D, pool);
+      const CrossEntropyGradient gradient{&transposed, 1.0f, dx.data(), dw};
+      return linear_cross_entropy(logprob.data(), x.data(), packed, targets.data(), M, &gradient, pool,
+                                  shard);
+    };
+    std::vector<float> want_logprob(targets.size()), want_dx(x.size()), want_dw(w.size()), dw(w.size());
+    const double want = run(0, V, nullptr, want_logprob, want_dx, want_dw.data());
+
+    Ranks ranks(count);
+    std::vector<double> loss(static_cast<size_t>(count));
+    std::vector<std::vector<float>> logprob(loss.size(), want_logprob),
+        dx(loss.size(), std::vector<float>(x.size()));
+    std::vector<std::jthread> threads;
+    for (int rank = 0; rank < count; ++rank) {
+      threads.emplace_back([&, rank] {
+        const int64_t begin = V * rank / count, end = V * (rank + 1) / count;
+        const VocabularyShard shard{
+            .begin = begin,
+            .widest = (V + count - 1) / count,
+            .total = V,
+            .max = ranks.reduce(rank, [](float a, float b) { return std::max(a, b); }),
+            .sum = ranks.reduce(rank, [](float a, float b) { return a + b; })};
+        const auto r = static_cast<size_t>(rank);
+        loss[r] = run(begin, end, &shard, logprob[r], dx[r], dw.data() + begin * D);
+      });
+    }
+    threads.clear();
+    std::vector<float> sum(x.size());
+    for (size_t r = 0; r < loss.size(); ++r) {
+      EXPECT_NEAR(loss[r] / want, 1, 1e-6);
+      EXPECT_EQ(logprob[r], logprob[0]);
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += dx[r][i];
+    }
+    const double tolerance = dtype == DType::kBF16 ? 2e-2 : 1e-5;
+    const auto as_f64 = [](const std::vector<float>& v) { return std::vector<double>(v.begin(), v.end()); };
+    EXPECT_LT(worst_error(logprob[0], as_f64(want_logprob)), 1e-5);
+    EXPECT_LT(worst_error_of_largest(sum, as_f64(want_dx)), tolerance);
+    EXPECT_LT(worst_error_of_largest(dw, as_f64(want_dw)), tolerance);
   }
 }
 
