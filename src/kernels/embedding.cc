@@ -13,6 +13,10 @@ void embedding(float* y_TD, const int32_t* ids_T, DType dtype, const void* table
   const int64_t bytes = row_bytes(dtype, D);
   pool.parallel_for(T, std::max<int64_t>(1, 16384 / D), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
+      if (ids_T[t] == kForeignToken) {
+        std::fill_n(y_TD + t * D, D, 0.0f);
+        continue;
+      }
       CHECK(ids_T[t] >= 0 && ids_T[t] < V, "token {} of a vocabulary of {}", ids_T[t], V);
       const auto* row = static_cast<const uint8_t*>(table_VD) + ids_T[t] * bytes;
       if (is_quantized(dtype)) {
@@ -30,6 +34,7 @@ void embedding_backward(float* dtable_VD, const int32_t* ids_T, const float* dy_
   const auto add = table().add;
   pool.parallel_for(D, 64, [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < T; ++t) {
+      if (ids_T[t] == kForeignToken) continue;
       float* row = dtable_VD + ids_T[t] * D + begin;
       add(row, row, dy_TD + t * D + begin, end - begin);
     }

@@ -8,7 +8,10 @@
 
 namespace flywheel::kernels {
 
-// Every id must be in [0, V).
+// An id that another rank's part of the table has: its row is zero and adds no gradient.
+inline constexpr int32_t kForeignToken = -1;
+
+// Every other id must be in [0, V).
 void embedding(float* y_TD, const int32_t* ids_T, DType dtype, const void* table_VD, int64_t T, int64_t V,
                int64_t D, ThreadPool& pool);
 // dtable_VD[ids[t]] += dy_TD[t], in order of t.

@@ -47,9 +47,14 @@ struct Embed : torch::autograd::Function<Embed> {
   static Tensor forward(AutogradContext* ctx, const Tensor&, Pass* pass, int64_t weight, int64_t width) {
     remember(ctx, pass), remember(ctx, "weight", weight);
     const int w = static_cast<int>(weight);
+    const LocalDecoder& decoder = pass->decoder;
+    for (int32_t& id : pass->ids) {  // from here on as rows of this rank's part of the table
+      const bool mine = id >= decoder.vocabulary_begin && id < decoder.vocabulary_end;
+      id = mine ? id - static_cast<int32_t>(decoder.vocabulary_begin) : kernels::kForeignToken;
+    }
     Tensor y = make(pass->rows(), width);
     kernels::embedding(data(y), pass->ids.data(), pass->parameters.compute(), pass->parameters.rows(w),
-                       pass->rows(), pass->config.vocab_size, width, pass->pool);
+                       pass->rows(), decoder.vocabulary_end - decoder.vocabulary_begin, width, pass->pool);
     return y;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
@@ -102,13 +107,83 @@ struct Linear : torch::autograd::Function<Linear> {
     const Tensor x = ctx->get_saved_variables()[0], gradient = dy[0].contiguous();
     const int w = index(ctx, "weight"), b = index(ctx, "bias");
     const int64_t M = x.size(0), N = gradient.size(1), K = x.size(1);
-    kernels::linear_backward_weight(pass.parameters.gradient(w).data(), data(gradient), data(x),
-                                    pass.parameters.compute(), M, N, K, pass.pool);
+    const auto weight_gradient = [&pass, x, gradient, w, M, N, K] {
+      kernels::linear_backward_weight(pass.parameters.gradient(w).data(), data(gradient), data(x),
+                                      pass.parameters.compute(), M, N, K, pass.pool);
+    };
+    if (pass.splits_backward) {
+      pass.weight_gradients.emplace_back(weight_gradient);
+    } else {
+      weight_gradient();
+    }
     if (b >= 0)
       kernels::add_bias_backward(pass.parameters.gradient(b).data(), data(gradient), M, N, pass.pool);
     Tensor dx = like(x);
     kernels::linear(data(dx), data(gradient), pass.parameters.packed_transposed(w), M, pass.pool);
     return {dx, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+struct AddBias : torch::autograd::Function<AddBias> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, int64_t bias) {
+    remember(ctx, pass), remember(ctx, "bias", bias);
+    Tensor y = x.clone();
+    kernels::add_bias(data(y), pass->parameters.weight(static_cast<int>(bias)).data(), y.size(0), y.size(1),
+                      pass->pool);
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    Pass& pass = recall(ctx);
+    const Tensor gradient = dy[0].contiguous();
+    kernels::add_bias_backward(pass.parameters.gradient(index(ctx, "bias")).data(), data(gradient),
+                               gradient.size(0), gradient.size(1), pass.pool);
+    return {gradient, Tensor(), Tensor()};
+  }
+};
+
+struct Exchanged : torch::autograd::Function<Exchanged> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, int64_t how) {
+    remember(ctx, pass), remember(ctx, "how", how);
+    switch (static_cast<Exchange>(how)) {
+      case Exchange::kReduce:
+        return reduce(*pass, x);
+      case Exchange::kGather:
+        return gather(*pass, x);
+      case Exchange::kScatter:
+        return scatter(*pass, x);
+      default:
+        return x.view_as(x);
+    }
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    Pass& pass = recall(ctx);
+    const Tensor gradient = dy[0].contiguous();
+    switch (static_cast<Exchange>(recall(ctx, "how"))) {
+      case Exchange::kCopy:
+        return {reduce(pass, gradient), Tensor(), Tensor()};
+      case Exchange::kGather:
+        return {scatter(pass, gradient), Tensor(), Tensor()};
+      case Exchange::kScatter:
+        return {gather(pass, gradient), Tensor(), Tensor()};
+      default:
+        return {gradient, Tensor(), Tensor()};
+    }
+  }
+  static std::span<float> all(const Tensor& t) { return {data(t), static_cast<size_t>(t.numel())}; }
+  static Tensor reduce(Pass& pass, const Tensor& x) {
+    Tensor y = x.clone();
+    pass.links.all_reduce(pass.links.tensor, all(y));
+    return y;
+  }
+  static Tensor gather(Pass& pass, const Tensor& x) {
+    Tensor y = make(x.size(0) * Links::size(pass.links.tensor), x.size(1));
+    pass.links.all_gather(pass.links.tensor, all(x), all(y));
+    return y;
+  }
+  static Tensor scatter(Pass& pass, const Tensor& x) {
+    Tensor y = make(x.size(0) / Links::size(pass.links.tensor), x.size(1));
+    pass.links.reduce_scatter(pass.links.tensor, all(x), all(y));
+    return y;
   }
 };
 
@@ -203,21 +278,27 @@ struct Add : torch::autograd::Function<Add> {
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, int64_t weight) {
     const int w = static_cast<int>(weight);
-    double loss = 0;
+    Links& links = pass->links;
+    const LocalDecoder& decoder = pass->decoder;
+    const int64_t ranks = Links::size(links.tensor), total = decoder.config.vocab_size;
+    const kernels::VocabularyShard shard{
+        .begin = decoder.vocabulary_begin,
+        .widest = (total + ranks - 1) / ranks,
+        .total = total,
+        .max = [&](std::span<float> v) { links.all_reduce(links.tensor, v, runtime::Reduce::kMax); },
+        .sum = [&](std::span<float> v) { links.all_reduce(links.tensor, v); }};
+    Tensor dx = pass->with_gradient ? like(x) : Tensor();
+    kernels::CrossEntropyGradient gradient{};
     if (pass->with_gradient) {
-      Tensor dx = like(x);
-      const kernels::CrossEntropyGradient gradient{
-          .weight_transposed = &pass->parameters.packed_transposed(w),
-          .scale = 1.0f,
-          .dx_MD = data(dx),
-          .dw_VD = pass->parameters.gradient(w).data()};
-      loss = kernels::linear_cross_entropy(pass->logprobs, data(x), pass->parameters.packed(w),
-                                           pass->targets.data(), pass->rows(), &gradient, pass->pool);
+      gradient = {.weight_transposed = &pass->parameters.packed_transposed(w),
+                  .scale = 1.0f,
+                  .dx_MD = data(dx),
+                  .dw_VD = pass->parameters.gradient(w).data()};
       ctx->save_for_backward({dx});
-    } else {
-      loss = kernels::linear_cross_entropy(pass->logprobs, data(x), pass->parameters.packed(w),
-                                           pass->targets.data(), pass->rows(), nullptr, pass->pool);
     }
+    const double loss = kernels::linear_cross_entropy(
+        pass->logprobs, data(x), pass->parameters.packed(w), pass->targets.data(), pass->rows(),
+        pass->with_gradient ? &gradient : nullptr, pass->pool, ranks > 1 ? &shard : nullptr);
     pass->loss += loss;
     return torch::scalar_tensor(loss, torch::kFloat32);
   }
@@ -236,6 +317,12 @@ Tensor rms_norm(Pass& pass, const Tensor& x, int weight, int64_t row_width) {
 }
 Tensor linear(Pass& pass, const Tensor& x, int weight, int bias) {
   return Linear::apply(x, &pass, static_cast<int64_t>(weight), static_cast<int64_t>(bias));
+}
+Tensor add_bias(Pass& pass, const Tensor& x, int bias) {
+  return AddBias::apply(x, &pass, static_cast<int64_t>(bias));
+}
+Tensor exchange(Pass& pass, const Tensor& x, Exchange how) {
+  return Exchanged::apply(x, &pass, static_cast<int64_t>(how));
 }
 Tensor rope(Pass& pass, const Tensor& x) {
   return Rope::apply(x, &pass);

@@ -9,8 +9,12 @@
 
 #include <torch/torch.h>
 
+#include <functional>
+
 #include "kernels/attention.h"
 #include "kernels/rope.h"
+#include "train/links.h"
+#include "train/local_decoder.h"
 #include "train/parameters.h"
 
 namespace flywheel::train {
@@ -19,16 +23,21 @@ namespace flywheel::train {
 struct Pass {
   Parameters& parameters;
   ThreadPool& pool;
-  const model::DecoderConfig& config;
+  const LocalDecoder& decoder;
+  const model::DecoderConfig& config;  // the decoder's: heads of this rank
   const kernels::RopeTable& rope;
+  Links& links;
+  std::vector<uint8_t>& cache;  // of one layer's keys and values; each attention fills it anew
   int64_t B = 0, T = 0;
   std::vector<int32_t> ids, targets, positions;       // [B * T]
   std::vector<int32_t> block_table;                   // sequence b has blocks b * n .. b * n + n - 1
   std::vector<kernels::AttentionSequence> sequences;  // B of them
-  std::vector<uint8_t> cache;                         // of one layer; each attention fills it anew
   bool with_gradient = true;
   double loss = 0;            // sum over valid tokens
   float* logprobs = nullptr;  // [B * T], if wanted
+  // Gradients of matrices are computed when asked for and not with those of values (zero-bubble pipelines).
+  bool splits_backward = false;
+  std::vector<std::function<void()>> weight_gradients;
   int64_t rows() const { return B * T; }
 };
 
@@ -40,6 +49,9 @@ torch::Tensor rope(Pass& pass, const torch::Tensor& x);
 torch::Tensor attention(Pass& pass, const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                         int64_t window);
 torch::Tensor swiglu(Pass& pass, const torch::Tensor& gate, const torch::Tensor& up);
+torch::Tensor add_bias(Pass& pass, const torch::Tensor& x, int bias);
+// Between the ranks of the tensor axis; its gradient passes the other way.
+torch::Tensor exchange(Pass& pass, const torch::Tensor& x, Exchange how);
 torch::Tensor add(Pass& pass, const torch::Tensor& a, const torch::Tensor& b);
 // Sum of the losses of all valid tokens; adds it to pass.loss. Its backward takes a gradient of 1.
 torch::Tensor cross_entropy(Pass& pass, const torch::Tensor& x, int weight);

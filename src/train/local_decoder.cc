@@ -30,6 +30,7 @@ class Cutter {
  public:
   Cutter(const model::Decoder& decoder, const TensorPlace& place) : decoder_(decoder), place_(place) {
     local_.config = decoder.config;
+    local_.whole_weights = decoder.weights;
     local_.config.num_heads /= place.tensor_size;
     local_.config.num_kv_heads /= place.tensor_size;
     local_.config.intermediate_size /= place.tensor_size;

@@ -16,8 +16,11 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "base/result.h"
 #include "model/decoder.h"
 
 namespace flywheel::train {
@@ -44,7 +47,7 @@ enum class Exchange : uint8_t {
 };
 const char* exchange_name(Exchange exchange);
 
-// A decoder's step, or, where `exchange` is set, the passing of in[0] to out. Indexes are LocalDecoder's.
+// A decoder's step; or, where `exchange` is set, the passing of in[0] to out. Indexes are LocalDecoder's.
 struct LocalStep : model::Step {
   Exchange exchange = Exchange::kNone;
   bool bias_alone = false;  // out = in[0] + bias: that of a matrix cut by columns is added after the sum
@@ -58,9 +61,10 @@ struct Chunk {
 };
 
 struct LocalDecoder {
-  model::DecoderConfig config;             // heads and sizes as this rank has them; vocab_size is the whole
-  std::vector<model::WeightInfo> weights;  // the local shapes, under the whole weights' names
-  std::vector<WeightShard> shards;         // one for each
+  model::DecoderConfig config;  // heads and sizes as this rank has them; vocab_size is the whole
+  std::vector<model::WeightInfo> whole_weights;  // the decoder's
+  std::vector<model::WeightInfo> weights;        // the local shapes, under the whole weights' names
+  std::vector<WeightShard> shards;               // one for each
   std::vector<model::ValueInfo> values;
   std::vector<LocalStep> steps;
   std::vector<Chunk> chunks;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <utility>
 
 #include "base/check.h"
 #include "train/functions.h"
@@ -15,12 +16,11 @@ namespace flywheel::train {
 namespace {
 
 using model::Op;
-using model::Step;
 using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-using Values = std::map<int, Tensor>;  // by index into Decoder::values
+using Values = std::map<int, Tensor>;  // by index into LocalDecoder::values
 
 // Steps that are run together: a layer, or what lies before and after the layers.
 struct Segment {
@@ -28,22 +28,24 @@ struct Segment {
   std::vector<int> in, out;  // values that come from before, and that go on after
 };
 
-std::vector<Segment> segments_of(const model::Decoder& decoder) {
+std::vector<Segment> segments_of(const LocalDecoder& decoder, const Chunk& chunk) {
   std::vector<Segment> segments;
-  for (size_t i = 0; i < decoder.steps.size(); ++i) {
+  for (size_t i = chunk.begin; i < chunk.end; ++i) {
     if (segments.empty() || decoder.steps[i].layer != decoder.steps[i - 1].layer)
       segments.push_back({.begin = i});
     segments.back().end = i + 1;
   }
-  std::vector<size_t> made(decoder.values.size(), 0), last_use(decoder.values.size(), 0);
-  for (size_t i = 0; i < decoder.steps.size(); ++i) {
-    made[static_cast<size_t>(decoder.steps[i].out)] = i;
+  std::vector<size_t> made(decoder.values.size(), chunk.begin), last_use(decoder.values.size(), 0);
+  if (chunk.in >= 0) made[static_cast<size_t>(chunk.in)] = 0;
+  for (size_t i = chunk.begin; i < chunk.end; ++i) {
+    made[static_cast<size_t>(decoder.steps[i].out)] = i + 1;
     for (const int in : decoder.steps[i].in) last_use[static_cast<size_t>(in)] = i;
   }
+  last_use[static_cast<size_t>(chunk.out)] = chunk.end;
   for (Segment& s : segments) {
     for (size_t i = s.begin; i < s.end; ++i) {
       for (const int in : decoder.steps[i].in) {
-        if (made[static_cast<size_t>(in)] < s.begin && std::ranges::find(s.in, in) == s.in.end())
+        if (made[static_cast<size_t>(in)] <= s.begin && std::ranges::find(s.in, in) == s.in.end())
           s.in.push_back(in);
       }
       const int out = decoder.steps[i].out;
@@ -53,10 +55,11 @@ std::vector<Segment> segments_of(const model::Decoder& decoder) {
   return segments;
 }
 
-Tensor run_step(Pass& pass, const model::Decoder& decoder, const Step& step, const Values& values,
-                const Tensor& anchor) {
+Tensor run_step(Pass& pass, const LocalStep& step, const Values& values, const Tensor& anchor) {
   const auto in = [&](size_t i) -> const Tensor& { return values.at(step.in[i]); };
-  const int64_t width = decoder.values[static_cast<size_t>(step.out)].width;
+  const int64_t width = pass.decoder.values[static_cast<size_t>(step.out)].width;
+  if (step.exchange != Exchange::kNone) return exchange(pass, in(0), step.exchange);
+  if (step.bias_alone) return add_bias(pass, in(0), step.bias);
   switch (step.op) {
     case Op::kEmbed:
       return embed(pass, anchor, step.weight, width);
@@ -81,34 +84,30 @@ Tensor run_step(Pass& pass, const model::Decoder& decoder, const Step& step, con
 }
 
 // Runs a segment; values that nothing after it reads are dropped (autograd keeps what it needs).
-void run_segment(Pass& pass, const model::Decoder& decoder, const Segment& segment, Values& values,
-                 const Tensor& anchor) {
+void run_segment(Pass& pass, const Segment& segment, Values& values, const Tensor& anchor) {
+  const auto& steps = pass.decoder.steps;
   for (size_t i = segment.begin; i < segment.end; ++i) {
-    values[decoder.steps[i].out] = run_step(pass, decoder, decoder.steps[i], values, anchor);
+    values[steps[i].out] = run_step(pass, steps[i], values, anchor);
   }
   std::erase_if(values, [&](const auto& entry) {
-    return std::ranges::find(segment.out, entry.first) == segment.out.end() &&
-           segment.end < decoder.steps.size();
+    return std::ranges::find(segment.out, entry.first) == segment.out.end();
   });
 }
 
 // A layer whose inside is forgotten after forward and computed again before its gradient (Chen et al. 2016).
 struct Recompute : torch::autograd::Function<Recompute> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, const model::Decoder* decoder,
-                        const Segment* segment) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, const Segment* segment) {
     ctx->saved_data["pass"] = reinterpret_cast<int64_t>(pass);
-    ctx->saved_data["decoder"] = reinterpret_cast<int64_t>(decoder);
     ctx->saved_data["segment"] = reinterpret_cast<int64_t>(segment);
     ctx->save_for_backward({x});
     const torch::NoGradGuard no_grad;
     Values values{{segment->in[0], x}};
-    run_segment(*pass, *decoder, *segment, values, {});
+    run_segment(*pass, *segment, values, {});
     return values.at(segment->out[0]);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     // NOLINTBEGIN(performance-no-int-to-ptr): autograd carries tensors and numbers
     auto* pass = reinterpret_cast<Pass*>(ctx->saved_data["pass"].toInt());
-    auto* decoder = reinterpret_cast<const model::Decoder*>(ctx->saved_data["decoder"].toInt());
     auto* segment = reinterpret_cast<const Segment*>(ctx->saved_data["segment"].toInt());
     // NOLINTEND(performance-no-int-to-ptr)
     Tensor x = ctx->get_saved_variables()[0].detach();
@@ -116,77 +115,102 @@ struct Recompute : torch::autograd::Function<Recompute> {
     {
       const torch::AutoGradMode with_grad(true);
       Values values{{segment->in[0], x}};
-      run_segment(*pass, *decoder, *segment, values, {});
+      run_segment(*pass, *segment, values, {});
       torch::autograd::backward({values.at(segment->out[0])}, {dy[0]});
     }
-    return {x.grad(), Tensor(), Tensor(), Tensor()};
+    return {x.grad(), Tensor(), Tensor()};
   }
 };
+
+// One chunk of one microbatch, from its forward to release().
+struct Flight {
+  Pass pass;
+  Tensor in, out;
+};
+
+std::span<const float> as_span(const Tensor& t) {
+  return {t.data_ptr<float>(), static_cast<size_t>(t.numel())};
+}
 
 }  // namespace
 
 struct Network::State {
-  const model::Decoder& decoder;
+  const LocalDecoder& decoder;
+  Parameters& parameters;
+  Links& links;
   Options options;
-  std::vector<Segment> segments;
+  ThreadPool& pool;
+  std::vector<std::vector<Segment>> segments;  // by chunk
   kernels::RopeTable rope;
-  Pass pass;
+  std::vector<uint8_t> cache;
+  std::map<Key, std::unique_ptr<Flight>> flights;
+  double loss = 0;
 
-  State(const model::Decoder& decoder, Parameters& parameters, Options options, ThreadPool& pool)
+  State(const LocalDecoder& decoder, Parameters& parameters, Links& links, Options options, ThreadPool& pool)
       : decoder(decoder),
+        parameters(parameters),
+        links(links),
         options(options),
-        segments(segments_of(decoder)),
-        rope(model::rope_frequencies(decoder.config), decoder.config.max_positions),
-        pass{.parameters = parameters, .pool = pool, .config = decoder.config, .rope = rope} {}
+        pool(pool),
+        rope(model::rope_frequencies(decoder.config), decoder.config.max_positions) {
+    for (const Chunk& chunk : decoder.chunks) segments.push_back(segments_of(decoder, chunk));
+  }
 
-  void fill(const Sequences& input) {
+  std::unique_ptr<Flight> begin(const Sequences& input) {
     CHECK(std::ssize(input.tokens) == input.sequences * (input.length + 1),
           "{} tokens for {} sequences of {}", input.tokens.size(), input.sequences, input.length);
     CHECK(input.length <= decoder.config.max_positions, "sequences of {}, at most {}", input.length,
           decoder.config.max_positions);
-    if (pass.B != input.sequences || pass.T != input.length) {
-      pass.B = input.sequences, pass.T = input.length;
-      const int64_t blocks = (pass.T + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
-      const auto rows = static_cast<size_t>(pass.rows());
-      pass.ids.resize(rows), pass.targets.resize(rows), pass.positions.resize(rows);
-      pass.block_table.resize(static_cast<size_t>(pass.B * blocks));
-      for (size_t i = 0; i < pass.block_table.size(); ++i) pass.block_table[i] = static_cast<int32_t>(i);
-      pass.sequences.clear();
-      for (int64_t b = 0; b < pass.B; ++b) {
-        pass.sequences.push_back({pass.block_table.data() + b * blocks, b * pass.T, pass.T, 0});
-        for (int64_t t = 0; t < pass.T; ++t)
-          pass.positions[static_cast<size_t>(b * pass.T + t)] = static_cast<int32_t>(t);
-      }
-    }
+    auto flight = std::unique_ptr<Flight>(new Flight{.pass = {.parameters = parameters,
+                                                              .pool = pool,
+                                                              .decoder = decoder,
+                                                              .config = decoder.config,
+                                                              .rope = rope,
+                                                              .links = links,
+                                                              .cache = cache}});
+    Pass& pass = flight->pass;
+    pass.B = input.sequences, pass.T = input.length;
+    pass.splits_backward = options.splits_backward;
+    const int64_t blocks = (pass.T + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
+    const auto rows = static_cast<size_t>(pass.rows());
+    pass.ids.resize(rows), pass.targets.resize(rows), pass.positions.resize(rows);
+    pass.block_table.resize(static_cast<size_t>(pass.B * blocks));
+    for (size_t i = 0; i < pass.block_table.size(); ++i) pass.block_table[i] = static_cast<int32_t>(i);
     for (int64_t b = 0; b < pass.B; ++b) {
+      pass.sequences.push_back({pass.block_table.data() + b * blocks, b * pass.T, pass.T, 0});
+      for (int64_t t = 0; t < pass.T; ++t)
+        pass.positions[static_cast<size_t>(b * pass.T + t)] = static_cast<int32_t>(t);
       const auto row =
           input.tokens.subspan(static_cast<size_t>(b * (pass.T + 1)), static_cast<size_t>(pass.T + 1));
       std::copy(row.begin(), row.end() - 1, pass.ids.begin() + b * pass.T);
       std::copy(row.begin() + 1, row.end(), pass.targets.begin() + b * pass.T);
     }
-    pass.loss = 0;
+    return flight;
   }
 
-  Tensor forward(const Tensor& anchor) {
+  Tensor run_chunk(Pass& pass, int index, const Tensor& in) {
+    const Chunk& chunk = decoder.chunks[static_cast<size_t>(index)];
     Values values;
-    for (const Segment& segment : segments) {
+    if (chunk.in >= 0) values[chunk.in] = in;
+    for (const Segment& segment : segments[static_cast<size_t>(index)]) {
       const bool layer = decoder.steps[segment.begin].layer >= 0;
       if (pass.with_gradient && options.recompute && layer) {
         CHECK(segment.in.size() == 1 && segment.out.size() == 1, "a layer with {} inputs and {} outputs",
               segment.in.size(), segment.out.size());
-        Tensor y = Recompute::apply(values.at(segment.in[0]), &pass, &decoder, &segment);
+        Tensor y = Recompute::apply(values.at(segment.in[0]), &pass, &segment);
         values.clear();
         values[segment.out[0]] = y;
       } else {
-        run_segment(pass, decoder, segment, values, anchor);
+        run_segment(pass, segment, values, in);
       }
     }
-    return values.at(decoder.steps.back().out);
+    return values.at(chunk.out);
   }
 };
 
-Network::Network(const model::Decoder& decoder, Parameters& parameters, Options options, ThreadPool& pool)
-    : state_(std::make_unique<State>(decoder, parameters, options, pool)) {
+Network::Network(const LocalDecoder& decoder, Parameters& parameters, Links& links, Options options,
+                 ThreadPool& pool)
+    : state_(std::make_unique<State>(decoder, parameters, links, options, pool)) {
   at::set_num_threads(1);  // the kernels' pool has the cores; torch itself only adds and copies
 #ifdef __GLIBC__
   // Every step allocates the same tensors: keep their memory instead of asking the kernel for zeroed pages
@@ -197,30 +221,84 @@ Network::Network(const model::Decoder& decoder, Parameters& parameters, Options 
 }
 Network::~Network() = default;
 
-double Network::train(const Sequences& input) {
+int64_t Network::stream_values(const Sequences& input) const {
+  const State& s = *state_;
+  const int64_t rows = input.sequences * input.length;
+  return (s.decoder.split_rows ? rows / Links::size(s.links.tensor) : rows) * s.decoder.config.hidden_size;
+}
+
+std::span<const float> Network::forward(Key key, const Sequences& input, std::span<const float> in,
+                                        Gradient gradient) {
   State& s = *state_;
-  s.fill(input);
-  s.pass.with_gradient = true;
-  s.pass.logprobs = nullptr;
+  const Chunk& chunk = s.decoder.chunks.at(static_cast<size_t>(key.chunk));
+  auto& flight = s.flights[key] = s.begin(input);
+  flight->pass.with_gradient = gradient == Gradient::kWanted;
+  const torch::AutoGradMode with_grad(flight->pass.with_gradient);
+  if (chunk.in >= 0) {
+    CHECK(std::ssize(in) == stream_values(input), "{} values from the chunk before, not {}", in.size(),
+          stream_values(input));
+    flight->in = torch::empty({std::ssize(in) / s.decoder.config.hidden_size, s.decoder.config.hidden_size});
+    std::ranges::copy(in, flight->in.data_ptr<float>());
+  } else {
+    flight->in = torch::empty({0});  // so that autograd has something to follow
+  }
+  flight->in.requires_grad_(flight->pass.with_gradient);
+  flight->out = s.run_chunk(flight->pass, key.chunk, flight->in);
+  s.loss += flight->pass.loss;
+  return flight->out.dim() == 0 ? std::span<const float>() : as_span(flight->out);
+}
+
+std::span<const float> Network::backward(Key key, std::span<const float> gradient) {
+  Flight& flight = *state_->flights.at(key);
   const torch::AutoGradMode with_grad(true);
-  const Tensor anchor = torch::empty({0}, torch::TensorOptions().requires_grad(true));
-  s.forward(anchor).backward();
-  return s.pass.loss;
+  if (flight.out.dim() == 0) {
+    flight.out.backward();
+  } else {
+    CHECK(std::ssize(gradient) == flight.out.numel(), "{} gradients of {} values", gradient.size(),
+          flight.out.numel());
+    Tensor own = torch::empty(flight.out.sizes());  // what is left for weight_gradients() may keep it
+    std::ranges::copy(gradient, own.data_ptr<float>());
+    flight.out.backward(own);
+  }
+  flight.out = Tensor();
+  return flight.in.dim() == 1 ? std::span<const float>() : as_span(flight.in.grad());
+}
+
+void Network::weight_gradients(Key key) {
+  auto& waiting = state_->flights.at(key)->pass.weight_gradients;
+  for (const auto& compute : waiting) compute();
+  waiting.clear();
+}
+
+void Network::release(Key key) {
+  state_->flights.erase(key);
+}
+
+double Network::take_loss() {
+  return std::exchange(state_->loss, 0.0);
+}
+
+double Network::train(const Sequences& input) {
+  forward({}, input, {}, Gradient::kWanted);
+  backward({}, {});
+  weight_gradients({});
+  release({});
+  return take_loss();
 }
 
 double Network::evaluate(const Sequences& input, float* logprobs) {
   State& s = *state_;
-  s.fill(input);
-  s.pass.with_gradient = false;
-  s.pass.logprobs = logprobs;
+  const auto flight = s.begin(input);
+  flight->pass.with_gradient = false;
+  flight->pass.logprobs = logprobs;
   const torch::NoGradGuard no_grad;
-  s.forward(torch::empty({0}));
-  return s.pass.loss;
+  s.run_chunk(flight->pass, 0, torch::empty({0}));
+  return flight->pass.loss;
 }
 
 double flop_per_token(const model::Decoder& decoder, int64_t length) {
   double flop = 0;
-  for (const Step& step : decoder.steps) {
+  for (const model::Step& step : decoder.steps) {
     if (step.op == Op::kLinear || step.op == Op::kLogits) {
       const auto& shape = decoder.weights[static_cast<size_t>(step.weight)].shape;
       flop += 6.0 * static_cast<double>(shape[0] * shape[1]);  // y, dx and dw: 2 each

@@ -1,11 +1,17 @@
-// Runs a decoder's steps (model/decoder.h) over whole sequences, with gradients.
+// Runs one rank's part of a decoder (local_decoder.h) over whole sequences, with gradients.
 //
 // The steps are those that the engine runs, and so are the kernels: with the same weights in the same dtype
 // the log-probabilities are equal bit for bit.
 //
-// Ownership: borrows decoder and parameters. Threads: one at a time.
+// A rank that has the whole decoder calls train() and evaluate(). A stage of a pipeline calls forward(),
+// backward() and weight_gradients() for its chunks and microbatches in any order that a schedule asks for
+// (pipeline.h); what a microbatch needs for its gradient is kept until then.
 //
-//   Network network(decoder, parameters, {}, pool);
+// Ownership: borrows decoder, parameters and links. Threads: one at a time. Errors: those of an exchange are
+// in links.failed; results are then worthless.
+//
+//   const LocalDecoder decoder = whole(describe(config));
+//   Network network(decoder, parameters, links, {}, pool);
 //   double loss = network.train({.sequences = 4, .length = 256, .tokens = ...});   // adds to gradients
 #pragma once
 
@@ -13,7 +19,8 @@
 #include <memory>
 #include <span>
 
-#include "model/decoder.h"
+#include "train/links.h"
+#include "train/local_decoder.h"
 #include "train/parameters.h"
 
 namespace flywheel::train {
@@ -29,14 +36,38 @@ class Network {
   struct Options {
     bool recompute =
         false;  // keep only what goes from layer to layer, and run a layer again for its gradient
+    bool splits_backward = false;  // backward() leaves gradients of matrices to weight_gradients()
   };
-  Network(const model::Decoder& decoder, Parameters& parameters, Options options, ThreadPool& pool);
+  Network(const LocalDecoder& decoder, Parameters& parameters, Links& links, Options options,
+          ThreadPool& pool);
   ~Network();
 
   // Sum of the losses of all tokens, in nats; its gradient is added to the parameters' gradients.
   double train(const Sequences& input);
   // The same sum without gradients. logprobs, if not null, gets [sequences * length].
   double evaluate(const Sequences& input, float* logprobs = nullptr);
+
+  // One chunk of one microbatch.
+  struct Key {
+    int64_t microbatch = 0;
+    int chunk = 0;
+    auto operator<=>(const Key&) const = default;
+  };
+  enum class Gradient : uint8_t { kNone, kWanted };
+  // Values that pass from chunk to chunk for such a batch: [rows, hidden_size] of the residual stream.
+  int64_t stream_values(const Sequences& input) const;
+  // `in`: what the chunk before made (empty for the first); copied. Returns this chunk's output, empty for
+  // the last, whose loss is added to loss(). Good until release(); without gradient, until the next forward.
+  std::span<const float> forward(Key key, const Sequences& input, std::span<const float> in,
+                                 Gradient gradient);
+  // `gradient`: of forward()'s output (empty for the last chunk). Returns that of its input (empty for the
+  // first), good until release().
+  std::span<const float> backward(Key key, std::span<const float> gradient);
+  // What backward() left.
+  void weight_gradients(Key key);
+  void release(Key key);
+  // Sum of the losses of the microbatches since the last call.
+  double take_loss();
 
  private:
   struct State;

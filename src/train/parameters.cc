@@ -17,34 +17,69 @@ using model::WeightKind;
 
 constexpr uint64_t kInitStream = 0x696e6974;  // Philox stream of the initial weights
 
-// Matrices whose output is added to the residual stream.
-std::vector<bool> residual_matrices(const model::Decoder& decoder) {
+int64_t count_of(const model::WeightInfo& info) {
+  int64_t count = 1;
+  for (const int64_t dim : info.shape) count *= dim;
+  return count;
+}
+
+// Matrices whose output is added to the residual stream, at once or after an exchange.
+std::vector<bool> residual_matrices(const LocalDecoder& decoder) {
   std::vector<bool> result(decoder.weights.size(), false);
-  for (const model::Step& add : decoder.steps) {
-    if (add.op != Op::kAdd) continue;
-    for (const model::Step& step : decoder.steps) {
-      if (step.op == Op::kLinear && std::ranges::find(add.in, step.out) != add.in.end()) {
-        result[static_cast<size_t>(step.weight)] = true;
+  std::vector<int> weight_of(decoder.values.size(), -1);  // the matrix that made a value
+  for (const LocalStep& step : decoder.steps) {
+    const bool passes = step.exchange != Exchange::kNone || step.bias_alone;
+    auto& made_by = weight_of[static_cast<size_t>(step.out)];
+    if (passes) {
+      made_by = weight_of[static_cast<size_t>(step.in[0])];
+    } else if (step.op == Op::kLinear) {
+      made_by = step.weight;
+    } else if (step.op == Op::kAdd) {
+      for (const int in : step.in) {
+        if (const int w = weight_of[static_cast<size_t>(in)]; w >= 0) result[static_cast<size_t>(w)] = true;
       }
     }
   }
   return result;
 }
 
+// Calls f(offset in a flat buffer of the whole decoder, in one of this rank's, count) for each run of values
+// that lie together in both.
+template <typename F>
+void for_each_run(const WeightShard& shard, const model::WeightInfo& whole, int64_t whole_offset,
+                  int64_t own_offset, const F& f) {
+  const int64_t columns = whole.shape.size() > 1 ? whole.shape[1] : 1;
+  const int64_t width = shard.column_end - shard.column_begin;
+  if (width == columns) {
+    f(whole_offset + shard.row_begin * columns, own_offset, (shard.row_end - shard.row_begin) * columns);
+    return;
+  }
+  for (int64_t row = shard.row_begin; row < shard.row_end; ++row) {
+    f(whole_offset + row * columns + shard.column_begin, own_offset + (row - shard.row_begin) * width, width);
+  }
+}
+
 }  // namespace
 
-Parameters::Parameters(const model::Decoder& decoder, DType compute, ThreadPool& pool)
-    : decoder_(decoder), compute_(compute), pool_(pool) {
+std::vector<int64_t> flat_offsets(const std::vector<model::WeightInfo>& weights) {
+  std::vector<int64_t> offsets{0};
+  for (const model::WeightInfo& info : weights)
+    offsets.push_back(offsets.back() + padded_count(count_of(info)));
+  return offsets;
+}
+
+Parameters::Parameters(const LocalDecoder& decoder, DType compute, ThreadPool& pool)
+    : decoder_(decoder), whole_offsets_(flat_offsets(decoder.whole_weights)), compute_(compute), pool_(pool) {
   CHECK(compute == DType::kF32 || compute == DType::kBF16, "training in {}", dtype_name(compute));
-  int64_t total = 0;
-  for (const model::WeightInfo& info : decoder_.weights) {
-    Entry entry{.offset = total, .count = 1, .matrix = info.kind == WeightKind::kMatrix};
-    for (const int64_t dim : info.shape) entry.count *= dim;
-    total += padded_count(entry.count);
-    entries_.push_back(std::move(entry));
+  const std::vector<int64_t> offsets = flat_offsets(decoder_.weights);
+  for (size_t i = 0; i < decoder_.weights.size(); ++i) {
+    const model::WeightInfo& info = decoder_.weights[i];
+    entries_.push_back(
+        {.offset = offsets[i], .count = count_of(info), .matrix = info.kind == WeightKind::kMatrix});
   }
-  for (auto* flat : {&weights_, &gradients_, &m_, &v_}) flat->assign(static_cast<size_t>(total), 0.0f);
-  if (compute == DType::kBF16) bf16_.assign(static_cast<size_t>(total), 0);
+  const auto total = static_cast<size_t>(offsets.back());
+  for (auto* flat : {&weights_, &gradients_, &m_, &v_}) flat->assign(total, 0.0f);
+  if (compute == DType::kBF16) bf16_.assign(total, 0);
 }
 
 void Parameters::initialize(uint64_t seed) {
@@ -59,9 +94,16 @@ void Parameters::initialize(uint64_t seed) {
         std::ranges::fill(out, decoder_.weights[index].kind == WeightKind::kNorm ? 1.0f : 0.0f);
         continue;
       }
-      Philox rng(seed, kInitStream + index);
+      // Every rank draws the whole matrix and keeps its part, so that the mesh does not change the model.
+      const WeightShard& shard = decoder_.shards[index];
+      const auto whole = static_cast<size_t>(shard.whole);
+      Philox rng(seed, kInitStream + whole);
       const auto deviation = static_cast<float>(0.02 * (residual[index] ? shrink : 1.0));
-      for (float& w : out) w = rng.normal() * deviation;
+      std::vector<float> drawn(static_cast<size_t>(count_of(decoder_.whole_weights[whole])));
+      for (float& w : drawn) w = rng.normal() * deviation;
+      for_each_run(shard, decoder_.whole_weights[whole], 0, 0, [&](int64_t from, int64_t to, int64_t count) {
+        std::copy_n(drawn.begin() + from, count, out.begin() + to);
+      });
     }
   });
   pack();
@@ -69,17 +111,41 @@ void Parameters::initialize(uint64_t seed) {
 
 Result<void> Parameters::load(const model::WeightSource& source) {
   for (size_t i = 0; i < entries_.size(); ++i) {
-    const model::WeightInfo& info = decoder_.weights[i];
+    const WeightShard& shard = decoder_.shards[i];
+    const model::WeightInfo& info = decoder_.whole_weights[static_cast<size_t>(shard.whole)];
     ASSIGN_OR_RETURN(const model::Tensor tensor, source.tensor(info.name));
     if (tensor.shape != info.shape) {
       return make_error(ErrorCode::kInvalid, "{}: {} has another shape than the model's config says",
                         source.path(), info.name);
     }
     const std::vector<float> values = model::to_f32(tensor);
-    std::ranges::copy(values, weight(static_cast<int>(i)).begin());
+    const std::span<float> out = weight(static_cast<int>(i));
+    for_each_run(shard, info, 0, 0, [&](int64_t from, int64_t to, int64_t count) {
+      std::copy_n(values.begin() + from, count, out.begin() + to);
+    });
   }
   pack();
   return {};
+}
+
+void Parameters::to_whole(std::span<const float> own, std::span<float> whole) const {
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const auto index = static_cast<size_t>(decoder_.shards[i].whole);
+    for_each_run(decoder_.shards[i], decoder_.whole_weights[index], whole_offsets_[index], entries_[i].offset,
+                 [&](int64_t to, int64_t from, int64_t count) {
+                   std::copy_n(own.begin() + from, count, whole.begin() + to);
+                 });
+  }
+}
+
+void Parameters::from_whole(std::span<const float> whole, std::span<float> own) const {
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const auto index = static_cast<size_t>(decoder_.shards[i].whole);
+    for_each_run(decoder_.shards[i], decoder_.whole_weights[index], whole_offsets_[index], entries_[i].offset,
+                 [&](int64_t from, int64_t to, int64_t count) {
+                   std::copy_n(whole.begin() + from, count, own.begin() + to);
+                 });
+  }
 }
 
 const void* Parameters::rows(int index) const {
@@ -88,8 +154,14 @@ const void* Parameters::rows(int index) const {
                                   : weights_.data() + offset;
 }
 
-double Parameters::gradient_norm() const {
-  return std::sqrt(kernels::sum_of_squares(gradients_.data(), std::ssize(gradients_), pool_));
+double Parameters::squared_gradients(const std::function<bool(const WeightShard&)>& counts) const {
+  if (counts == nullptr) return kernels::sum_of_squares(gradients_.data(), std::ssize(gradients_), pool_);
+  double sum = 0;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    if (!counts(decoder_.shards[i])) continue;
+    sum += kernels::sum_of_squares(gradients_.data() + entries_[i].offset, entries_[i].count, pool_);
+  }
+  return sum;
 }
 
 void Parameters::clear_gradients() {
@@ -116,8 +188,10 @@ void Parameters::pack() {
   }
   // An embedding that is not also the output matrix is only read row by row.
   std::vector<bool> multiplied(entries_.size(), false);
-  for (const model::Step& s : decoder_.steps) {
-    if (s.op == Op::kLinear || s.op == Op::kLogits) multiplied[static_cast<size_t>(s.weight)] = true;
+  for (const LocalStep& s : decoder_.steps) {
+    const bool computes = s.exchange == Exchange::kNone && !s.bias_alone;
+    if (computes && (s.op == Op::kLinear || s.op == Op::kLogits))
+      multiplied[static_cast<size_t>(s.weight)] = true;
   }
   for (size_t i = 0; i < entries_.size(); ++i) {
     if (!multiplied[i]) continue;

@@ -1,13 +1,13 @@
-// A decoder's weights as the trainer keeps them: one flat f32 buffer each for weights, gradients and the two
-// moments of AdamW, in the order of Decoder::weights; and, beside them, what the kernels read: each matrix
-// packed for the forward product and, transposed, for the gradient of its input.
+// A rank's weights as the trainer keeps them: one flat f32 buffer each for weights, gradients and the two
+// moments of AdamW, in the order of LocalDecoder::weights; and, beside them, what the kernels read: each
+// matrix packed for the forward product and, transposed, for the gradient of its input.
 //
 // The packed forms are rounded to the compute dtype; the f32 weights are the truth. update() is the only way
 // that they change during training, and packs again.
 //
 // Ownership: owns everything. Threads: one at a time; `pool` is used inside.
 //
-//   Parameters parameters(describe(config), DType::kBF16, pool);
+//   Parameters parameters(whole(describe(config)), DType::kBF16, pool);
 //   parameters.initialize(seed);
 //   ...the network adds to gradients()...
 //   double norm = parameters.gradient_norm();
@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,10 +24,13 @@
 #include "base/result.h"
 #include "kernels/adamw.h"
 #include "kernels/linear.h"
-#include "model/decoder.h"
 #include "model/weights.h"
+#include "train/local_decoder.h"
 
 namespace flywheel::train {
+
+// Where each weight of a whole decoder lies in a flat buffer of it, in values; the last entry is its size.
+std::vector<int64_t> flat_offsets(const std::vector<model::WeightInfo>& weights);
 
 // Values that a weight of `count` takes in the flat buffers: each begins at a whole vector of 16.
 inline int64_t padded_count(int64_t count) {
@@ -35,7 +39,7 @@ inline int64_t padded_count(int64_t count) {
 
 class Parameters {
  public:
-  Parameters(const model::Decoder& decoder, kernels::DType compute, ThreadPool& pool);
+  Parameters(const LocalDecoder& decoder, kernels::DType compute, ThreadPool& pool);
 
   // Normal with standard deviation 0.02, that of the matrices which write to the residual stream divided by
   // sqrt(2 * layers) (Radford et al. 2019); norms 1, biases 0. A pure function of `seed`.
@@ -43,7 +47,7 @@ class Parameters {
   // Errors: kNotFound, kInvalid for a source that lacks a weight or has it in another shape.
   Result<void> load(const model::WeightSource& source);
 
-  // By index into Decoder::weights.
+  // By index into LocalDecoder::weights.
   std::span<float> weight(int index) { return slice(weights_, index); }
   std::span<float> gradient(int index) { return slice(gradients_, index); }
   const kernels::PackedWeight& packed(int index) const { return entries_[at(index)].packed; }
@@ -58,10 +62,14 @@ class Parameters {
   std::span<float> first_moments() { return m_; }
   std::span<float> second_moments() { return v_; }
 
-  double gradient_norm() const;
+  // Over all weights, or over those that `counts` takes.
+  double squared_gradients(const std::function<bool(const WeightShard&)>& counts = nullptr) const;
   void clear_gradients();
   // `step.weight_decay` goes to matrices only.
   void update(const kernels::AdamWStep& step);
+  // Between a flat buffer of these (say weights()) and one of the whole decoder's (flat_offsets()).
+  void to_whole(std::span<const float> own, std::span<float> whole) const;
+  void from_whole(std::span<const float> whole, std::span<float> own) const;
   // After weights() was written from outside.
   void pack();
 
@@ -79,7 +87,8 @@ class Parameters {
     const Entry& e = entries_[at(index)];
     return std::span(flat).subspan(static_cast<size_t>(e.offset), static_cast<size_t>(e.count));
   }
-  model::Decoder decoder_;
+  LocalDecoder decoder_;
+  std::vector<int64_t> whole_offsets_;
   kernels::DType compute_;
   ThreadPool& pool_;
   std::vector<Entry> entries_;

@@ -1,0 +1,37 @@
+#include "train/links.h"
+
+#include <bit>
+#include <vector>
+
+namespace flywheel::train {
+
+using runtime::Communicator;
+
+void Links::run(Communicator* axis, const runtime::Collective& collective) {
+  if (axis == nullptr || axis->size() == 1 || !failed.ok()) return;
+  failed = axis->run(collective, deadline);
+}
+
+void Links::all_reduce(Communicator* axis, std::span<float> values, runtime::Reduce reduce) {
+  run(axis, runtime::AllReduce{.in = runtime::of(values), .out = runtime::of(values), .reduce = reduce});
+}
+
+void Links::all_gather(Communicator* axis, std::span<const float> part, std::span<float> whole) {
+  run(axis, runtime::AllGather{.in = runtime::of(part), .out = runtime::of(whole)});
+}
+
+void Links::reduce_scatter(Communicator* axis, std::span<const float> whole, std::span<float> part) {
+  run(axis, runtime::ReduceScatter{.in = runtime::of(whole), .out = runtime::of(part)});
+}
+
+void Links::sum(Communicator* axis, std::span<double> values) {
+  if (size(axis) == 1) return;
+  std::vector<int64_t> mine, all(values.size() * static_cast<size_t>(axis->size()));
+  for (const double v : values) mine.push_back(std::bit_cast<int64_t>(v));
+  run(axis, runtime::AllGather{.in = runtime::of(std::span<const int64_t>(mine)),
+                               .out = runtime::of(std::span<int64_t>(all))});
+  std::fill(values.begin(), values.end(), 0.0);
+  for (size_t i = 0; i < all.size(); ++i) values[i % values.size()] += std::bit_cast<double>(all[i]);
+}
+
+}  // namespace flywheel::train

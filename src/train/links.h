@@ -1,0 +1,43 @@
+// What one rank of a mesh exchanges with the others while it computes a step: a communicator for each axis
+// that has more than one rank, the step's deadline, and the first error.
+//
+// Autograd functions can not return errors. So a failed exchange is remembered, whatever follows does
+// nothing, and whoever drives the step asks `failed` before it changes any state.
+//
+// Ownership: borrows the communicators. Threads: one at a time.
+//
+//   Links links{.tensor = communicator, .deadline = deadline};
+//   links.all_reduce(links.tensor, values);
+//   RETURN_IF_ERROR(links.failed);
+#pragma once
+
+#include <span>
+
+#include "base/deadline.h"
+#include "runtime/collectives.h"
+
+namespace flywheel::train {
+
+struct Links {
+  // Null: one rank on that axis.
+  runtime::Communicator* tensor = nullptr;
+  runtime::Communicator* pipeline = nullptr;
+  runtime::Communicator* replicas = nullptr;  // ranks with the same weights and other rows
+  runtime::Communicator* all = nullptr;
+  Deadline deadline = Deadline::never();
+  Result<void> failed = {};
+
+  static int64_t size(const runtime::Communicator* axis) { return axis == nullptr ? 1 : axis->size(); }
+  static int64_t rank(const runtime::Communicator* axis) { return axis == nullptr ? 0 : axis->rank(); }
+
+  void all_reduce(runtime::Communicator* axis, std::span<float> values,
+                  runtime::Reduce reduce = runtime::Reduce::kSum);
+  // `whole` is as many parts as ranks; part r is rank r's.
+  void all_gather(runtime::Communicator* axis, std::span<const float> part, std::span<float> whole);
+  void reduce_scatter(runtime::Communicator* axis, std::span<const float> whole, std::span<float> part);
+  void run(runtime::Communicator* axis, const runtime::Collective& collective);
+  // Sum over the ranks of each of `values`, in f64 and rank order.
+  void sum(runtime::Communicator* axis, std::span<double> values);
+};
+
+}  // namespace flywheel::train
