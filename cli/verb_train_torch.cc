@@ -90,7 +90,7 @@ int verb_train(const std::vector<std::string>& args) {
   train::TrainHooks hooks;
   hooks.on_start = [&](const std::string& run, int64_t parameters, bool resumed) {
     std::fprintf(stderr, "%s %s: %s parameters, %ld workers\n", resumed ? "going on with run" : "run",
-                 run.c_str(), human_count(parameters).c_str(), static_cast<long>(config.mesh.data));
+                 run.c_str(), human_count(parameters).c_str(), static_cast<long>(config.mesh.workers()));
     bar = std::make_unique<ProgressBar>("train", config.steps, "steps");
   };
   int recoveries = 0;

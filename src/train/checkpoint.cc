@@ -49,11 +49,7 @@ Result<void> export_model(const std::string& folder, const model::Decoder& decod
 Result<void> write_checkpoint(const std::string& folder, const model::Decoder& decoder, DType dtype,
                               const TrainerSnapshot& snapshot, double loss,
                               const std::string& tokenizer_folder) {
-  Sha256 sha;
-  for (const auto* buffer : {&snapshot.weights, &snapshot.first_moments, &snapshot.second_moments}) {
-    sha.update({reinterpret_cast<const char*>(buffer->data()), buffer->size() * sizeof(float)});
-  }
-  const std::string sha256 = sha.hex();
+  const std::string sha256 = snapshot.sha256();
   // A replay writes what is there already, and somebody may be reading it.
   const auto there = read_checkpoint_info(folder);
   if (there.ok() && there->step == snapshot.next_step && there->sha256 == sha256) return {};

@@ -19,6 +19,10 @@ void check(const TrainConfig& c) {
           "\"" + family + "\" is not one of llama, mistral, qwen2, qwen3");
   require(c.steps >= 1, "steps", "must be at least 1");
   require(c.mesh.data >= 1, "mesh.data", "must be at least 1");
+  require(c.mesh.tensor >= 1, "mesh.tensor", "must be at least 1");
+  require(c.mesh.pipeline >= 1, "mesh.pipeline", "must be at least 1");
+  require(!c.mesh.sequence_parallel || c.mesh.tensor > 1, "mesh.sequence_parallel",
+          "cuts rows over the tensor axis; set mesh.tensor to 2 or more");
   require(c.mesh.threads >= 0, "mesh.threads", "must be 0 (share the cores out) or more");
   require(!c.data.train.empty(), "data.train",
           "is not set; give a dataset artifact or a folder of token shards");

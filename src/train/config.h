@@ -11,6 +11,7 @@
 
 #include "base/config.h"
 #include "model/decoder_config.h"
+#include "train/pipeline_schedule.h"
 
 namespace flywheel::train {
 
@@ -77,12 +78,19 @@ struct OptimizerConfig {
   }
 };
 
+// Workers: data * tensor * pipeline. Every product computes the same loss.
 struct MeshConfig {
-  int64_t data = 1;     // workers, each with the whole model and a share of the batch
-  int64_t threads = 0;  // of each worker; 0: the machine's cores shared out
+  int64_t data = 1;      // groups of workers, each with the whole model and a share of the batch
+  int64_t tensor = 1;    // workers that share each layer: heads, hidden units, the vocabulary
+  int64_t pipeline = 1;  // workers that have some of the layers each; needs several microbatches to be busy
+  ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;  // the order of a pipeline's work
+  bool sequence_parallel = false;  // norms and residuals are cut over the tensor axis too: less memory
+  int64_t threads = 0;             // of each worker; 0: the machine's cores shared out
+  int64_t workers() const { return data * tensor * pipeline; }
   template <typename V>
   void fields(V& v) {
-    v("data", data), v("threads", threads);
+    v("data", data), v("tensor", tensor), v("pipeline", pipeline), v("schedule", schedule);
+    v("sequence_parallel", sequence_parallel), v("threads", threads);
   }
 };
 

@@ -88,7 +88,7 @@ class Cutter {
   }
   int exchange(int in, Exchange how, const char* suffix, Layout layout, int layer) {
     const model::ValueInfo from = local_.values[static_cast<size_t>(in)];
-    LocalStep step;
+    LocalStep step{};
     step.layer = layer, step.in = {in}, step.exchange = how;
     step.out = add_value(from.name + suffix, from.width, layout);
     local_.steps.push_back(step);
@@ -134,7 +134,7 @@ class Cutter {
   }
 
   void emit(const Step& step, std::vector<int> in, int out, int weight, int bias = -1) {
-    LocalStep local;
+    LocalStep local{};
     static_cast<Step&>(local) = step;
     local.in = std::move(in), local.out = out, local.weight = weight, local.bias = bias;
     local_.steps.push_back(local);
@@ -144,7 +144,7 @@ class Cutter {
     int out = exchange(partial, local_.split_rows ? Exchange::kScatter : Exchange::kReduce, ".sum",
                        Layout::kStream, step.layer);
     if (bias >= 0) {
-      LocalStep add;
+      LocalStep add{};
       add.layer = step.layer, add.in = {out}, add.bias = of_stream(bias), add.bias_alone = true;
       add.out = add_value(name(step.out) + ".biased", width(step.out), Layout::kStream);
       local_.steps.push_back(add);

@@ -274,6 +274,10 @@ void Network::release(Key key) {
   state_->flights.erase(key);
 }
 
+void Network::release_all() {
+  state_->flights.clear();
+}
+
 double Network::take_loss() {
   return std::exchange(state_->loss, 0.0);
 }

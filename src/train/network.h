@@ -66,6 +66,7 @@ class Network {
   // What backward() left.
   void weight_gradients(Key key);
   void release(Key key);
+  void release_all();  // after a step that failed
   // Sum of the losses of the microbatches since the last call.
   double take_loss();
 

@@ -31,12 +31,13 @@ std::vector<int32_t> random_tokens(int64_t sequences, int64_t length, int64_t vo
 
 struct Model {
   Model(const model::DecoderConfig& config, DType dtype, ThreadPool& pool, Network::Options options = {})
-      : decoder(model::describe(config)),
+      : decoder(whole(model::describe(config))),
         parameters(decoder, dtype, pool),
-        network(decoder, parameters, options, pool) {
+        network(decoder, parameters, links, options, pool) {
     parameters.initialize(7);
   }
-  model::Decoder decoder;
+  LocalDecoder decoder;
+  Links links;
   Parameters parameters;
   Network network;
 };

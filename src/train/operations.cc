@@ -64,10 +64,13 @@ constexpr const char* kState = "trainer";
 class WorkerTrainer : public runtime::State {
  public:
   const char* type() const override { return "train.trainer"; }
-  runtime::Sharing sharing() const override { return runtime::Sharing::kReplicated; }
+  runtime::Sharing sharing() const override {
+    return layout_.splits_model() ? runtime::Sharing::kPerRank : runtime::Sharing::kReplicated;
+  }
 
-  Result<void> open(const std::string& setup_json) {
+  Result<void> open(const std::string& setup_json, int rank) {
     setup_json_ = setup_json;
+    rank_ = rank;
     ASSIGN_OR_RETURN(setup_, TrainSetup::from_json(setup_json));
     config_ = parse_config<TrainConfig>("train.create", setup_.config);
     set_compute_threads(static_cast<int>(setup_.threads));
@@ -77,13 +80,14 @@ class WorkerTrainer : public runtime::State {
     if (!setup_.validation.empty()) {
       ASSIGN_OR_RETURN(validation_, open_data(setup_.validation));
     }
-    trainer_ = std::make_unique<Trainer>(config_, decoder, compute_pool());
+    ASSIGN_OR_RETURN(layout_, make_layout(config_, model::describe(decoder)));
+    trainer_ = std::make_unique<Trainer>(config_, layout_, layout_.place(rank), compute_pool());
     return {};
   }
   Result<void> initialize() {
     if (!setup_.state.empty()) {
       ASSIGN_OR_RETURN(const MappedFile file, MappedFile::open(setup_.state));
-      return trainer_->restore(file.bytes());
+      return trainer_->restore_whole(file.bytes());
     }
     if (!setup_.weights.empty()) {
       ASSIGN_OR_RETURN(const auto source, model::open_weights(setup_.weights));
@@ -101,47 +105,53 @@ class WorkerTrainer : public runtime::State {
       frozen_ = std::make_shared<FrozenTrainer>();
     frozen_->in_use.store(true, std::memory_order_relaxed);
     trainer_->snapshot(frozen_->snapshot);
-    return [setup = setup_json_, frozen = frozen_, writing = writing_] {
+    // Replicas' bytes are equal, and say nothing of the rank.
+    return [rank = static_cast<uint64_t>(layout_.splits_model() ? rank_ : 0), setup = setup_json_,
+            frozen = frozen_, writing = writing_] {
       if (writing.valid()) writing.wait();
-      const uint64_t size = setup.size();
+      const uint64_t header[2] = {rank, setup.size()};
       std::string bytes =
-          frozen->snapshot.bytes(std::string(reinterpret_cast<const char*>(&size), sizeof size) + setup);
+          frozen->snapshot.bytes(std::string(reinterpret_cast<const char*>(header), sizeof header) + setup);
       frozen->in_use.store(false, std::memory_order_release);
       return bytes;
     };
   }
   Result<void> restore(std::string_view bytes) override {
-    uint64_t size = 0;
-    if (bytes.size() >= sizeof size) std::memcpy(&size, bytes.data(), sizeof size);
-    if (bytes.size() < sizeof size || bytes.size() - sizeof size < size) {
+    uint64_t header[2] = {};  // rank, bytes of the setup
+    if (bytes.size() >= sizeof header) std::memcpy(header, bytes.data(), sizeof header);
+    if (bytes.size() < sizeof header || bytes.size() - sizeof header < header[1]) {
       return make_error(ErrorCode::kCorrupt, "a worker's trainer of {} bytes", bytes.size());
     }
-    const std::string setup(bytes.substr(sizeof size, size));
-    if (setup != setup_json_) RETURN_IF_ERROR(open(setup));
-    return trainer_->restore(bytes.substr(sizeof size + size));
+    const std::string setup(bytes.substr(sizeof header, header[1]));
+    if (setup != setup_json_) RETURN_IF_ERROR(open(setup, static_cast<int>(header[0])));
+    return trainer_->restore(bytes.substr(sizeof header + header[1]));
   }
 
-  Result<StepResult> step(int64_t step, int rank, int world, Communicator* communicator, Deadline deadline) {
+  Result<StepResult> step(int64_t step, const Links& links) {
     if (step != trainer_->next_step()) {
       return make_error(ErrorCode::kInvalid, "asked for step {}, the trainer is at {}", step,
                         trainer_->next_step());
     }
-    ASSIGN_OR_RETURN(const data::Batch batch, data_.sampler->batch(step, rank, world));
-    return trainer_->step(batch, communicator, deadline);
+    ASSIGN_OR_RETURN(const data::Batch batch,
+                     data_.sampler->batch(step, static_cast<int>(Links::rank(links.replicas)),
+                                          static_cast<int>(Links::size(links.replicas))));
+    return trainer_->step(batch, links);
   }
-  Result<double> evaluate(int64_t sequences, Communicator* communicator, Deadline deadline) {
+  Result<double> evaluate(int64_t sequences, const Links& links) {
     if (validation_.sampler == nullptr)
       return make_error(ErrorCode::kNotFound, "this run has no validation data");
-    return trainer_->evaluate(*validation_.sampler, sequences, communicator, deadline);
+    return trainer_->evaluate(*validation_.sampler, sequences, links);
   }
-  Result<void> save(const std::string& folder, double loss) {
+  // The whole model's state comes together on rank 0, which writes while training goes on.
+  Result<void> save(const std::string& folder, double loss, const Links& links) {
     if (writing_.valid()) RETURN_IF_ERROR(writing_.get());
-    writing_ =
-        std::async(std::launch::async, [folder, loss, decoder = trainer_->decoder(),
-                                        dtype = trainer_->parameters().compute(),
-                                        snapshot = trainer_->snapshot(), tokenizer = setup_.tokenizer] {
-          return write_checkpoint(folder, decoder, dtype, snapshot, loss, tokenizer);
-        }).share();
+    ASSIGN_OR_RETURN(TrainerSnapshot whole, trainer_->whole_snapshot(links));
+    if (Links::rank(links.all) > 0) return {};
+    writing_ = std::async(std::launch::async, [folder, loss, decoder = trainer_->decoder(),
+                                               dtype = trainer_->parameters().compute(),
+                                               snapshot = std::move(whole), tokenizer = setup_.tokenizer] {
+                 return write_checkpoint(folder, decoder, dtype, snapshot, loss, tokenizer);
+               }).share();
     return {};
   }
   Result<CheckpointInfo> saved(const std::string& folder) {
@@ -170,6 +180,8 @@ class WorkerTrainer : public runtime::State {
   }
 
   std::string setup_json_;
+  int rank_ = 0;  // where the model is split; else any of the ranks that are alike
+  Layout layout_;
   TrainSetup setup_;
   TrainConfig config_;
   Data data_, validation_;
@@ -184,15 +196,28 @@ class WorkerTrainer : public runtime::State {
 
 REGISTER_STATE("train.trainer", WorkerTrainer);
 
-// The group that sums gradients; none for a single worker.
-Result<Communicator*> group(Call& call) {
-  if (call.place().shape.size() == 1) return static_cast<Communicator*>(nullptr);
-  return call.communicator("data");
+// The communicators of the axes that have more than one rank.
+Result<Links> links(Call& call) {
+  const runtime::Shape& shape = call.place().shape;
+  Links links{.deadline = call.deadline()};
+  const std::pair<const char*, Communicator**> axes[] = {
+      {"pipeline", &links.pipeline}, {"data", &links.replicas}, {"tensor", &links.tensor}};
+  for (const auto& [axis, communicator] : axes) {
+    const auto size = shape.axis_size(axis);
+    if (!size.ok() || *size == 1) continue;
+    ASSIGN_OR_RETURN(*communicator, call.communicator(axis));
+  }
+  if (shape.axes().size() == 1) {
+    links.all = links.replicas;
+  } else {
+    ASSIGN_OR_RETURN(links.all, call.communicator(""));
+  }
+  return links;
 }
 
 REGISTER_OPERATION("train.create", Kind::kStateful, [](Call& call) -> Result<std::string> {
   auto trainer = std::make_unique<WorkerTrainer>();
-  RETURN_IF_ERROR(trainer->open(std::string(call.args())));
+  RETURN_IF_ERROR(trainer->open(std::string(call.args()), call.place().rank));
   RETURN_IF_ERROR(trainer->initialize());
   RETURN_IF_ERROR(call.put_state(kState, std::move(trainer)));
   return std::string();
@@ -200,24 +225,23 @@ REGISTER_OPERATION("train.create", Kind::kStateful, [](Call& call) -> Result<std
 
 REGISTER_OPERATION("train.step", Kind::kStateful, [](Call& call) -> Result<std::string> {
   ASSIGN_OR_RETURN(WorkerTrainer * trainer, call.state<WorkerTrainer>(kState));
-  ASSIGN_OR_RETURN(Communicator * communicator, group(call));
-  ASSIGN_OR_RETURN(const StepResult result,
-                   trainer->step(call.cursor(), call.place().rank, call.place().shape.size(), communicator,
-                                 call.deadline()));
+  ASSIGN_OR_RETURN(const Links communicators, links(call));
+  ASSIGN_OR_RETURN(const StepResult result, trainer->step(call.cursor(), communicators));
   return step_result_to_json(result);
 });
 
 REGISTER_OPERATION("train.evaluate", Kind::kStateful, [](Call& call) -> Result<std::string> {
   ASSIGN_OR_RETURN(WorkerTrainer * trainer, call.state<WorkerTrainer>(kState));
-  ASSIGN_OR_RETURN(Communicator * communicator, group(call));
-  ASSIGN_OR_RETURN(const double loss, trainer->evaluate(call.cursor(), communicator, call.deadline()));
+  ASSIGN_OR_RETURN(const Links communicators, links(call));
+  ASSIGN_OR_RETURN(const double loss, trainer->evaluate(call.cursor(), communicators));
   return Json{{"loss", loss}}.dump();
 });
 
 REGISTER_OPERATION("train.save", Kind::kStateful, [](Call& call) -> Result<std::string> {
   ASSIGN_OR_RETURN(WorkerTrainer * trainer, call.state<WorkerTrainer>(kState));
+  ASSIGN_OR_RETURN(const Links communicators, links(call));
   ASSIGN_OR_RETURN(const Json args, parse_json(call.args()));
-  RETURN_IF_ERROR(trainer->save(args.value("folder", std::string()), args.value("loss", 0.0)));
+  RETURN_IF_ERROR(trainer->save(args.value("folder", std::string()), args.value("loss", 0.0), communicators));
   return std::string();
 });
 

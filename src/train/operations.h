@@ -4,9 +4,9 @@
 //   train.create    setup -> ""                the trainer, new or from a checkpoint
 //   train.step      cursor: the step -> StepOutcome
 //   train.evaluate  number of sequences -> mean loss
-//   train.save      folder, loss -> ""        rank 0; begins to write a checkpoint and returns
+//   train.save      folder, loss -> ""        begins to write a checkpoint (rank 0 does) and returns
 //   train.saved     folder -> CheckpointInfo   waits until it is on disk
-//   train.digest    -> SHA-256 over weights and optimizer state
+//   train.digest    -> SHA-256 over weights and optimizer state of the rank
 //
 // Results travel as JSON and hold nothing that a replay would not give again: no times.
 #pragma once

@@ -59,7 +59,29 @@ void for_each_run(const WeightShard& shard, const model::WeightInfo& whole, int6
   }
 }
 
+// The same with the offsets of every weight of the rank.
+template <typename F>
+void for_each_run(const LocalDecoder& local, const F& f) {
+  const std::vector<int64_t> whole = flat_offsets(local.whole_weights), own = flat_offsets(local.weights);
+  for (size_t i = 0; i < local.shards.size(); ++i) {
+    const auto index = static_cast<size_t>(local.shards[i].whole);
+    for_each_run(local.shards[i], local.whole_weights[index], whole[index], own[i], f);
+  }
+}
+
 }  // namespace
+
+void to_whole(const LocalDecoder& local, std::span<const float> own, std::span<float> whole) {
+  for_each_run(local, [&](int64_t to, int64_t from, int64_t count) {
+    std::copy_n(own.begin() + from, count, whole.begin() + to);
+  });
+}
+
+void from_whole(const LocalDecoder& local, std::span<const float> whole, std::span<float> own) {
+  for_each_run(local, [&](int64_t from, int64_t to, int64_t count) {
+    std::copy_n(whole.begin() + from, count, own.begin() + to);
+  });
+}
 
 std::vector<int64_t> flat_offsets(const std::vector<model::WeightInfo>& weights) {
   std::vector<int64_t> offsets{0};
@@ -69,7 +91,7 @@ std::vector<int64_t> flat_offsets(const std::vector<model::WeightInfo>& weights)
 }
 
 Parameters::Parameters(const LocalDecoder& decoder, DType compute, ThreadPool& pool)
-    : decoder_(decoder), whole_offsets_(flat_offsets(decoder.whole_weights)), compute_(compute), pool_(pool) {
+    : decoder_(decoder), compute_(compute), pool_(pool) {
   CHECK(compute == DType::kF32 || compute == DType::kBF16, "training in {}", dtype_name(compute));
   const std::vector<int64_t> offsets = flat_offsets(decoder_.weights);
   for (size_t i = 0; i < decoder_.weights.size(); ++i) {
@@ -126,26 +148,6 @@ Result<void> Parameters::load(const model::WeightSource& source) {
   }
   pack();
   return {};
-}
-
-void Parameters::to_whole(std::span<const float> own, std::span<float> whole) const {
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    const auto index = static_cast<size_t>(decoder_.shards[i].whole);
-    for_each_run(decoder_.shards[i], decoder_.whole_weights[index], whole_offsets_[index], entries_[i].offset,
-                 [&](int64_t to, int64_t from, int64_t count) {
-                   std::copy_n(own.begin() + from, count, whole.begin() + to);
-                 });
-  }
-}
-
-void Parameters::from_whole(std::span<const float> whole, std::span<float> own) const {
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    const auto index = static_cast<size_t>(decoder_.shards[i].whole);
-    for_each_run(decoder_.shards[i], decoder_.whole_weights[index], whole_offsets_[index], entries_[i].offset,
-                 [&](int64_t from, int64_t to, int64_t count) {
-                   std::copy_n(whole.begin() + from, count, own.begin() + to);
-                 });
-  }
 }
 
 const void* Parameters::rows(int index) const {

@@ -37,6 +37,10 @@ inline int64_t padded_count(int64_t count) {
   return (count + 15) / 16 * 16;
 }
 
+// Between a flat buffer of this rank's weights (or of one value for each) and one of the whole decoder's.
+void to_whole(const LocalDecoder& local, std::span<const float> own, std::span<float> whole);
+void from_whole(const LocalDecoder& local, std::span<const float> whole, std::span<float> own);
+
 class Parameters {
  public:
   Parameters(const LocalDecoder& decoder, kernels::DType compute, ThreadPool& pool);
@@ -67,9 +71,6 @@ class Parameters {
   void clear_gradients();
   // `step.weight_decay` goes to matrices only.
   void update(const kernels::AdamWStep& step);
-  // Between a flat buffer of these (say weights()) and one of the whole decoder's (flat_offsets()).
-  void to_whole(std::span<const float> own, std::span<float> whole) const;
-  void from_whole(std::span<const float> whole, std::span<float> own) const;
   // After weights() was written from outside.
   void pack();
 
@@ -88,7 +89,6 @@ class Parameters {
     return std::span(flat).subspan(static_cast<size_t>(e.offset), static_cast<size_t>(e.count));
   }
   LocalDecoder decoder_;
-  std::vector<int64_t> whole_offsets_;
   kernels::DType compute_;
   ThreadPool& pool_;
   std::vector<Entry> entries_;

@@ -31,7 +31,8 @@ void compare(const model::DecoderConfig& decoder_config, int64_t micro_sequences
   config.batch = {.sequences = kSequences, .length = kLength, .micro_sequences = micro_sequences};
   config.optimizer.lr = 2e-3, config.optimizer.warmup_steps = 5, config.optimizer.clip_norm = 0.5;
   ThreadPool pool(2);
-  Trainer trainer(config, decoder_config, pool);
+  const Layout layout = make_layout(config, model::describe(decoder_config)).value();
+  Trainer trainer(config, layout, {}, pool);
   Parameters& parameters = trainer.parameters();
   parameters.initialize(seed);
   // Larger matrices than usual, so that every part of the network matters from the first step.
@@ -55,7 +56,7 @@ void compare(const model::DecoderConfig& decoder_config, int64_t micro_sequences
           static_cast<int32_t>(rng.below(static_cast<uint64_t>(decoder_config.vocab_size))));
     }
     all_tokens.insert(all_tokens.end(), batch.tokens.begin(), batch.tokens.end());
-    losses.push_back(trainer.step(batch, nullptr, Deadline::never()).value().loss);
+    losses.push_back(trainer.step(batch, {}).value().loss);
     for (size_t w = 0; w < trainer.decoder().weights.size(); ++w) {  // sums; the mean is what PyTorch has
       for (const float g : parameters.gradient(static_cast<int>(w))) {
         all_gradients.push_back(g / static_cast<float>(kSequences * kLength));

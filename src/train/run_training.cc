@@ -65,9 +65,10 @@ class Program {
 
  private:
   Result<void> drive() {
+    ASSIGN_OR_RETURN(layout_, make_layout(config_, decoder_));
     ASSIGN_OR_RETURN(
         workers_,
-        Workers::open(config_, report_.parameters,
+        Workers::open(config_, layout_,
                       {.folder = report_.folder, .run = report_.run, .command = options_.worker_command}));
     const bool resumed = workers_->controller().resumed();
     if (hooks_.on_start) hooks_.on_start(report_.run, report_.parameters, resumed);
@@ -213,7 +214,7 @@ class Program {
     RETURN_IF_ERROR(record_checkpoint());
     saving_ = done;
     const std::string args = Json{{"folder", record_.checkpoint_folder(done)}, {"loss", report_.loss}}.dump();
-    return workers_->first().call(kSave, args).wait();
+    return workers_->all().call(kSave, args).wait();
   }
 
   Result<void> record_checkpoint() {
@@ -224,6 +225,7 @@ class Program {
     const Future future = workers_->first().call(kSaved, folder, {.want_value = true});
     ASSIGN_OR_RETURN(const std::string text, future.get(0));
     ASSIGN_OR_RETURN(const Json info, parse_json(text));
+    report_.sha256 = info.value("sha256", std::string());
     ASSIGN_OR_RETURN(const Artifact artifact, record_.put_checkpoint(step, info));
     report_.checkpoint = artifact.ref();
     if (future.replayed()) return {};  // workers may be about to write those before it once more
@@ -253,16 +255,19 @@ class Program {
     return write_file(report_.chart, loss_chart(report_).svg());
   }
 
-  // Every worker has the same weights and optimizer state, or one of the machines computes wrongly.
+  // Workers along the data axis have the same weights and optimizer state, or one of the machines computes
+  // wrongly.
   Result<void> compare_digests() {
     const Future digest = workers_->all().call(kDigest, "", {.want_value = true});
-    for (int rank = 0; rank < workers_->all().shape().size(); ++rank) {
-      ASSIGN_OR_RETURN(const std::string sha256, digest.get(rank));
-      if (rank > 0 && sha256 != report_.sha256) {
-        return make_error(ErrorCode::kCorrupt,
-                          "worker {} has other weights than worker 0 after the last step", rank);
+    for (const int holder : layout_.holders()) {
+      ASSIGN_OR_RETURN(const std::vector<int> replicas, layout_.shape.group(holder, "data"));
+      ASSIGN_OR_RETURN(const std::string sha256, digest.get(holder));
+      for (const int replica : replicas) {
+        ASSIGN_OR_RETURN(const std::string other, digest.get(replica));
+        if (other == sha256) continue;
+        return make_error(ErrorCode::kCorrupt, "workers {} and {} have other weights after the last step",
+                          holder, replica);
       }
-      report_.sha256 = sha256;
     }
     return {};
   }
@@ -273,6 +278,7 @@ class Program {
   Inputs inputs_;
   RunRecord record_;
   model::Decoder decoder_;
+  Layout layout_;
   Meter meter_;
   TrainMetrics metrics_;
   std::optional<Workers> workers_;

@@ -1,6 +1,6 @@
 #include "train/trainer.h"
 
-#include <bit>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -11,21 +11,6 @@ namespace flywheel::train {
 namespace {
 
 using kernels::DType;
-using runtime::Communicator;
-
-// Sum over the ranks of each of `values`, in f64 and rank order.
-Result<std::vector<double>> sum_over_ranks(std::vector<double> values, Communicator* communicator,
-                                           Deadline deadline) {
-  if (communicator == nullptr || communicator->size() == 1) return values;
-  std::vector<int64_t> mine, all(values.size() * static_cast<size_t>(communicator->size()));
-  for (const double v : values) mine.push_back(std::bit_cast<int64_t>(v));
-  RETURN_IF_ERROR(communicator->run(runtime::AllGather{.in = runtime::of(std::span<const int64_t>(mine)),
-                                                       .out = runtime::of(std::span<int64_t>(all))},
-                                    deadline));
-  std::fill(values.begin(), values.end(), 0.0);
-  for (size_t i = 0; i < all.size(); ++i) values[i % values.size()] += std::bit_cast<double>(all[i]);
-  return values;
-}
 
 constexpr char kMagic[8] = {'F', 'L', 'Y', 'T', 'R', 'S', 'T', '1'};
 
@@ -59,32 +44,93 @@ std::string TrainerSnapshot::bytes(std::string_view prefix) const {
   return out;
 }
 
-Trainer::Trainer(const TrainConfig& config, const model::DecoderConfig& decoder_config, ThreadPool& pool)
-    : config_(config),
-      decoder_(model::describe(decoder_config)),
-      parameters_(decoder_, config.precision == Precision::kBF16 ? DType::kBF16 : DType::kF32, pool),
-      network_(decoder_, parameters_, {.recompute = config.recompute}, pool) {}
+std::string TrainerSnapshot::sha256() const {
+  Sha256 sha;
+  for (const auto* buffer : {&weights, &first_moments, &second_moments}) sha.update(as_bytes(*buffer));
+  return sha.hex();
+}
 
-Result<StepResult> Trainer::step(const data::Batch& batch, Communicator* communicator, Deadline deadline) {
+Trainer::Trainer(const TrainConfig& config, const Layout& layout, const MeshPlace& place, ThreadPool& pool)
+    : config_(config),
+      layout_(layout),
+      place_(place),
+      local_(layout.local(place_)),
+      parameters_(local_, config.precision == Precision::kBF16 ? DType::kBF16 : DType::kF32, pool),
+      network_(local_, parameters_, links_,
+               {.recompute = config.recompute, .splits_backward = layout.schedule.splits_backward}, pool),
+      pipeline_(network_, layout, static_cast<int>(place_.pipeline), links_) {}
+
+// Whether this rank's copy of a weight is the one that the gradient's norm counts.
+bool Trainer::counts(const WeightShard& shard) const {
+  if (shard.copies != WeightShard::Copies::kSplit && place_.tensor > 0) return false;
+  return !shard.shared_by_stages || place_.pipeline == 0;
+}
+
+void Trainer::sum_gradients() {
+  const auto gradients_of = [&](const auto& chosen) {
+    std::vector<std::span<float>> found;
+    for (size_t i = 0; i < local_.shards.size(); ++i) {
+      if (chosen(local_.shards[i])) found.push_back(parameters_.gradient(static_cast<int>(i)));
+    }
+    return found;
+  };
+  if (links_.tensor != nullptr) {  // norms and biases: few values, in one message
+    std::vector<float> parts;
+    const auto partial =
+        gradients_of([](const WeightShard& s) { return s.copies == WeightShard::Copies::kPartial; });
+    for (const auto& gradient : partial) parts.insert(parts.end(), gradient.begin(), gradient.end());
+    if (!parts.empty()) links_.all_reduce(links_.tensor, parts);
+    auto at = parts.begin();
+    for (const auto& gradient : partial) {
+      std::copy_n(at, gradient.size(), gradient.begin());
+      at += std::ssize(gradient);
+    }
+  }
+  for (const auto& gradient : gradients_of([](const WeightShard& s) { return s.shared_by_stages; })) {
+    const int last = static_cast<int>(Links::size(links_.pipeline)) - 1;
+    const int other = place_.pipeline == 0 ? last : 0;
+    std::vector<float> theirs(gradient.size());
+    if (!links_.failed.ok()) return;
+    const runtime::Pending sent = links_.pipeline->start(
+        runtime::Send{.in = runtime::of(std::span<const float>(gradient)), .to = other}, links_.deadline);
+    links_.run(links_.pipeline, runtime::Recv{.out = runtime::of(std::span<float>(theirs)), .from = other});
+    const Result<void> done = sent.wait();
+    if (links_.failed.ok()) links_.failed = done;
+    for (size_t i = 0; i < gradient.size(); ++i) gradient[i] += theirs[i];
+  }
+  links_.all_reduce(links_.replicas, parameters_.gradients());
+}
+
+Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
+  links_ = links;
   parameters_.clear_gradients();
   const int64_t row = batch.length + 1;
   const int64_t micro = config_.batch.micro_sequences > 0 ? config_.batch.micro_sequences : batch.sequences;
-  double loss = 0;
+  std::vector<Sequences> microbatches;
   for (int64_t first = 0; first < batch.sequences; first += micro) {
     const int64_t count = std::min(micro, batch.sequences - first);
-    loss +=
-        network_.train({count, batch.length,
-                        std::span(batch.tokens)
-                            .subspan(static_cast<size_t>(first * row), static_cast<size_t>(count * row))});
+    microbatches.push_back(
+        {count, batch.length,
+         std::span(batch.tokens)
+             .subspan(static_cast<size_t>(first * row), static_cast<size_t>(count * row))});
   }
-  if (communicator != nullptr && communicator->size() > 1) {
-    const auto gradients = runtime::of(parameters_.gradients());
-    RETURN_IF_ERROR(communicator->run(runtime::AllReduce{.in = gradients, .out = gradients}, deadline));
+  const double loss = pipeline_.train(microbatches);
+  sum_gradients();
+  RETURN_IF_ERROR(links_.failed);
+  // Each number once: losses come from the ranks of the last stage, squares from one copy of each weight.
+  const bool tells = pipeline_.has_last_stage() && place_.tensor == 0;
+  double squares = 0;
+  if (Links::rank(links_.replicas) == 0) {
+    squares = layout_.splits_model()
+                  ? parameters_.squared_gradients([&](const WeightShard& s) { return counts(s); })
+                  : parameters_.squared_gradients();
   }
-  ASSIGN_OR_RETURN(
-      const std::vector<double> sums,
-      sum_over_ranks({loss, static_cast<double>(batch.sequences * batch.length)}, communicator, deadline));
+  std::array<double, 3> sums = {tells ? loss : 0,
+                                tells ? static_cast<double>(batch.sequences * batch.length) : 0, squares};
+  links_.sum(links_.all, sums);
+  RETURN_IF_ERROR(links_.failed);
   StepResult result{.loss = sums[0] / sums[1],
+                    .gradient_norm = std::sqrt(sums[2]) / sums[1],
                     .lr = learning_rate(config_.optimizer, next_step_, config_.steps),
                     .tokens = static_cast<int64_t>(sums[1])};
   if (!std::isfinite(result.loss)) {
@@ -92,7 +138,6 @@ Result<StepResult> Trainer::step(const data::Batch& batch, Communicator* communi
                       "the loss of step {} is {}; lower optimizer.lr or lengthen the warm-up", next_step_,
                       result.loss);
   }
-  result.gradient_norm = parameters_.gradient_norm() / sums[1];
   const double clip = config_.optimizer.clip_norm;
   const double shrink = clip > 0 && result.gradient_norm > clip ? clip / result.gradient_norm : 1.0;
   parameters_.update({.lr = static_cast<float>(result.lr),
@@ -106,20 +151,22 @@ Result<StepResult> Trainer::step(const data::Batch& batch, Communicator* communi
   return result;
 }
 
-Result<double> Trainer::evaluate(const data::Sampler& sampler, int64_t samples, Communicator* communicator,
-                                 Deadline deadline) {
-  const int64_t rank = communicator == nullptr ? 0 : communicator->rank();
-  const int64_t world = communicator == nullptr ? 1 : communicator->size();
+Result<double> Trainer::evaluate(const data::Sampler& sampler, int64_t samples, const Links& links) {
+  links_ = links;
+  const int64_t rank = Links::rank(links.replicas), world = Links::size(links.replicas);
   const int64_t length = config_.batch.length;
   samples = std::min(samples, sampler.samples_per_epoch());
   std::vector<int32_t> tokens(static_cast<size_t>(length + 1));
-  double loss = 0, count = 0;
+  std::array<double, 2> sums{};
   for (int64_t sample = samples * rank / world; sample < samples * (rank + 1) / world; ++sample) {
     RETURN_IF_ERROR(sampler.read_sample(sample, tokens));
-    loss += network_.evaluate({1, length, tokens});
-    count += static_cast<double>(length);
+    const double loss = pipeline_.evaluate({1, length, tokens});
+    if (!pipeline_.has_last_stage() || place_.tensor > 0) continue;
+    sums[0] += loss;
+    sums[1] += static_cast<double>(length);
   }
-  ASSIGN_OR_RETURN(const std::vector<double> sums, sum_over_ranks({loss, count}, communicator, deadline));
+  links_.sum(links_.all, sums);
+  RETURN_IF_ERROR(links_.failed);
   return sums[0] / sums[1];
 }
 
@@ -140,7 +187,50 @@ void Trainer::snapshot(TrainerSnapshot& into) {
   copy(into.second_moments, parameters_.second_moments());
 }
 
-Result<void> Trainer::restore(std::string_view bytes) {
+Result<TrainerSnapshot> Trainer::whole_snapshot(const Links& links) {
+  TrainerSnapshot own = snapshot();
+  links_ = links;
+  const int64_t rank = Links::rank(links.all);
+  if (!layout_.splits_model()) return rank == 0 ? std::move(own) : TrainerSnapshot{};
+  if (Links::rank(links.replicas) > 0) return TrainerSnapshot{};
+  const auto send_to_first = [&](const std::vector<float>& values) {
+    links_.run(links_.all, runtime::Send{.in = runtime::of(std::span<const float>(values)), .to = 0});
+  };
+  if (rank > 0) {
+    for (const auto* buffer : {&own.weights, &own.first_moments, &own.second_moments}) send_to_first(*buffer);
+    RETURN_IF_ERROR(links_.failed);
+    return TrainerSnapshot{};
+  }
+  TrainerSnapshot whole{.next_step = own.next_step, .seed = own.seed};
+  const std::array buffers = {&TrainerSnapshot::weights, &TrainerSnapshot::first_moments,
+                              &TrainerSnapshot::second_moments};
+  const auto size = static_cast<size_t>(flat_offsets(layout_.decoder.weights).back());
+  for (const auto buffer : buffers) (whole.*buffer).assign(size, 0.0f);
+  for (const int holder : layout_.holders()) {
+    const LocalDecoder local = layout_.local(layout_.place(holder));
+    const auto count = static_cast<size_t>(flat_offsets(local.weights).back());
+    for (const auto buffer : buffers) {
+      if (holder > 0) {
+        (own.*buffer).assign(count, 0.0f);
+        links_.run(links_.all,
+                   runtime::Recv{.out = runtime::of(std::span<float>(own.*buffer)), .from = holder});
+      }
+      to_whole(local, own.*buffer, whole.*buffer);
+    }
+  }
+  RETURN_IF_ERROR(links_.failed);
+  return whole;
+}
+
+namespace {
+
+// The three buffers of a trainer's state of `count` values each.
+struct StateView {
+  int64_t next_step = 0;
+  std::array<std::span<const float>, 3> buffers;
+};
+
+Result<StateView> read_state(std::string_view bytes, int64_t count) {
   StateHeader header;
   if (bytes.size() < sizeof header) {
     return make_error(ErrorCode::kCorrupt, "trainer state of {} bytes: it was cut short", bytes.size());
@@ -149,11 +239,11 @@ Result<void> Trainer::restore(std::string_view bytes) {
   if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) {
     return make_error(ErrorCode::kInvalid, "not a trainer state of version 1");
   }
-  const size_t buffer_bytes = parameters_.weights().size_bytes();
-  if (header.count != std::ssize(parameters_.weights())) {
+  if (header.count != count) {
     return make_error(ErrorCode::kInvalid, "trainer state of {} values, this model has {}", header.count,
-                      parameters_.weights().size());
+                      count);
   }
+  const size_t buffer_bytes = static_cast<size_t>(count) * sizeof(float);
   if (bytes.size() != sizeof header + 3 * buffer_bytes) {
     return make_error(ErrorCode::kCorrupt, "trainer state of {} bytes, should be {}", bytes.size(),
                       sizeof header + 3 * buffer_bytes);
@@ -162,13 +252,31 @@ Result<void> Trainer::restore(std::string_view bytes) {
   if (crc32c(body, crc32c(bytes.substr(0, offsetof(StateHeader, crc)))) != header.crc) {
     return make_error(ErrorCode::kCorrupt, "trainer state: its checksum does not match");
   }
-  size_t offset = 0;
-  for (const auto buffer :
-       {parameters_.weights(), parameters_.first_moments(), parameters_.second_moments()}) {
-    std::memcpy(buffer.data(), body.data() + offset, buffer_bytes);
-    offset += buffer_bytes;
+  StateView view{.next_step = header.next_step};
+  for (size_t i = 0; i < view.buffers.size(); ++i) {
+    view.buffers[i] = {reinterpret_cast<const float*>(body.data() + i * buffer_bytes),
+                       static_cast<size_t>(count)};
   }
-  next_step_ = header.next_step;
+  return view;
+}
+
+}  // namespace
+
+Result<void> Trainer::restore(std::string_view bytes) {
+  const std::array own = {parameters_.weights(), parameters_.first_moments(), parameters_.second_moments()};
+  ASSIGN_OR_RETURN(const StateView state, read_state(bytes, std::ssize(own[0])));
+  for (size_t i = 0; i < own.size(); ++i)
+    std::memcpy(own[i].data(), state.buffers[i].data(), own[i].size_bytes());
+  next_step_ = state.next_step;
+  parameters_.pack();
+  return {};
+}
+
+Result<void> Trainer::restore_whole(std::string_view bytes) {
+  const std::array own = {parameters_.weights(), parameters_.first_moments(), parameters_.second_moments()};
+  ASSIGN_OR_RETURN(const StateView state, read_state(bytes, flat_offsets(layout_.decoder.weights).back()));
+  for (size_t i = 0; i < own.size(); ++i) from_whole(local_, state.buffers[i], own[i]);
+  next_step_ = state.next_step;
   parameters_.pack();
   return {};
 }

@@ -58,9 +58,9 @@ struct Side {
   }
 };
 
-Result<Side> open_side(const train::TrainConfig& config, const train::Inputs& inputs, int64_t parameters,
-                       const std::string& folder, int64_t interval_ms) {
-  ASSIGN_OR_RETURN(train::Workers workers, train::Workers::open(config, parameters,
+Result<Side> open_side(const train::TrainConfig& config, const train::Inputs& inputs,
+                       const train::Layout& layout, const std::string& folder, int64_t interval_ms) {
+  ASSIGN_OR_RETURN(train::Workers workers, train::Workers::open(config, layout,
                                                                 {.folder = folder,
                                                                  .run = "watermark",
                                                                  .command = {"/proc/self/exe", "worker"},
@@ -89,10 +89,11 @@ Result<void> measure(int64_t rounds) {
   config.mesh = {.data = 2, .threads = 1};
   train::Inputs inputs{.data = {config.data.train, ""},
                        .decoder = train::decoder_config(config.model, kVocabulary)};
-  const int64_t parameters = model::describe(inputs.decoder).num_parameters();
+  ASSIGN_OR_RETURN(const train::Layout layout, train::make_layout(config, model::describe(inputs.decoder)));
+  const int64_t parameters = layout.decoder.num_parameters();
   const int64_t interval_ms = train::snapshot_interval_ms(parameters);
-  ASSIGN_OR_RETURN(Side with, open_side(config, inputs, parameters, folder / "with", interval_ms));
-  ASSIGN_OR_RETURN(Side without, open_side(config, inputs, parameters, folder / "without", kNever));
+  ASSIGN_OR_RETURN(Side with, open_side(config, inputs, layout, folder / "with", interval_ms));
+  ASSIGN_OR_RETURN(Side without, open_side(config, inputs, layout, folder / "without", kNever));
   ASSIGN_OR_RETURN(const double about, without.run(kWarmUpSteps));
   const auto steps = static_cast<int64_t>(std::ceil(static_cast<double>(interval_ms) / 1000 / about));
 

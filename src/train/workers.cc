@@ -1,6 +1,7 @@
 #include "train/workers.h"
 
 #include <algorithm>
+#include <map>
 
 #include "base/cpu.h"
 #include "train/operations.h"
@@ -14,24 +15,28 @@ int64_t snapshot_interval_ms(int64_t parameters) {
   return 1000 + state_bytes / 20'000;
 }
 
-Result<Workers> Workers::open(const TrainConfig& config, int64_t parameters, const WorkersOptions& options) {
+Result<Workers> Workers::open(const TrainConfig& config, const Layout& layout,
+                              const WorkersOptions& options) {
   runtime::ControllerOptions own{.folder = options.folder, .run = options.run, .seed = config.seed};
   own.watermark_interval_ms =
-      options.snapshot_interval_ms >= 0 ? options.snapshot_interval_ms : snapshot_interval_ms(parameters);
+      options.snapshot_interval_ms >= 0
+          ? options.snapshot_interval_ms
+          : snapshot_interval_ms(layout.decoder.num_parameters() / std::ssize(layout.holders()));
   own.durable_interval_ms = std::max<int64_t>(30'000, 4 * own.watermark_interval_ms);
   own.launcher =
       runtime::make_local_launcher({.command = options.command, .log_folder = options.folder + "/workers"});
   Workers workers;
   ASSIGN_OR_RETURN(workers.controller_, Controller::open(std::move(own)));
-  ASSIGN_OR_RETURN(workers.mesh_,
-                   workers.controller_->mesh("train", {{"data", static_cast<int>(config.mesh.data)}}));
-  ASSIGN_OR_RETURN(workers.first_, workers.mesh_.slice({{"data", 0}}));
+  ASSIGN_OR_RETURN(workers.mesh_, workers.controller_->mesh("train", layout.shape.axes()));
+  std::map<std::string, int> first;
+  for (const runtime::Axis& axis : layout.shape.axes()) first[axis.name] = 0;
+  ASSIGN_OR_RETURN(workers.first_, workers.mesh_.slice(first));
   return workers;
 }
 
 runtime::Future Workers::create(const TrainConfig& config, const Inputs& inputs,
                                 const std::string& state) const {
-  const int64_t share = std::max<int64_t>(1, usable_cores() / config.mesh.data);
+  const int64_t share = std::max<int64_t>(1, usable_cores() / config.mesh.workers());
   const TrainSetup setup{.config = dump_config(config),
                          .decoder = model::decoder_config_to_hf(inputs.decoder, "float32").dump(),
                          .data = inputs.data.folder,

@@ -5,7 +5,7 @@
 //
 // Ownership: owns the controller and so the processes. Threads: one, as runtime/controller.h says.
 //
-//   ASSIGN_OR_RETURN(Workers workers, Workers::open(config, parameters, {.folder = folder, .run =
+//   ASSIGN_OR_RETURN(Workers workers, Workers::open(config, layout, {.folder = folder, .run =
 //   "tiny-7"})); RETURN_IF_ERROR(workers.create(config, inputs, "").wait()); Future step =
 //   workers.all().call(kStep, "", {.want_value = true, .cursor = 0});
 //   RETURN_IF_ERROR(workers.controller().close());
@@ -20,6 +20,7 @@
 #include "runtime/controller.h"
 #include "train/config.h"
 #include "train/inputs.h"
+#include "train/layout.h"
 
 namespace flywheel::train {
 
@@ -32,7 +33,7 @@ struct WorkersOptions {
 
 class Workers {
  public:
-  static Result<Workers> open(const TrainConfig& config, int64_t parameters, const WorkersOptions& options);
+  static Result<Workers> open(const TrainConfig& config, const Layout& layout, const WorkersOptions& options);
 
   // Gives every worker its trainer: new, from a model (inputs), or from `state`, a trainer.state.
   runtime::Future create(const TrainConfig& config, const Inputs& inputs, const std::string& state) const;

@@ -36,11 +36,13 @@ TEST_P(TrainerEngine, LogProbabilitiesAreEqualBitForBit) {
   // Two sequences in the trainer.
   ThreadPool pool(2);
   const model::Decoder decoder = model::describe(config);
-  train::Parameters parameters(decoder, dtype, pool);
+  const train::LocalDecoder local = train::whole(decoder);
+  train::Parameters parameters(local, dtype, pool);
   parameters.initialize(seed);
   for (float& w : parameters.weights()) w *= 3;
   parameters.pack();
-  train::Network network(decoder, parameters, {}, pool);
+  train::Links alone;
+  train::Network network(local, parameters, alone, {}, pool);
   std::vector<float> trainer(static_cast<size_t>(2 * length));
   network.evaluate({2, length, tokens}, trainer.data());
 

@@ -1,0 +1,43 @@
+// Who computes what on a mesh: from the config and the decoder, each rank's part of the model and its list of
+// actions. Pure functions, the same on controller and workers.
+//
+//   ASSIGN_OR_RETURN(const Layout layout, make_layout(config, decoder));       // kInvalid says why not
+//   const MeshPlace place = layout.place(rank);
+//   const LocalDecoder local = layout.local(place);
+#pragma once
+
+#include <vector>
+
+#include "runtime/shape.h"
+#include "train/config.h"
+#include "train/local_decoder.h"
+#include "train/pipeline_schedule.h"
+
+namespace flywheel::train {
+
+// A rank's coordinates.
+struct MeshPlace {
+  int64_t pipeline = 0, data = 0, tensor = 0;
+};
+
+struct Layout {
+  model::Decoder decoder;
+  runtime::Shape shape;            // axes in the order pipeline, data, tensor: the last are neighbours
+  PipelineSchedule schedule;       // of one data rank's microbatches, with communication
+  std::vector<LayerRange> stages;  // layers of each stage, in the order of the model
+  bool sequence_parallel = false;
+
+  MeshPlace place(int rank) const;
+  LocalDecoder local(const MeshPlace& place) const;
+  // Ranks that together hold the whole state once: those with data coordinate 0, in order.
+  std::vector<int> holders() const;
+  bool splits_model() const { return holders().size() > 1; }
+};
+
+// The axes of the config's mesh.
+runtime::Shape mesh_shape(const MeshConfig& mesh);
+
+// Errors: kInvalid for a product of axes that this model or batch does not divide into, naming the key.
+Result<Layout> make_layout(const TrainConfig& config, const model::Decoder& decoder);
+
+}  // namespace flywheel::train

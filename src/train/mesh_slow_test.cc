@@ -1,0 +1,242 @@
+// Any product of mesh axes computes what one worker computes: losses and gradient norms over ten steps, on
+// random models, batches and meshes of up to 8 ranks (threads here, each with its own trainer).
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <random>
+#include <thread>
+
+#include "base/philox.h"
+#include "train/trainer.h"
+
+namespace flywheel::train {
+namespace {
+
+using runtime::Communicator;
+using runtime::Shape;
+
+constexpr int64_t kSteps = 10;
+
+Deadline soon() {
+  return Deadline::after_ms(60'000);
+}
+
+// Where the ranks of a mesh find each other's endpoints.
+class Board {
+ public:
+  std::vector<std::string> exchange(const std::string& group, int rank, int size,
+                                    const std::string& endpoint) {
+    std::unique_lock lock(mutex_);
+    auto& endpoints = groups_[group];
+    endpoints[rank] = endpoint;
+    changed_.notify_all();
+    CHECK(changed_.wait_for(lock, std::chrono::seconds(60), [&] { return std::ssize(endpoints) == size; }),
+          "not all ranks of {} came", group);
+    std::vector<std::string> all;
+    for (const auto& [r, text] : endpoints) all.push_back(text);
+    return all;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::string, std::map<int, std::string>> groups_;
+};
+
+// One rank's communicators; axes of one rank have none.
+class RankLinks {
+ public:
+  RankLinks(const Shape& shape, int rank, Board& board) {
+    links.pipeline = open(shape, rank, "pipeline", board);
+    links.replicas = open(shape, rank, "data", board);
+    links.tensor = open(shape, rank, "tensor", board);
+    links.all = open(shape, rank, "", board);
+    links.deadline = soon();
+  }
+  Links links;
+
+ private:
+  Communicator* open(const Shape& shape, int rank, const std::string& axis, Board& board) {
+    const auto ranks = shape.group(rank, axis);
+    if (!ranks.ok() || ranks->size() == 1) return nullptr;
+    const auto self = static_cast<int>(std::ranges::find(*ranks, rank) - ranks->begin());
+    const std::string name = fmt::format("{}[{}]", axis, ranks->front());
+    auto communicator = Communicator::open({.name = fmt::format("{}/{}", static_cast<void*>(&board), name),
+                                            .epoch = 1,
+                                            .rank = self,
+                                            .hosts = std::vector<std::string>(ranks->size(), "127.0.0.1")});
+    CHECK(communicator.ok(), "{}", communicator.error().message);
+    const auto endpoints =
+        board.exchange(name, self, static_cast<int>(ranks->size()), (*communicator)->endpoint());
+    const auto connected = (*communicator)->connect(endpoints, soon());
+    CHECK(connected.ok(), "{}", connected.error().message);
+    owned_.push_back(std::move(*communicator));
+    return owned_.back().get();
+  }
+  std::vector<std::unique_ptr<Communicator>> owned_;
+};
+
+struct Trace {
+  std::vector<double> losses, norms;
+  TrainerSnapshot whole;
+};
+
+data::Batch batch_of(const TrainConfig& config, int64_t vocab, int64_t step, int64_t rank) {
+  const int64_t world = config.mesh.data, row = config.batch.length + 1;
+  const int64_t begin = config.batch.sequences * rank / world,
+                end = config.batch.sequences * (rank + 1) / world;
+  Philox rng(config.seed, static_cast<uint64_t>(1000 + step));
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < config.batch.sequences * row; ++i)
+    tokens.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab))));
+  return {.sequences = end - begin,
+          .length = config.batch.length,
+          .tokens = {tokens.begin() + begin * row, tokens.begin() + end * row}};
+}
+
+// The steps of one rank; rank 0's trace counts.
+Trace train(const TrainConfig& config, const Layout& layout, int rank, const Links& links) {
+  ThreadPool pool(1);
+  Trainer trainer(config, layout, layout.place(rank), pool);
+  trainer.parameters().initialize(config.seed);
+  for (float& w : trainer.parameters().weights()) w *= 2;  // so that every part matters from the first step
+  trainer.parameters().pack();
+  Trace trace;
+  for (int64_t step = 0; step < kSteps; ++step) {
+    const auto result = trainer.step(
+        batch_of(config, layout.decoder.config.vocab_size, step, Links::rank(links.replicas)), links);
+    if (!result.ok()) {
+      ADD_FAILURE() << "rank " << rank << ": " << result.error().message;
+      return trace;
+    }
+    trace.losses.push_back(result->loss), trace.norms.push_back(result->gradient_norm);
+  }
+  trace.whole = trainer.whole_snapshot(links).value();
+  return trace;
+}
+
+Trace train_on_mesh(const TrainConfig& config, const model::Decoder& decoder) {
+  const auto layout = make_layout(config, decoder);
+  if (!layout.ok()) {
+    ADD_FAILURE() << layout.error().message;
+    return {};
+  }
+  Board board;
+  std::vector<Trace> traces(static_cast<size_t>(layout->shape.size()));
+  std::vector<std::jthread> threads;
+  for (int rank = 0; rank < layout->shape.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      RankLinks ranks(layout->shape, rank, board);
+      traces[static_cast<size_t>(rank)] = train(config, *layout, rank, ranks.links);
+    });
+  }
+  threads.clear();
+  for (const Trace& trace : traces) {
+    EXPECT_EQ(trace.losses, traces[0].losses);
+    EXPECT_EQ(trace.norms, traces[0].norms);
+  }
+  return std::move(traces[0]);
+}
+
+double worst(const std::vector<double>& got, const std::vector<double>& want) {
+  if (got.size() != want.size()) return HUGE_VAL;
+  double error = 0;
+  for (size_t i = 0; i < got.size(); ++i) error = std::max(error, std::abs(got[i] / want[i] - 1));
+  return error;
+}
+
+std::string describe_mesh(const TrainConfig& c) {
+  return fmt::format("data={} tensor={} pipeline={} {} sequence_parallel={} recompute={} micro={} {}",
+                     c.mesh.data, c.mesh.tensor, c.mesh.pipeline, schedule_name(c.mesh.schedule),
+                     c.mesh.sequence_parallel, c.recompute, c.batch.micro_sequences,
+                     c.precision == Precision::kF32 ? "f32" : "bf16");
+}
+
+// A mesh that make_layout() takes, of at most 8 ranks.
+TrainConfig random_config(Philox& rng) {
+  const auto pick = [&](std::initializer_list<int64_t> from) { return from.begin()[rng.below(from.size())]; };
+  TrainConfig config;
+  config.steps = kSteps;
+  config.seed = rng.next_u32();
+  do {
+    config.mesh = {.data = pick({1, 2, 3, 4}), .tensor = pick({1, 2, 4}), .pipeline = pick({1, 2, 3, 4})};
+  } while (config.mesh.workers() > 8 || config.mesh.workers() == 1);
+  config.mesh.sequence_parallel = config.mesh.tensor > 1 && rng.below(2) == 0;
+  if (config.mesh.pipeline > 1) {
+    config.mesh.schedule =
+        std::array{ScheduleKind::kGPipe, ScheduleKind::kOneForwardOneBackward, ScheduleKind::kInterleaved,
+                   ScheduleKind::kZeroBubbleH1, ScheduleKind::kZeroBubbleV}[rng.below(5)];
+  }
+  const int64_t microbatches = config.mesh.pipeline * pick({1, 2});
+  config.batch = {.sequences = config.mesh.data * microbatches, .length = 24, .micro_sequences = 1};
+  config.recompute = rng.below(3) == 0;
+  config.optimizer.lr = 2e-3, config.optimizer.warmup_steps = 3, config.optimizer.clip_norm = 0.5;
+  return config;
+}
+
+model::Decoder random_decoder(Philox& rng) {
+  model::DecoderConfig c;
+  c.family = rng.below(2) == 0 ? "llama" : "qwen3";
+  c.vocab_size = 101, c.hidden_size = 48, c.intermediate_size = 80, c.num_layers = 8;
+  c.num_heads = 8, c.num_kv_heads = 4, c.head_dim = 12, c.max_positions = 64;
+  c.tied_embeddings = rng.below(2) == 0;
+  c.qk_norm = c.family == "qwen3";
+  c.qkv_bias = rng.below(2) == 0, c.output_bias = c.family == "llama" && rng.below(2) == 0;
+  return model::describe(c);
+}
+
+void compare_products(Precision precision, double tolerance) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  Philox rng(seed);
+  for (int product = 0; product < 30; ++product) {
+    TrainConfig config = random_config(rng);
+    config.precision = precision;
+    SCOPED_TRACE(describe_mesh(config));
+    const model::Decoder decoder = random_decoder(rng);
+    const Trace mesh = train_on_mesh(config, decoder);
+    TrainConfig alone = config;
+    alone.mesh = {};
+    const Trace one = train(alone, make_layout(alone, decoder).value(), 0, {});
+    EXPECT_LT(worst(mesh.losses, one.losses), tolerance);
+    EXPECT_LT(worst(mesh.norms, one.norms), tolerance);
+    if (precision != Precision::kF32) continue;
+    double apart = 0, size = 0;
+    ASSERT_EQ(mesh.whole.weights.size(), one.whole.weights.size());
+    for (size_t i = 0; i < one.whole.weights.size(); ++i) {
+      apart += std::pow(mesh.whole.weights[i] - one.whole.weights[i], 2);
+      size += std::pow(one.whole.weights[i], 2);
+    }
+    EXPECT_LT(std::sqrt(apart / size), 1e-4);
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+TEST(Mesh, ThirtyProductsOfAxesGiveTheLossesOfOneWorkerInF32) {
+  compare_products(Precision::kF32, 1e-5);
+}
+
+TEST(Mesh, ThirtyProductsOfAxesGiveTheLossesOfOneWorkerInBf16) {
+  compare_products(Precision::kBF16, 1e-2);
+}
+
+TEST(Mesh, WhatDoesNotDivideIsRefusedWithTheReason) {
+  Philox rng(1);
+  const model::Decoder decoder = random_decoder(rng);
+  TrainConfig config;
+  config.mesh.tensor = 3;
+  EXPECT_EQ(make_layout(config, decoder).error().message,
+            "mesh.tensor: 8 attention heads do not divide by 3 ranks");
+  config.mesh = {.pipeline = 9};
+  config.batch = {.sequences = 9, .length = 8, .micro_sequences = 1};
+  EXPECT_EQ(make_layout(config, decoder).error().message, "mesh.pipeline: 8 layers do not make 9 stages");
+  config.mesh = {.data = 2, .pipeline = 2};
+  EXPECT_EQ(make_layout(config, decoder).error().code, ErrorCode::kInvalid);
+}
+
+}  // namespace
+}  // namespace flywheel::train

@@ -1,0 +1,110 @@
+#include "train/pipeline.h"
+
+#include "base/check.h"
+
+namespace flywheel::train {
+
+double Pipeline::train(std::span<const Sequences> microbatches) {
+  if (schedule_.stages() == 1) {  // data ranks may then have unequal numbers of microbatches
+    double loss = 0;
+    for (const Sequences& input : microbatches) loss += network_.train(input);
+    return loss;
+  }
+  CHECK(std::ssize(microbatches) == schedule_.microbatches, "{} microbatches, the schedule has {}",
+        microbatches.size(), schedule_.microbatches);
+  for (const Action& action : schedule_.actions[static_cast<size_t>(worker_)]) {
+    if (!links_.failed.ok()) break;
+    act(action, microbatches);
+  }
+  finish_sends();
+  outputs_.clear(), gradients_.clear();
+  network_.release_all();
+  return network_.take_loss();
+}
+
+void Pipeline::send(std::vector<float> values, int to) {
+  std::erase_if(sending_, [](const auto& sent) { return sent.second.done() && sent.second.wait().ok(); });
+  runtime::Pending pending = links_.pipeline->start(
+      runtime::Send{.in = runtime::of(std::span<const float>(values)), .to = to}, links_.deadline);
+  sending_.emplace_back(std::move(values), std::move(pending));
+}
+
+std::vector<float> Pipeline::receive(int64_t count, int from) {
+  std::vector<float> values(static_cast<size_t>(count));
+  links_.run(links_.pipeline, runtime::Recv{.out = runtime::of(std::span<float>(values)), .from = from});
+  return values;
+}
+
+void Pipeline::act(const Action& action, std::span<const Sequences> microbatches) {
+  const int stage = schedule_.stage_of(worker_, action.chunk), last = schedule_.stages() - 1;
+  const Network::Key key{action.microbatch, action.chunk};
+  const Sequences& input = microbatches[static_cast<size_t>(action.microbatch)];
+  const Between before{action.microbatch, stage - 1}, here{action.microbatch, stage},
+      after{action.microbatch, stage + 1};
+  const auto take = [](auto& from, const Between& which) {
+    auto node = from.extract(which);
+    CHECK(!node.empty(), "microbatch {} of stage {} has not come", which.microbatch, which.stage);
+    return std::move(node.mapped());
+  };
+  switch (action.kind) {
+    case ActionKind::kForward: {
+      const std::vector<float> in = stage > 0 ? take(outputs_, before) : std::vector<float>();
+      const auto out = network_.forward(key, input, in, Network::Gradient::kWanted);
+      if (stage < last) outputs_[here].assign(out.begin(), out.end());
+      return;
+    }
+    case ActionKind::kBackward: {
+      const std::vector<float> dy = stage < last ? take(gradients_, here) : std::vector<float>();
+      const auto dx = network_.backward(key, dy);
+      if (stage > 0) gradients_[before].assign(dx.begin(), dx.end());
+      if (!schedule_.splits_backward) network_.release(key);
+      return;
+    }
+    case ActionKind::kWeight:
+      network_.weight_gradients(key);
+      network_.release(key);
+      return;
+    case ActionKind::kSendForward:
+      send(take(outputs_, here), action.peer);
+      return;
+    case ActionKind::kReceiveForward:
+      outputs_[before] = receive(network_.stream_values(input), action.peer);
+      return;
+    case ActionKind::kSendBackward:
+      send(take(gradients_, before), action.peer);
+      return;
+    case ActionKind::kReceiveBackward:
+      gradients_[here] = receive(network_.stream_values(input), action.peer);
+      return;
+  }
+}
+
+void Pipeline::finish_sends() {
+  for (auto& [bytes, pending] : sending_) {
+    const Result<void> sent = pending.wait();
+    if (links_.failed.ok()) links_.failed = sent;
+  }
+  sending_.clear();
+}
+
+// The stages one after another, each on its worker.
+double Pipeline::evaluate(const Sequences& input) {
+  if (schedule_.stages() == 1) return network_.evaluate(input);
+  std::vector<float> values;
+  for (int stage = 0; stage < schedule_.stages() && links_.failed.ok(); ++stage) {
+    const int worker = schedule_.worker_of(stage);
+    const int next = stage + 1 < schedule_.stages() ? schedule_.worker_of(stage + 1) : worker;
+    if (worker != worker_) continue;
+    const int from = stage > 0 ? schedule_.worker_of(stage - 1) : worker;
+    if (from != worker) values = receive(network_.stream_values(input), from);
+    const Network::Key key{0, schedule_.chunk_of(stage)};
+    const auto out = network_.forward(key, input, values, Network::Gradient::kNone);
+    values.assign(out.begin(), out.end());
+    network_.release(key);
+    if (next != worker) send(values, next);
+  }
+  finish_sends();
+  return network_.take_loss();
+}
+
+}  // namespace flywheel::train
