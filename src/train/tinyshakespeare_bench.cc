@@ -87,7 +87,7 @@ Result<void> prepare(const std::string& folder, const std::string& text_path, in
   RETURN_IF_ERROR(write_batches(folder, config, sequences));
   const model::Decoder decoder = model::describe(train::decoder_config(config.model, vocabulary));
   ThreadPool pool(2);
-  train::Parameters parameters(decoder, kernels::DType::kF32, pool);
+  train::Parameters parameters(train::whole(decoder), kernels::DType::kF32, pool);
   parameters.initialize(config.seed);
   RETURN_IF_ERROR(
       train::export_model(folder + "/model", decoder, kernels::DType::kF32, parameters.weights()));
