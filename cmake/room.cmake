@@ -130,9 +130,6 @@ function(room name)
     target_include_directories(${module_target} PRIVATE ${include_root})
     target_link_libraries(${module_target} PRIVATE ${ROOM_MODULE_LIBS})
     add_dependencies(${target} ${module_target})
-    string(REPLACE _module _loader loader ${module_name})  # its source knows where modules are built
-    set_property(SOURCE ${dir}/${loader}.cc PROPERTY COMPILE_DEFINITIONS
-                                                     FLYWHEEL_MODULES="${CMAKE_BINARY_DIR}/modules")
   endforeach()
 
   if(tests)

@@ -134,6 +134,8 @@ struct Group {
   uint64_t epoch = 0;              // higher at each re-forming: members of different epochs never meet
   int rank = 0;                    // of this member
   std::vector<std::string> hosts;  // per rank, an address of its host; equal text means shared memory
+  // Secret of the run, which members on other hosts must prove that they have; not used within a host.
+  std::string key;
   int size() const { return static_cast<int>(hosts.size()); }
 };
 
@@ -155,7 +157,7 @@ class [[nodiscard]] Pending {
 class Communicator {
  public:
   // kInvalid: a rank outside the group; kIo: no socket or memory; kUnavailable: no Gloo for a group that
-  // spans hosts.
+  // spans hosts; kDenied: no key for one.
   static Result<std::unique_ptr<Communicator>> open(Group group);
   ~Communicator();  // aborts what is under way
 

@@ -86,9 +86,12 @@ constexpr int kPerSize = 2 + std::size(kGlooNames);  // ours, the memory, Gloo's
 
 void run_rank(int rank, Board& board, const std::string& folder) {
   int round = 0;
-  auto comm =
-      Communicator::open({.name = "bench", .epoch = 1, .rank = rank, .hosts = {"127.0.0.1", "127.0.0.1"}})
-          .value_or_throw();
+  auto comm = Communicator::open({.name = "bench",
+                                  .epoch = 1,
+                                  .rank = rank,
+                                  .hosts = {"127.0.0.1", "127.0.0.1"},
+                                  .key = "of the bench"})
+                  .value_or_throw();
   std::memcpy(board.endpoints[rank], comm->endpoint().data(), comm->endpoint().size());
   board.endpoint_bytes[rank] = static_cast<int>(comm->endpoint().size());
   meet(board, round);

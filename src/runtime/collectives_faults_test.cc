@@ -1,10 +1,14 @@
 // Ranks that come late, give up, leave, stop or are killed, on both transports: the others hear of it in
 // time, and form again without a restart.
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/socket.h>
 
+#include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <sstream>
 #include <thread>
 
@@ -239,8 +243,82 @@ TEST_P(Faults, AStoppedRankIsADeadlineForTheOthers) {
       hosts(3));
 }
 
+// TCP ports at which somebody listens on this address.
+std::vector<int> listening_ports(const std::string& host) {
+  in_addr address{};
+  inet_pton(AF_INET, host.c_str(), &address);
+  std::ifstream table("/proc/self/net/tcp");
+  std::string line;
+  std::vector<int> ports;
+  for (std::getline(table, line); std::getline(table, line);) {
+    unsigned ip = 0, port = 0, state = 0;
+    if (std::sscanf(line.c_str(), " %*d: %x:%x %*x:%*x %x", &ip, &port, &state) == 3 && state == 0x0A &&
+        ip == address.s_addr)
+      ports.push_back(static_cast<int>(port));
+  }
+  return ports;
+}
+
 INSTANTIATE_TEST_SUITE_P(Transports, Faults, ::testing::Values("shm", "gloo"),
                          [](const auto& info) { return std::string(info.param); });
+
+// Same network, another key: nobody gets past the first exchange, and nobody waits.
+TEST(GlooKeys, AMemberWithAnotherKeyIsRefused) {
+  const std::vector<std::string> hosts{"127.0.0.1", "127.0.0.2", "127.0.0.3"};
+  run_processes(3, [&](int rank, TestPeers& peers) {
+    Group group = test_group(rank, 3, 1, hosts);
+    if (rank == 2) group.key = "of another run";
+    auto comm = Communicator::open(group);
+    ASSERT_TRUE(comm.ok()) << comm.error().to_string();
+    const Stopwatch clock;
+    const auto connected = comm.value()->connect(peers.exchange(1, rank, 3, comm.value()->endpoint()),
+                                                 Deadline::after_ms(10'000));
+    ASSERT_FALSE(connected.ok());
+    EXPECT_EQ(connected.error().code, ErrorCode::kAborted);
+    EXPECT_NE(connected.error().message.find("does not have the key of the run"), std::string::npos)
+        << connected.error().message;
+    EXPECT_LT(clock.seconds(), 8.0);
+    EXPECT_EQ(comm.value()->run(Barrier{}, soon()).error().code, ErrorCode::kAborted);
+    peers.counter(0).fetch_add(1);
+    while (peers.counter(0).load() < 3) usleep(1000);  // the others have read what this one says
+  });
+}
+
+TEST(GlooKeys, NoKeyNoGroupOverHosts) {
+  Group group = test_group(0, 2, 1, {"127.0.0.1", "127.0.0.2"});
+  group.key.clear();
+  EXPECT_EQ(Communicator::open(group).error().code, ErrorCode::kDenied);
+}
+
+// Somebody who is no member connects to the ports of one, before the others can, and says nothing.
+TEST(GlooKeys, AStrangerOnTheLineIsNoMember) {
+  const int id = ::getpid();  // addresses of this test's own: the strangers find no other listener there
+  const auto address = [&](int last) {
+    return fmt::format("127.{}.{}.{}", 64 + id / 256 % 128, id % 256, last);
+  };
+  const std::vector<std::string> hosts{address(1), address(2)};
+  run_processes(2, [&](int rank, TestPeers& peers) {
+    auto comm = Communicator::open(test_group(rank, 2, 1, hosts));
+    ASSERT_TRUE(comm.ok()) << comm.error().to_string();
+    std::vector<int> strangers;
+    for (const int port : listening_ports(hosts[static_cast<size_t>(rank)])) {
+      sockaddr_in to{};
+      to.sin_family = AF_INET;
+      to.sin_port = htons(static_cast<uint16_t>(port));
+      inet_pton(AF_INET, hosts[static_cast<size_t>(rank)].c_str(), &to.sin_addr);
+      strangers.push_back(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      EXPECT_EQ(::connect(strangers.back(), reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
+    }
+    EXPECT_FALSE(strangers.empty());
+    const auto connected =
+        comm.value()->connect(peers.exchange(1, rank, 2, comm.value()->endpoint()), Deadline::after_ms(1500));
+    ASSERT_FALSE(connected.ok());
+    EXPECT_TRUE(connected.error().code == ErrorCode::kDeadline ||
+                connected.error().code == ErrorCode::kAborted)
+        << connected.error().to_string();
+    for (const int fd : strangers) ::close(fd);
+  });
+}
 
 // Ranks 0 and 1 are in one network namespace, 2 and 3 in another; tests/collectives/two_hosts.sh makes them.
 TEST(TwoHosts, SumInRankOrderAndFormAgainAfterADeath) {

@@ -31,7 +31,7 @@ inline Deadline soon() {
 // A group on one host; with `hosts`, rank r is on hosts[r].
 inline Group test_group(int rank, int size, uint64_t epoch = 1, std::vector<std::string> hosts = {}) {
   if (hosts.empty()) hosts.assign(static_cast<size_t>(size), "127.0.0.1");
-  return {.name = "test", .epoch = epoch, .rank = rank, .hosts = std::move(hosts)};
+  return {.name = "test", .epoch = epoch, .rank = rank, .hosts = std::move(hosts), .key = "of the test"};
 }
 
 // What the processes of a test share: a board for endpoints, and counters.

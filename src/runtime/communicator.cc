@@ -123,9 +123,7 @@ bool Pending::done() const {
 }
 
 Result<void> Pending::wait() const {
-  std::unique_lock lock(state_->mutex);
-  state_->ended.wait(lock, [&] { return state_->result.has_value(); });
-  return *state_->result;
+  return state_->wait();
 }
 
 struct Communicator::State {

@@ -18,9 +18,7 @@ Result<void> Lane::run(const Work& work) {
       lock.unlock();
       auto pending = std::make_shared<Pending::State>();
       start(work, pending);
-      std::unique_lock wait(pending->mutex);
-      pending->ended.wait(wait, [&] { return pending->result.has_value(); });
-      return *pending->result;
+      return pending->wait();
     }
     running_ = true;
   }

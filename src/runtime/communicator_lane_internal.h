@@ -23,6 +23,11 @@ struct Pending::State {
   std::condition_variable ended;
   std::optional<Result<void>> result;
 
+  Result<void> wait() {
+    std::unique_lock lock(mutex);
+    ended.wait(lock, [&] { return result.has_value(); });
+    return *result;
+  }
   void finish(Result<void> outcome) {
     {
       std::lock_guard lock(mutex);

@@ -18,7 +18,9 @@
 //   }
 //   RETURN_IF_ERROR(controller->close());
 //
-// Ownership: the controller owns its meshes and their processes; Mesh and Future are handles on shared state.
+// Ownership: the controller owns its meshes and their processes (the tree is drawn in supervisor.h); Mesh and
+// Future are handles on shared state. What fails in one mesh touches no other: when a mesh is given up, its
+// workers end, its calls fail, and the others go on.
 // Threads: Future from any thread; Controller and Mesh as said above.
 // Errors: a call that cannot be made gives a Future that is done with the error (kNotFound, kInvalid). kFull:
 // the log cannot be written. kPeerLost: a nondeterministic call whose worker died (it may have run), or a
@@ -38,6 +40,7 @@
 #include "runtime/command_log.h"
 #include "runtime/launcher.h"
 #include "runtime/shape.h"
+#include "runtime/supervisor.h"
 
 namespace flywheel::runtime {
 
@@ -62,6 +65,10 @@ struct ControllerOptions {
   double watermark_cost = 0.02;              // share of the time that freezing may take
   int64_t log_full_wait_ms = 30'000;         // how long to wait for room on a full disk
   int max_recoveries_per_command = 3;        // then the command is what kills the workers
+  // Told of every failure in the tree below this controller, also of those that were mended. From a thread of
+  // the controller's; it must not call back. If this process is itself a child in a tree, its owner is told
+  // too.
+  std::function<void(const Failure&)> on_failure;
 };
 
 struct MeshOptions {
@@ -147,6 +154,11 @@ class Controller {
   bool resumed() const;
   // Calls now are still matched with what the earlier controller logged.
   bool replaying() const;
+  // The program's own child processes, beside its meshes: a sub-controller that evaluates, a data stage. One
+  // that escalates fails the run.
+  Supervisor& children();
+  // What failed so far (the last 1000), with its place in the tree, its cause, and what was done.
+  std::vector<Failure> failures() const;
   // A snapshot of every mesh, on disk, now; returns when it is there.
   Result<void> checkpoint(Deadline deadline);
   // Waits for all calls, writes that the run ended, and ends the workers.

@@ -1,5 +1,5 @@
-// Inside the controller. Reading order: controller.cc (calls), controller_loop.cc (what workers say),
-// recovery.cc (losses, rollback, replay), watermarks.cc.
+// Inside the controller. Reading order: controller.cc (from open to close), calls.cc, controller_loop.cc
+// (what workers say), recovery.cc (losses, rollback, replay), watermarks.cc.
 //
 // Threads. `mutex` guards everything here but what is marked. The loop thread alone starts and ends worker
 // processes (their death signal follows it), reads the sockets and sends on `control`. The `commands` socket
@@ -65,6 +65,7 @@ struct WorkerState {
   std::unique_ptr<WorkerProcess> process;  // the loop thread's
   int64_t pid = 0;
   int control_fd = -1;  // of its control connection, to know it when that closes
+  std::optional<Stopwatch> closed_since;
   bool hello = false, rollback_sent = false, restored = false;
   int64_t silent_ms = 0;  // not heard of for so long (counted only while the loop runs)
   Deadline start_by = Deadline::never();
@@ -142,14 +143,21 @@ struct Core : std::enable_shared_from_this<Core> {
   };
   std::map<std::string, Meeting> meetings;
   std::deque<std::function<void()>> posted;  // for the loop thread, run under `mutex`
+  std::unique_ptr<Supervisor> children;
+  std::deque<Failure> failures;     // of the tree below
+  std::vector<Failure> unreported;  // the loop tells of them once it let go of `mutex`
 
   ~Core();
   // controller.cc
   Result<void> take_run();
   void shutdown();
   Result<void> start();
-  void poke() const;
-  void post(std::function<void()> task);
+  void take_up(MeshState& mesh, const LoggedMesh& before);
+  std::string path() const;  // in the tree
+  std::string path(const MeshState& mesh) const;
+  std::string path(const MeshState& mesh, int rank) const;
+  void note(Failure failure);
+  // calls.cc
   std::shared_ptr<CallState> issue(MeshState& mesh, const std::vector<int>& ranks,
                                    const std::string& operation, const std::string& args,
                                    const CallOptions& call);
@@ -178,7 +186,12 @@ struct Core : std::enable_shared_from_this<Core> {
   }
 
   // controller_loop.cc, loop thread; `mutex` is held in the on_ functions
+  void poke() const;
+  void post(std::function<void()> task);
   void loop();
+  void on_child_failure(const Failure& failure);
+  void fail_run(const Error& error);
+  void on_failure(const FailureMessage& message);
   void on_log_durable(uint64_t position);
   void on_log_failed(const Error& error);
   void on_result(std::string_view message);
@@ -190,6 +203,7 @@ struct Core : std::enable_shared_from_this<Core> {
   // True while a mesh is restoring, which is looked at more often.
   bool turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick);
   void show_finished();
+  void tell_failures();
   WorkerState* find_worker(const WorkerId& id, MeshState** mesh);
 
   // dispatch.cc, `mutex` held

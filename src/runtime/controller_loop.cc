@@ -9,6 +9,11 @@
 #include "runtime/controller_internal.h"
 
 namespace flywheel::runtime {
+namespace {
+
+constexpr double kExitSeconds = 0.02;
+
+}  // namespace
 
 void Core::poke() const {
   const uint64_t one = 1;
@@ -53,6 +58,7 @@ void Core::loop() {
     zmq::poll(items, std::chrono::milliseconds(busy ? 5 : 50));
     busy = turn(items, busy, since_tick);
     show_finished();
+    tell_failures();
     if (stop) {
       std::scoped_lock lock(mutex);
       for (auto& mesh : meshes) {
@@ -74,6 +80,18 @@ void Core::show_finished() {
   }
 }
 
+void Core::tell_failures() {
+  std::vector<Failure> news;
+  {
+    std::scoped_lock lock(mutex);
+    news.swap(unreported);
+  }
+  for (const Failure& failure : news) {
+    if (options.on_failure) options.on_failure(failure);
+    report_to_owner(failure);
+  }
+}
+
 bool Core::turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick) {
   std::scoped_lock lock(mutex);
   zmq::message_t identity, message;
@@ -89,7 +107,7 @@ bool Core::turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch&
       for (auto& worker : mesh.workers) {
         if (worker.hello && worker.control_fd == fd) {
           worker.control_fd = -1;
-          recover(mesh, {worker.id.rank}, "its connection closed");
+          worker.closed_since.emplace();
         }
       }
     }
@@ -118,23 +136,33 @@ void Core::tick(int64_t elapsed_ms) {
   // A pause of this process (or of the whole machine) is not the workers' silence.
   const int64_t counted_ms = std::min<int64_t>(elapsed_ms, options.heartbeat_ms);
   for (auto& mesh : meshes) {
-    if (mesh.phase == MeshState::Phase::kFailed) continue;
+    if (mesh.phase == MeshState::Phase::kFailed) {  // its subtree ends with it
+      for (auto& worker : mesh.workers) {
+        if (worker.process != nullptr) worker.process.reset(), processes_changed = true;
+        worker.pid = 0;
+      }
+      continue;
+    }
     std::set<int> lost;
     std::string why;
     for (auto& worker : mesh.workers) {
       const auto lose = [&](const std::string& reason) {
         lost.insert(worker.id.rank);
+        note({path(mesh, worker.id.rank), reason, OnFailure::kRestart});
         why += fmt::format("{}rank {}: {}", why.empty() ? "" : ", ", worker.id.rank, reason);
       };
       worker.silent_ms += counted_ms;
       if (worker.process != nullptr) {
         if (const auto status = worker.process->ended()) {
-          lose(status->signal != 0 ? fmt::format("killed by signal {}", status->signal)
-                                   : fmt::format("exited with {}", status->exit_code));
+          lose(how_it_ended(*status));
           continue;
         }
       }
-      if (worker.hello && worker.silent_ms > options.heartbeat_timeout_ms) {
+      // A process that ended closes its connection a moment before it can say how it ended.
+      const double patience = worker.process != nullptr ? kExitSeconds : 0;
+      if (worker.closed_since && worker.closed_since->seconds() >= patience) {
+        lose("its connection closed");
+      } else if (worker.hello && worker.silent_ms > options.heartbeat_timeout_ms) {
         lose(fmt::format("not heard of for {} ms", worker.silent_ms));
       } else if (!worker.restored && worker.start_by.expired()) {
         lose(fmt::format("not ready after {} ms", options.start_timeout_ms));
@@ -150,7 +178,9 @@ void Core::tick(int64_t elapsed_ms) {
         call.error = make_error(ErrorCode::kDeadline, "command {} ({}) took longer than its {} ms",
                                 call.command.sequence, call.command.operation, call.command.deadline_ms);
         for (size_t i = 0; i < call.ranks.size(); ++i) {
-          if (!call.have[i]) lost.insert(call.ranks[i]);
+          if (call.have[i]) continue;
+          lost.insert(call.ranks[i]);
+          note({path(mesh, call.ranks[i]), call.error->message, OnFailure::kRestart});
         }
         why = call.error->message;
       }
@@ -184,6 +214,10 @@ void Core::on_log_durable(uint64_t position) {
 
 void Core::on_log_failed(const Error& error) {
   std::scoped_lock lock(mutex);
+  fail_run(error);
+}
+
+void Core::fail_run(const Error& error) {
   LOG_ERROR("{}", error.message);
   failed = error;
   for (auto& mesh : meshes) fail_mesh(mesh, error);
@@ -193,6 +227,31 @@ void Core::on_log_failed(const Error& error) {
   }
   await_durable.clear();
   changed.notify_all();
+}
+
+// Of the program's own children, or of something below them.
+void Core::on_child_failure(const Failure& failure) {
+  std::scoped_lock lock(mutex);
+  note(failure);
+  const bool own = failure.who.find('/', path().size() + 1) == std::string::npos;
+  if (own && failure.answer == OnFailure::kEscalate)
+    fail_run(make_error(ErrorCode::kPeerLost, "{}", failure.to_string()));
+}
+
+// Of a worker's children. One that escalates takes its worker with it, which is then replaced like any other.
+void Core::on_failure(const FailureMessage& message) {
+  MeshState* mesh = nullptr;
+  WorkerState* worker = find_worker(message.from, &mesh);
+  const std::string above = worker == nullptr ? "" : path(*mesh, message.from.rank) + "/";
+  if (worker == nullptr || !message.failure.who.starts_with(above)) return;
+  note(message.failure);
+  const bool own = message.failure.who.find('/', above.size()) == std::string::npos;
+  if (own && message.failure.answer == OnFailure::kEscalate) {
+    const std::string cause =
+        fmt::format("its child {}: {}", message.failure.who.substr(above.size()), message.failure.cause);
+    note({path(*mesh, message.from.rank), cause, OnFailure::kRestart});
+    recover(*mesh, {message.from.rank}, fmt::format("rank {}: {}", message.from.rank, cause));
+  }
 }
 
 void Core::on_result(std::string_view message) {
@@ -268,6 +327,9 @@ void Core::on_control(const std::string& identity, zmq::message_t& message) {
     case MessageType::kMeet:
       if (auto meet = decode<MeetMessage>(body); meet.ok()) on_meet(identity, std::move(meet).value());
       break;
+    case MessageType::kFailure:
+      if (const auto failure = decode<FailureMessage>(body); failure.ok()) on_failure(*failure);
+      break;
     default:
       LOG_WARN("a message of type {} on the control channel", static_cast<int>(message.to_string_view()[0]));
   }
@@ -286,8 +348,9 @@ void Core::on_hello(const std::string& identity, const HelloMessage& hello, int 
   worker->control_fd = fd;
   worker->pid = hello.pid;
   worker->peer_endpoint = hello.peer_endpoint;
-  (void)control.send_to(identity,
-                        pack(MessageType::kWelcome, WelcomeMessage{options.run, mesh->name, mesh->shape}));
+  (void)control.send_to(
+      identity, pack(MessageType::kWelcome,
+                     WelcomeMessage{options.run, mesh->name, mesh->shape, path(*mesh, hello.from.rank)}));
   advance(*mesh);
 }
 

@@ -200,6 +200,7 @@ void Core::fail_mesh(MeshState& mesh, Error error) {
   LOG_ERROR("mesh {}: {}", mesh.name, error.to_string());
   mesh.phase = MeshState::Phase::kFailed;
   mesh.failed = error;
+  note({path(mesh), error.to_string(), OnFailure::kGiveUp});
   for (const auto& call : mesh.tail) {
     if (call->complete) continue;
     call->error = error;  // not logged: the run can be taken up again

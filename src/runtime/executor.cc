@@ -220,8 +220,13 @@ Result<void> Call::put_state(const std::string& name, std::unique_ptr<State> sta
   return {};
 }
 
-Result<Communicator*> Call::communicator(const std::string& axis) {
-  return executor_->groups_.get(axis, deadline_.sooner(Deadline::after_ms(60'000)));
+Result<Communicator*> Call::communicator(const std::string& axes) {
+  return executor_->groups_.get(axes, deadline_.sooner(Deadline::after_ms(60'000)));
+}
+
+Supervisor& Call::children() {
+  CHECK(executor_->children_ != nullptr, "an executor that was given no supervisor");
+  return *executor_->children_;
 }
 
 }  // namespace flywheel::runtime

@@ -37,7 +37,7 @@ struct Frozen {
 class Executor {
  public:
   explicit Executor(Groups& groups) : groups_(groups) {}
-  void place(Place place) { place_ = std::move(place); }
+  void place(Place place, Supervisor* children) { place_ = std::move(place), children_ = children; }
 
   // Nothing: dropped, by the rules above.
   std::optional<Outcome> execute(const Command& command, uint64_t epoch);
@@ -63,6 +63,7 @@ class Executor {
   Result<void> restore_piece(std::string_view bytes, std::map<std::string, std::unique_ptr<State>>& next);
   Groups& groups_;
   Place place_;
+  Supervisor* children_ = nullptr;
   std::map<std::string, std::unique_ptr<State>> states_;
   std::unordered_map<uint64_t, std::shared_ptr<const std::string>> objects_;
   std::map<std::string, const Operation*, std::less<>> known_;  // looked up once

@@ -1,9 +1,8 @@
 #include <dlfcn.h>
 
-#include <filesystem>
-
 #include "runtime/gloo_loader_internal.h"
 #include "runtime/host_transport.h"
+#include "runtime/modules_internal.h"
 
 namespace flywheel::runtime {
 namespace {
@@ -19,13 +18,8 @@ constexpr int kFlags = RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
 #endif
 
 Result<const FlywheelGlooTable*> load() {
-  std::error_code ignored;
-  const auto program = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
   std::string failures;
-  // Beside an installed program, or where the build put it.
-  for (const auto& folder : {program, program / "../lib/flywheel", std::filesystem::path(FLYWHEEL_MODULES)}) {
-    const std::string path = folder / kModule;
-    if (!std::filesystem::exists(path, ignored)) continue;
+  for (const std::string& path : find_modules(kModule)) {
     void* module = dlopen(path.c_str(), kFlags);
     if (module == nullptr) {
       failures += fmt::format("; {}", dlerror());

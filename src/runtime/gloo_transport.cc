@@ -6,7 +6,12 @@
 //
 // Messages meet by their slot, made from the operation's signature and its number: ranks that disagree about
 // the operation wait for messages that nobody sends, until their deadline.
+#include <openssl/crypto.h>
+#include <openssl/hmac.h>
+#include <openssl/rand.h>
+
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 
@@ -22,6 +27,7 @@ namespace {
 constexpr int64_t kChunkBytes = 4 << 20;    // of a message at a time: bounds the scratch memory
 constexpr int64_t kSmallBytes = 16 * 1024;  // below: everybody sends everything, which saves a round
 constexpr int64_t kLineBytes = 64;
+constexpr int kNonceBytes = 32;
 constexpr uint64_t kPointToPoint = uint64_t{1} << 62;
 
 struct Range {
@@ -104,7 +110,7 @@ class GlooTransport final : public Transport {
       return explained(make_error(ErrorCode::kDeadline, "not all ranks came within the time given"));
     }
     if (outcome != kGlooDone) return explained(make_error(ErrorCode::kAborted, "{}", error.text));
-    return collective(Barrier{}, deadline);  // every pair of ranks has met
+    return explained(authenticate(deadline));
   }
 
   void abort(const std::string& why) override {
@@ -142,6 +148,53 @@ class GlooTransport final : public Transport {
     return mix(signature(op), number) | kPointToPoint;
   }
   uint64_t next_slot() { return mix(signature_, next_++); }
+
+  // Challenge and response between every two ranks: each sends a random number and answers the other's with a
+  // code that only who has the key can make. The code names the group, its epoch and both ranks, so that it
+  // is good for nothing else.
+  Result<void> authenticate(Deadline deadline) {
+    std::string own(kNonceBytes, 0);
+    CHECK(RAND_bytes(reinterpret_cast<unsigned char*>(own.data()), kNonceBytes) == 1, "no random numbers");
+    const auto n = static_cast<size_t>(size_);
+    std::vector<std::string> theirs(n, std::string(kNonceBytes, 0)), proofs(n), answers(n);
+    Exchange challenge(gloo_, member_, next_slot()), response(gloo_, member_, next_slot());
+    for_peers([&](int peer) {
+      challenge.recv(peer, theirs[static_cast<size_t>(peer)].data(), kNonceBytes);
+      challenge.send(peer, own.data(), kNonceBytes);
+    });
+    RETURN_IF_ERROR(complete(challenge, deadline));
+    for_peers([&](int peer) {
+      const auto p = static_cast<size_t>(peer);
+      proofs[p] = proof(rank_, peer, own, theirs[p]);
+      answers[p].resize(proofs[p].size());
+      response.recv(peer, answers[p].data(), std::ssize(answers[p]));
+      response.send(peer, proofs[p].data(), std::ssize(proofs[p]));
+    });
+    RETURN_IF_ERROR(complete(response, deadline));
+    for (int peer = 0; peer < size_; ++peer) {
+      const auto p = static_cast<size_t>(peer);
+      if (peer == rank_) continue;
+      if (const std::string wanted = proof(peer, rank_, theirs[p], own);
+          CRYPTO_memcmp(wanted.data(), answers[p].data(), wanted.size()) != 0) {
+        return make_error(ErrorCode::kAborted, "who came as rank {} does not have the key of the run", peer);
+      }
+    }
+    return {};
+  }
+
+  // HMAC-SHA-256 by the group's key.
+  std::string proof(int from, int to, const std::string& nonce_from, const std::string& nonce_to) const {
+    const std::string text = fmt::format("flywheel collectives 1\n{}\n{}\n{}\n{}\n{}\n", group_.name,
+                                         group_.epoch, size_, from, to) +
+                             nonce_from + nonce_to;
+    std::array<unsigned char, EVP_MAX_MD_SIZE> code{};
+    unsigned length = 0;
+    CHECK(HMAC(EVP_sha256(), group_.key.data(), static_cast<int>(group_.key.size()),
+               reinterpret_cast<const unsigned char*>(text.data()), text.size(), code.data(),
+               &length) != nullptr,
+          "HMAC");
+    return {reinterpret_cast<const char*>(code.data()), length};
+  }
 
   static Result<void> complete(Exchange& exchange, Deadline deadline) {
     RETURN_IF_ERROR(exchange.begin());
@@ -307,6 +360,9 @@ class GlooTransport final : public Transport {
 }  // namespace
 
 Result<std::unique_ptr<Transport>> open_gloo_transport(const Group& group) {
+  if (group.key.empty()) {
+    return make_error(ErrorCode::kDenied, "{}: a group over several hosts needs a key", describe(group));
+  }
   ASSIGN_OR_RETURN(const FlywheelGlooTable* gloo, load_gloo());
   FlywheelGlooText error;
   const std::string& host = group.hosts[static_cast<size_t>(group.rank)];

@@ -13,22 +13,25 @@ void Groups::reset(Place place, std::vector<std::string> hosts, uint64_t epoch) 
   epoch_ = epoch;
 }
 
-Result<Communicator*> Groups::get(const std::string& axis, Deadline deadline) {
+Result<Communicator*> Groups::get(const std::string& axes, Deadline deadline) {
   Group group;
+  std::string product;
   Communicator* raw = nullptr;
   {
     std::scoped_lock lock(mutex_);
     if (fenced_ > epoch_) return make_error(ErrorCode::kAborted, "epoch {} is over", epoch_);
-    if (const auto found = open_.find(axis); found != open_.end()) return found->second.get();
-    ASSIGN_OR_RETURN(const std::vector<int> ranks, place_.shape.group(place_.rank, axis));
-    group.name =
-        fmt::format("{}/{}/{}[{}]", place_.run, place_.mesh, axis.empty() ? "all" : axis, ranks.front());
+    ASSIGN_OR_RETURN(product, place_.shape.product(axes));
+    if (const auto found = open_.find(product); found != open_.end()) return found->second.get();
+    ASSIGN_OR_RETURN(const std::vector<int> ranks, place_.shape.group(place_.rank, product));
+    group.name = fmt::format("{}/{}/{}[{}]", place_.run, place_.mesh, product.empty() ? "all" : product,
+                             ranks.front());
     group.epoch = epoch_;
+    group.key = key_;
     group.rank = static_cast<int>(std::find(ranks.begin(), ranks.end(), place_.rank) - ranks.begin());
     for (const int rank : ranks) group.hosts.push_back(hosts_.at(static_cast<size_t>(rank)));
     ASSIGN_OR_RETURN(auto opened, Communicator::open(group));
     raw = opened.get();
-    open_[axis] = std::move(opened);
+    open_[product] = std::move(opened);
   }
   // Not under the lock: fence() must get through while the others are waited for.
   auto endpoints = rendezvous_.exchange(fmt::format("{}/e{}", group.name, group.epoch), group.rank,
@@ -37,7 +40,7 @@ Result<Communicator*> Groups::get(const std::string& axis, Deadline deadline) {
       endpoints.ok() ? raw->connect(*endpoints, deadline) : Result<void>(endpoints.error());
   if (connected.ok()) return raw;
   std::scoped_lock lock(mutex_);
-  open_.erase(axis);
+  open_.erase(product);
   return connected.error();
 }
 

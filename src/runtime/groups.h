@@ -1,5 +1,8 @@
-// The communicators of one worker: a group per axis of its mesh, formed at first use in an epoch and given up
-// together when the epoch ends.
+// The communicators of one worker: a group per axis of its mesh, or product of axes, formed at first use in
+// an epoch and given up together when the epoch ends.
+//
+// All members must form their groups in the same order: forming one waits for its other members.
+// `key` is the run's secret, by which members on other hosts know each other (collectives.h).
 //
 // Threads: get() on the executor's; fence() from any, at any time: what blocks in a group then returns
 // kAborted. Pointers from get() are good until the next reset().
@@ -19,15 +22,16 @@ namespace flywheel::runtime {
 
 class Groups {
  public:
-  explicit Groups(Rendezvous& rendezvous) : rendezvous_(rendezvous) {}
+  Groups(Rendezvous& rendezvous, std::string key) : rendezvous_(rendezvous), key_(std::move(key)) {}
   // A new epoch begins: the ranks are at these hosts (equal text: they share memory).
   void reset(Place place, std::vector<std::string> hosts, uint64_t epoch);
-  Result<Communicator*> get(const std::string& axis, Deadline deadline);
+  Result<Communicator*> get(const std::string& axes, Deadline deadline);
   // Nothing older than `epoch` counts any more.
   void fence(uint64_t epoch);
 
  private:
   Rendezvous& rendezvous_;
+  const std::string key_;
   std::mutex mutex_;
   Place place_;
   std::vector<std::string> hosts_;

@@ -1,3 +1,4 @@
+#include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -5,6 +6,7 @@
 
 #include "base/file.h"
 #include "runtime/launcher.h"
+#include "runtime/modules_internal.h"
 
 namespace flywheel::runtime {
 namespace {
@@ -20,6 +22,10 @@ class LocalProcess : public WorkerProcess {
   }
   std::string describe() const override { return fmt::format("pid {}", process_.pid()); }
   std::optional<ExitStatus> ended() override {
+    if (pollfd exit{exit_fd_, POLLIN, 0}; exit_fd_ >= 0 && ::poll(&exit, 1, 0) != 1) return std::nullopt;
+    // What it started outside of the tree goes with it; before it is reaped, so that the number is its own.
+    if (exit_fd_ >= 0 && !ended_) ::kill(-process_.pid(), SIGKILL);
+    ended_ = true;
     if (process_.running()) return std::nullopt;
     const auto status = process_.wait(Deadline::after_ms(0));
     return status.ok() ? std::optional(*status) : std::nullopt;
@@ -27,24 +33,21 @@ class LocalProcess : public WorkerProcess {
   int exit_fd() const override { return exit_fd_; }
   // The whole group: what the worker itself started goes with it. Works on a stopped process too.
   void kill() override {
-    if (process_.running()) ::kill(-process_.pid(), SIGKILL);
+    if (!ended().has_value()) ::kill(-process_.pid(), SIGKILL);
     process_.signal(SIGKILL);
   }
 
  private:
   Process process_;
   int exit_fd_ = -1;
+  bool ended_ = false;
 };
 
 class LocalLauncher : public Launcher {
  public:
   explicit LocalLauncher(LocalLauncherOptions options) : options_(std::move(options)) {
     // A prefix (nsenter, ssh) would resolve /proc/self/exe to itself.
-    if (options_.command[0] == "/proc/self/exe") {
-      std::string self(4096, '\0');
-      const ssize_t n = ::readlink("/proc/self/exe", self.data(), self.size());
-      if (n > 0) options_.command[0] = self.substr(0, static_cast<size_t>(n));
-    }
+    if (options_.command[0] == "/proc/self/exe") options_.command[0] = this_program();
   }
 
   Result<std::unique_ptr<WorkerProcess>> start(const WorkerSpec& spec) override {

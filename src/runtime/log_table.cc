@@ -2,12 +2,18 @@
 
 #include <algorithm>
 #include <array>
+#include <ctime>
 #include <map>
+#include <set>
 
+#include "base/json.h"
+#include "base/progress.h"
 #include "runtime/history.h"
 
 namespace flywheel::runtime {
 namespace {
+
+constexpr const char* kNoResult = "no result";
 
 // "0-3,6": runs of ranks.
 std::string ranks_text(const std::vector<int>& ranks) {
@@ -22,20 +28,40 @@ std::string ranks_text(const std::vector<int>& ranks) {
   return text;
 }
 
-// Text as it is, other bytes as dots; long ones by their size.
+constexpr size_t kPreview = 56;  // of arguments and results
+
+// Numbers of a JSON object as people write them, its other parts as far as they are short: "loss 5.998, lr
+// 0.002".
+std::string fields_text(const Json& object) {
+  std::string text;
+  for (const auto& [key, value] : object.items()) {
+    const std::string shown = value.is_number_float() ? fmt::format("{:.4g}", value.get<double>())
+                              : value.is_string()     ? value.get<std::string>()
+                                                      : value.dump();
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", key, shown);
+  }
+  return text;
+}
+
+// JSON as fields, text as it is, other bytes as dots; long ones are cut, with their size.
 std::string preview(const std::string& bytes) {
   if (bytes.empty()) return "";
-  std::string text;
-  for (const char c : bytes.substr(0, 40)) text += c >= ' ' && c < 127 ? c : '.';
-  if (bytes.size() > 40) text += fmt::format("... ({} bytes)", bytes.size());
-  return text;
+  std::string text = bytes;
+  if (bytes.starts_with('{')) {
+    if (const auto json = parse_json(bytes); json.ok()) text = fields_text(*json);
+  }
+  const bool cut = text.size() > kPreview;
+  text = text.substr(0, kPreview);
+  for (char& c : text)
+    if (c < ' ' || c >= 127) c = c == '\n' ? ' ' : '.';
+  return cut ? fmt::format("{}... ({})", text, human_bytes(static_cast<double>(bytes.size()))) : text;
 }
 
 std::string outcome_text(const Outcome& outcome) {
   if (outcome.failed) return fmt::format("failed ({}): {}", error_code_name(outcome.code), outcome.value);
   if (outcome.size_bytes == 0) return "ok";
   std::string text = fmt::format("{:08x}", outcome.digest >> 32);
-  if (outcome.has_value) text += " \"" + preview(outcome.value) + "\"";
+  if (outcome.has_value) text += " " + preview(outcome.value);
   return text;
 }
 
@@ -59,6 +85,44 @@ std::string arguments_text(const Command& command) {
   return text;
 }
 
+// " at 2026-11-21 06:30:44 UTC"; nothing for a log without the time.
+std::string date_text(int64_t unix_ms) {
+  if (unix_ms <= 0) return "";
+  const auto seconds = static_cast<std::time_t>(unix_ms / 1000);
+  std::tm date{};
+  ::gmtime_r(&seconds, &date);
+  return fmt::format(" at {:04}-{:02}-{:02} {:02}:{:02}:{:02} UTC", date.tm_year + 1900, date.tm_mon + 1,
+                     date.tm_mday, date.tm_hour, date.tm_min, date.tm_sec);
+}
+
+// What a person asks first: how far it is, whether it was hurt, whether it ended.
+std::string summary(const std::vector<LogLine>& lines) {
+  size_t commands = 0, open = 0, failed = 0, epochs = 0, meshes = 0, watermarks = 0, lives = 0;
+  bool ended = false;
+  for (const auto& line : lines) {
+    commands += line.kind == RecordType::kCommand;
+    open += line.kind == RecordType::kCommand && line.result == kNoResult;
+    failed += line.result.starts_with("failed");
+    epochs += line.kind == RecordType::kEpoch;
+    meshes += line.kind == RecordType::kMesh;
+    watermarks += line.kind == RecordType::kWatermark;
+    lives += line.kind == RecordType::kRun;
+    ended = line.kind == RecordType::kClose;
+  }
+  const auto some = [](size_t n, const char* what) {
+    return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s");
+  };
+  std::string text = some(commands, "command");
+  if (open > 0) text += fmt::format(" ({} without a result)", open);
+  if (failed > 0) text += fmt::format(", {} failed", failed);
+  text += ", " + some(watermarks, "watermark");
+  if (lives > 1) text += ", taken up again " + some(lives - 1, "time");
+  // Each start of each mesh opens an epoch; what is more are recoveries.
+  const size_t recoveries = epochs - std::min(epochs, meshes * lives);
+  text += fmt::format(", {} recover{}", recoveries, recoveries == 1 ? "y" : "ies");
+  return text + (ended ? "; the program ended" : "; not ended");
+}
+
 }  // namespace
 
 Result<std::vector<LogLine>> log_lines(const LogContent& content) {
@@ -69,11 +133,12 @@ Result<std::vector<LogLine>> log_lines(const LogContent& content) {
   for (const LogRecord& record : content.records) {
     LogLine line;
     line.offset = record.offset;
+    line.kind = record.type;
     switch (record.type) {
       case RecordType::kRun: {
         const auto run = decode<RunRecord>(record.bytes).value();
-        line.what = fmt::format("run {}, seed {}: {}", run.run, run.seed,
-                                lines.empty() ? "begins" : "taken up again");
+        line.what = fmt::format("run {}, seed {}: {}{}", run.run, run.seed,
+                                lines.empty() ? "begins" : "taken up again", date_text(run.unix_ms));
         break;
       }
       case RecordType::kMesh: {
@@ -99,7 +164,7 @@ Result<std::vector<LogLine>> log_lines(const LogContent& content) {
         line.what = command.operation;
         line.slice = command.ranks.empty() ? "all" : ranks_text(command.ranks);
         line.arguments = arguments_text(command);
-        line.result = "no result";
+        line.result = kNoResult;
         line_of[command.sequence] = lines.size();
         break;
       }
@@ -110,14 +175,16 @@ Result<std::vector<LogLine>> log_lines(const LogContent& content) {
       }
       case RecordType::kValue: {
         const auto value = decode<ValueRecord>(record.bytes).value();
-        line.what = fmt::format("value of #{} fetched ({} bytes)", value.sequence, value.value.size());
+        line.what = fmt::format("value of #{} fetched ({})", value.sequence,
+                                human_bytes(static_cast<double>(value.value.size())));
         break;
       }
       case RecordType::kWatermark: {
         const auto watermark = decode<WatermarkRecord>(record.bytes).value();
         line.mesh = meshes[watermark.mesh];
-        line.what = fmt::format("watermark {} in memory{} ({} bytes)", watermark.watermark,
-                                watermark.durable ? " and on disk" : "", watermark.bytes);
+        line.what = fmt::format("watermark {} in memory{} ({})", watermark.watermark,
+                                watermark.durable ? " and on disk" : "",
+                                human_bytes(static_cast<double>(watermark.bytes)));
         break;
       }
       case RecordType::kClose:
@@ -132,19 +199,27 @@ Result<std::vector<LogLine>> log_lines(const LogContent& content) {
 std::string log_table(const std::vector<LogLine>& lines) {
   using Row = std::array<std::string, 7>;
   std::vector<Row> rows{{"#", "epoch", "mesh", "operation", "ranks", "arguments", "result"}};
-  std::array<size_t, 7> width{};
+  std::set<std::string> meshes;
   for (const auto& line : lines) {
+    if (!line.mesh.empty()) meshes.insert(line.mesh);
     if (line.sequence == 0) continue;
     rows.push_back({std::to_string(line.sequence), std::to_string(line.epoch), line.mesh, line.what,
                     line.slice, line.arguments, line.result});
   }
+  // Columns that say the same in every row are left out.
+  std::array<size_t, 7> width{};
+  const bool sliced = std::any_of(lines.begin(), lines.end(), [](const auto& line) {
+    return !line.slice.empty() && line.slice != "all";
+  });
+  const std::array<bool, 7> shown = {true, true, meshes.size() > 1, true, sliced, true, true};
   for (const auto& row : rows) {
     for (size_t i = 0; i + 1 < row.size(); ++i) width[i] = std::max(width[i], row[i].size());
   }
   const auto print = [&](const Row& row) {
     std::string text = fmt::format("{:>{}}  {:>{}}  ", row[0], width[0], row[1], width[1]);
-    for (size_t i = 2; i < row.size(); ++i)
-      text += i + 1 < row.size() ? fmt::format("{:<{}}  ", row[i], width[i]) : row[i];
+    for (size_t i = 2; i < row.size(); ++i) {
+      if (shown[i]) text += i + 1 < row.size() ? fmt::format("{:<{}}  ", row[i], width[i]) : row[i];
+    }
     while (text.ends_with(' ')) text.pop_back();
     return text + "\n";
   };
@@ -158,7 +233,7 @@ std::string log_table(const std::vector<LogLine>& lines) {
                            line.what);
     }
   }
-  return table;
+  return table + summary(lines) + "\n";
 }
 
 }  // namespace flywheel::runtime

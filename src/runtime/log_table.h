@@ -1,18 +1,23 @@
 // A command log as a table that a person can follow (`flywheel log show`).
 //
-//      #  epoch  what
-//      -      1  mesh train (data=2): started, from watermark 0
-//     17      1  train.step on 0-1, cursor 16, stateful -> 8f3a.. 8f3a.. (12 bytes each)
+//       #  epoch  operation   arguments  result
+//          -- run tiny-7, seed 1: begins at 2026-11-21 06:30:44 UTC
+//          -- train: epoch 1: started; from watermark 0
+//      17      1  train.step  cursor 15  ca83b3a6 gradient_norm 0.65, loss 5.998, lr 0.002, tokens 4096
+//          -- train: epoch 2: rank 1: killed by signal 9; from watermark 11
+//     245 commands, 3 watermarks, 1 recovery; the program ended
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "runtime/command_log.h"
+#include "runtime/log_records.h"
 
 namespace flywheel::runtime {
 
 struct LogLine {
+  RecordType kind = RecordType::kRun;
   uint64_t offset = 0;    // of the record's frame in the file
   uint64_t sequence = 0;  // of the command; 0 for other records
   uint64_t epoch = 0;
@@ -21,7 +26,8 @@ struct LogLine {
 
 // One line per record; a command's result stands in its own line. kCorrupt as read_history.
 Result<std::vector<LogLine>> log_lines(const LogContent& content);
-// With a head, columns aligned.
+// With a head, columns aligned, and a last line that sums up. A result is its digest and what is known of it;
+// ranks that differ are told apart by |.
 std::string log_table(const std::vector<LogLine>& lines);
 
 }  // namespace flywheel::runtime

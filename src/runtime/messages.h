@@ -3,7 +3,7 @@
 // Three channels join a worker to its controller (transport.h):
 //   commands  controller -> worker, in order: execute, watermark, roll back, fetch, release, exit
 //   results   worker -> controller: completions, fetched values, frozen, kept, restored
-//   control   both ways, never behind a running operation: hello, heartbeats, fences, meetings
+//   control   both ways, never behind a running operation: hello, heartbeats, fences, meetings, failures
 // and workers fetch snapshots from each other over a fourth, `peer`.
 //
 // A message is one byte of type and an encoded struct (wire.h). Everything that belongs to an epoch names it;
@@ -17,11 +17,12 @@
 
 #include "base/result.h"
 #include "runtime/operation.h"
+#include "runtime/supervisor.h"
 #include "runtime/wire.h"
 
 namespace flywheel::runtime {
 
-constexpr uint32_t kProtocolVersion = 1;
+constexpr uint32_t kProtocolVersion = 2;
 
 // --- controller -> worker, commands ----------------------------------------------------------------
 
@@ -188,9 +189,18 @@ struct HelloMessage {
 struct WelcomeMessage {
   std::string run, mesh;
   Shape shape;
+  std::string path;  // of this worker in the tree (supervisor.h)
   template <typename V>
   void fields(V& v) {
-    v(run), v(mesh), v(shape);
+    v(run), v(mesh), v(shape), v(path);
+  }
+};
+struct FailureMessage {  // of a child of a worker
+  WorkerId from;
+  Failure failure;
+  template <typename V>
+  void fields(V& v) {
+    v(from), v(failure);
   }
 };
 struct HeartbeatMessage {
@@ -282,6 +292,7 @@ enum class MessageType : uint8_t {
   kGetPiece,
   kPiece,
   kPieceKept,
+  kFailure,
 };
 
 template <typename T>

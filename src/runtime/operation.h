@@ -41,6 +41,7 @@ namespace flywheel::runtime {
 
 class Communicator;
 class Executor;
+class Supervisor;
 
 enum class Kind : uint8_t { kPure, kStateful, kNondeterministic };
 const char* kind_name(Kind kind);
@@ -99,8 +100,12 @@ class Call {
   // Replaces one of that name.
   Result<void> put_state(const std::string& name, std::unique_ptr<State> state);
 
-  // The group along `axis` that this rank is in ("" for the whole mesh). Made at its first use in an epoch.
-  Result<Communicator*> communicator(const std::string& axis);
+  // The group along `axes` that this rank is in: "tensor", a product like "data,tensor", "" for the whole
+  // mesh. Made at its first use in an epoch; all members make theirs in the same order.
+  Result<Communicator*> communicator(const std::string& axes);
+  // The child processes of this worker (supervisor.h). They are no part of a snapshot: a rollback ends them,
+  // and who needs one asks for it again.
+  Supervisor& children();
 
  private:
   friend class Executor;

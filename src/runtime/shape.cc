@@ -1,5 +1,6 @@
 #include "runtime/shape.h"
 
+#include <algorithm>
 #include <set>
 
 namespace flywheel::runtime {
@@ -9,6 +10,10 @@ Result<void> Shape::check() const {
   int64_t total = 1;
   for (const auto& axis : axes_) {
     if (axis.name.empty()) return make_error(ErrorCode::kInvalid, "an axis of the mesh has no name");
+    if (axis.name.find(',') != std::string::npos) {
+      return make_error(ErrorCode::kInvalid, "axis {}: a comma joins axes, it cannot be in a name",
+                        axis.name);
+    }
     if (axis.size < 1) {
       return make_error(ErrorCode::kInvalid, "axis {} has size {}; it must be 1 or more", axis.name,
                         axis.size);
@@ -50,12 +55,41 @@ Result<int> Shape::coordinate(int rank, const std::string& axis) const {
   return rank / stride(i) % axes_[i].size;
 }
 
-Result<std::vector<int>> Shape::group(int rank, const std::string& axis) const {
-  if (axis.empty()) return slice({});
-  ASSIGN_OR_RETURN(const size_t i, find(axis));
-  const int first = rank - rank / stride(i) % axes_[i].size * stride(i);
-  std::vector<int> ranks;
-  for (int c = 0; c < axes_[i].size; ++c) ranks.push_back(first + c * stride(i));
+Result<std::vector<size_t>> Shape::find_all(const std::string& axes) const {
+  std::vector<size_t> found;
+  for (size_t begin = 0; begin <= axes.size();) {
+    const size_t end = std::min(axes.find(',', begin), axes.size());
+    ASSIGN_OR_RETURN(const size_t i, find(axes.substr(begin, end - begin)));
+    found.push_back(i);
+    begin = end + 1;
+  }
+  std::sort(found.begin(), found.end());
+  if (std::adjacent_find(found.begin(), found.end()) != found.end())
+    return make_error(ErrorCode::kInvalid, "{} names an axis twice", axes);
+  return found;
+}
+
+Result<std::string> Shape::product(const std::string& axes) const {
+  if (axes.empty()) return std::string();
+  ASSIGN_OR_RETURN(const std::vector<size_t> found, find_all(axes));
+  std::string name;
+  for (const size_t i : found) name += (name.empty() ? "" : ",") + axes_[i].name;
+  return name;
+}
+
+Result<std::vector<int>> Shape::group(int rank, const std::string& axes) const {
+  if (axes.empty()) return slice({});
+  ASSIGN_OR_RETURN(const std::vector<size_t> found, find_all(axes));
+  int first = rank;
+  for (const size_t i : found) first -= rank / stride(i) % axes_[i].size * stride(i);
+  std::vector<int> ranks{first};
+  for (const size_t i : found) {  // the last axis varies fastest
+    std::vector<int> wider;
+    for (const int from : ranks) {
+      for (int c = 0; c < axes_[i].size; ++c) wider.push_back(from + c * stride(i));
+    }
+    ranks = std::move(wider);
+  }
   return ranks;
 }
 

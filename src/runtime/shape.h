@@ -4,9 +4,11 @@
 //   shape.size();                              // 8
 //   shape.coordinate(6, "data");               // 1
 //   shape.group(6, "tensor");                  // {4, 5, 6, 7}: the ranks that differ from 6 in tensor alone
+//   shape.group(6, "tensor,data");             // all eight: the product of two axes
 //   shape.slice({{"data", 1}});                // {4, 5, 6, 7}
 //
-// Plain values. Errors: kInvalid for an axis that is not there, a size below 1, a coordinate out of range.
+// Plain values. Errors: kInvalid for an axis that is not there, a size below 1, a coordinate out of range, an
+// axis twice in a product.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +40,11 @@ class Shape {
   const std::vector<Axis>& axes() const { return axes_; }
   Result<int> axis_size(const std::string& axis) const;
   Result<int> coordinate(int rank, const std::string& axis) const;
-  // Ranks that agree with `rank` on every other axis, in order; "" is the whole mesh.
-  Result<std::vector<int>> group(int rank, const std::string& axis) const;
+  // Ranks that agree with `rank` on every axis that is not named, in order. Several axes are a product, in
+  // any order: "data,tensor"; "" is the whole mesh.
+  Result<std::vector<int>> group(int rank, const std::string& axes) const;
+  // The one name of a product: axes in the mesh's order ("tensor,data" is "data,tensor").
+  Result<std::string> product(const std::string& axes) const;
   // Ranks with these coordinates, in order; axes that are not named are taken whole.
   Result<std::vector<int>> slice(const std::map<std::string, int>& at) const;
   std::string to_string() const;  // "data=2 tensor=4"
@@ -51,6 +56,7 @@ class Shape {
 
  private:
   Result<size_t> find(const std::string& axis) const;
+  Result<std::vector<size_t>> find_all(const std::string& axes) const;
   int stride(size_t axis) const;
   std::vector<Axis> axes_;
 };

@@ -3,8 +3,11 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <sstream>
 #include <thread>
 
+#include "base/env.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "runtime/collectives.h"
 #include "runtime/operation.h"
@@ -44,6 +47,18 @@ class Weights : public State {
 };
 REGISTER_STATE("test.weights", Weights);
 
+// FLYWHEEL_TEST_HARM="1 17 /a/file": rank 1 kills itself in command 17, unless the file is there.
+void harm_self(const Call& call) {
+  std::istringstream harm(env::get("FLYWHEEL_TEST_HARM"));
+  int rank = 0;
+  uint64_t sequence = 0;
+  std::string file;
+  if (!(harm >> rank >> sequence >> file) || rank != call.place().rank || sequence != call.sequence()) return;
+  if (path_exists(file)) return;
+  write_file(file, "").value();
+  ::raise(SIGKILL);
+}
+
 REGISTER_OPERATION("test.echo", Kind::kPure,
                    [](Call& call) -> Result<std::string> { return std::string(call.args()); });
 REGISTER_OPERATION("test.nothing", Kind::kPure, [](Call&) -> Result<std::string> { return std::string(); });
@@ -75,6 +90,7 @@ REGISTER_OPERATION("test.step", Kind::kStateful, [](Call& call) -> Result<std::s
   counter->value = counter->value * 6364136223846793005u + call.generator().next_u64() +
                    static_cast<uint64_t>(call.cursor());
   for (auto& value : weights->values) value = value * 2862933555777941757u + call.generator_key();
+  harm_self(call);  // half way through
   if (call.args().starts_with("sleep ")) {
     const int ms = std::stoi(std::string(call.args().substr(6)));
     for (const Deadline until = Deadline::after_ms(ms); !until.expired();) {
@@ -111,6 +127,9 @@ REGISTER_OPERATION("test.liar", Kind::kStateful, [](Call&) -> Result<std::string
 }  // namespace
 
 int program_main(const std::string& folder, int steps);  // recovery_test.cc
+int case_main(const std::string& folder);                // recovery_cases_test.cc
+int owner_main(const std::string& folder);               // supervisor_test.cc
+int subcontroller_main(const std::string& folder);       // supervisor_test.cc
 
 }  // namespace flywheel::runtime
 
@@ -120,6 +139,10 @@ int main(int argc, char** argv) {
   if (argc == 4 && std::string_view(argv[1]) == "program") {
     return flywheel::runtime::program_main(argv[2], std::stoi(argv[3]));
   }
+  if (argc == 3 && std::string_view(argv[1]) == "case") return flywheel::runtime::case_main(argv[2]);
+  if (argc == 3 && std::string_view(argv[1]) == "owner") return flywheel::runtime::owner_main(argv[2]);
+  if (argc == 3 && std::string_view(argv[1]) == "subcontroller")
+    return flywheel::runtime::subcontroller_main(argv[2]);
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
 }

@@ -1,6 +1,8 @@
 // Kills and stops processes of small runs at random moments: workers and the controller, SIGKILL and SIGSTOP.
 //
-//   kill_test --count 200 [--seed S]     until so many have been hurt; the seed is printed
+//   kill_test [--count 200] [--jobs 4] [--seed S]     until so many have been hurt; the seed is printed
+//
+// Some runs go on at the same time (--jobs): most of a run is waiting.
 //
 // Every run must end with the SHA-256 of the undisturbed one. A recovery is timed from the signal to the next
 // result that the program sees (for the controller: to the first new result of its successor), and must take
@@ -72,9 +74,30 @@ struct Attack {
   double recovery_seconds = 0;
 };
 
+// What all jobs have done so far.
+struct Tally {
+  explicit Tally(int count) : count(count) {}
+  const int count;
+  std::mutex mutex;
+  std::vector<Attack> attacks;
+  int runs = 0;
+  bool failed = false;
+  bool done() {
+    std::scoped_lock lock(mutex);
+    return failed || static_cast<int>(attacks.size()) >= count;
+  }
+  void add(const Attack& attack) {
+    std::scoped_lock lock(mutex);
+    attacks.push_back(attack);
+    std::printf("%4zu  %-18s recovered in %.2f s\n", attacks.size(), attack.what.c_str(),
+                attack.recovery_seconds);
+    std::fflush(stdout);
+  }
+};
+
 class Attacker {
  public:
-  Attacker(uint64_t seed, int count) : rng_(seed), count_(count) {}
+  Attacker(uint64_t seed, uint64_t job, Tally& tally) : rng_(seed, job), tally_(tally) {}
 
   // One run, hurt again and again until it ends. The hash, or what went wrong.
   Result<std::string> attack_run(const std::string& folder) {
@@ -84,7 +107,7 @@ class Attacker {
       while (!calm.expired() && !ended(controller)) pause();
       if (path_exists(folder + "/hash") || limit.expired()) break;
       if (ended(controller)) return make_error(ErrorCode::kAborted, "the program gave up (exit {})", status_);
-      if (done() || !path_exists(folder + "/step")) continue;
+      if (tally_.done() || !path_exists(folder + "/step")) continue;
       const auto pids = numbers_in(folder + "/pids");
       const uint64_t kind =
           rng_.below(5);  // 0-1: kill a worker, 2: stop one, 3: both workers, 4: the controller
@@ -114,17 +137,12 @@ class Attacker {
         pause();
       }
       attack.recovery_seconds = static_cast<double>(now_ms() - since) / 1000;
-      attacks.push_back(attack);
-      std::printf("%4zu  %-18s recovered in %.2f s\n", attacks.size(), attack.what.c_str(),
-                  attack.recovery_seconds);
-      std::fflush(stdout);
+      tally_.add(attack);
     }
     for (const Deadline limit = Deadline::after_ms(30'000); !ended(controller) && !limit.expired();) pause();
     if (!ended(controller)) ::kill(controller, SIGKILL);
     return read_file(folder + "/hash");
   }
-  bool done() const { return static_cast<int>(attacks.size()) >= count_; }
-  std::vector<Attack> attacks;
 
  private:
   static void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(2)); }
@@ -142,42 +160,51 @@ class Attacker {
     return ended_;
   }
   Philox rng_;
-  int count_ = 0, status_ = 0;
+  Tally& tally_;
+  int status_ = 0;
   bool ended_ = false;
 };
 
-int harness(int count, uint64_t seed) {
-  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
-  std::string expected;
-  {
-    const TempFolder folder;
-    Attacker nobody(seed, 0);
-    auto hash = nobody.attack_run(folder.path());
-    if (!hash.ok()) {
-      std::printf("the undisturbed run failed: %s\n", hash.error().to_string().c_str());
-      return 1;
-    }
-    expected = *hash;
-  }
-  std::printf("undisturbed: %s\n", expected.c_str());
-  Attacker attacker(seed, count);
-  int runs = 0;
-  while (!attacker.done()) {
+// One run after the other until enough have been hurt.
+void job(uint64_t seed, uint64_t number, const std::string& expected, Tally& tally) {
+  Attacker attacker(seed, number, tally);
+  while (!tally.done()) {
     const TempFolder folder;
     const auto hash = attacker.attack_run(folder.path());
-    ++runs;
-    if (!hash.ok() || *hash != expected) {
-      std::printf("run %d: %s instead\n", runs, hash.ok() ? hash->c_str() : hash.error().to_string().c_str());
-      return 1;
-    }
+    std::scoped_lock lock(tally.mutex);
+    ++tally.runs;
+    if (hash.ok() && *hash == expected) continue;
+    std::printf("job %d: %s instead\n", static_cast<int>(number),
+                hash.ok() ? hash->c_str() : hash.error().to_string().c_str());
+    tally.failed = true;
   }
+}
+
+int harness(int count, int jobs, uint64_t seed) {
+  std::printf("seed %llu, %d jobs\n", static_cast<unsigned long long>(seed), jobs);
+  const Stopwatch clock;
+  Tally nobody(0);
+  const TempFolder folder;
+  const auto expected = Attacker(seed, 0, nobody).attack_run(folder.path());
+  if (!expected.ok()) {
+    std::printf("the undisturbed run failed: %s\n", expected.error().to_string().c_str());
+    return 1;
+  }
+  std::printf("undisturbed: %s\n", expected->c_str());
+  Tally tally(count);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < jobs; ++i)
+    threads.emplace_back([&, i] { job(seed, static_cast<uint64_t>(i + 1), *expected, tally); });
+  for (auto& thread : threads) thread.join();
+  if (tally.failed) return 1;
   std::vector<double> seconds;
-  for (const auto& attack : attacker.attacks) seconds.push_back(attack.recovery_seconds);
+  for (const auto& attack : tally.attacks) seconds.push_back(attack.recovery_seconds);
   std::sort(seconds.begin(), seconds.end());
   std::printf(
-      "%zu attacks in %d runs, every run ended with the same SHA-256; recovery: median %.2f s, slowest %.2f "
-      "s\n",
-      seconds.size(), runs, seconds[seconds.size() / 2], seconds.back());
+      "%zu attacks in %d runs and %.0f s, every run ended with the same SHA-256; recovery: median %.2f s, "
+      "slowest "
+      "%.2f s\n",
+      seconds.size(), tally.runs, clock.seconds(), seconds[seconds.size() / 2], seconds.back());
   if (seconds.back() < kLimitSeconds) return 0;
   std::printf("a recovery took longer than %.0f s\n", kLimitSeconds);
   return 1;
@@ -193,11 +220,12 @@ int main(int argc, char** argv) {
   if (!args.empty() && args[0] == "worker") return worker_main();
   init_logging();
   if (args.size() == 2 && args[0] == "program") return program(args[1]);
-  int count = 20;
+  int count = 200, jobs = 4;
   uint64_t seed = std::random_device{}();
   for (size_t i = 0; i + 1 < args.size(); i += 2) {
     if (args[i] == "--count") count = std::stoi(args[i + 1]);
+    if (args[i] == "--jobs") jobs = std::max(1, std::stoi(args[i + 1]));
     if (args[i] == "--seed") seed = std::stoull(args[i + 1]);
   }
-  return harness(count, seed);
+  return harness(count, jobs, seed);
 }
