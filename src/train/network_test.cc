@@ -71,7 +71,8 @@ TEST(Network, GradientIsTheSlopeOfTheLoss) {
       return m.network.evaluate(input);
     };
     const double difference = (loss_at(1) - loss_at(-1)) / (2 * static_cast<double>(h));
-    EXPECT_NEAR(difference / slope, 1, 0.02) << "slope " << slope;
+    // Along a random direction the slope has the size of the gradient, and now and then is nearly zero.
+    EXPECT_NEAR(difference, slope, 0.01 * std::sqrt(m.parameters.squared_gradients()));
   }
 }
 
