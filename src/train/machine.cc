@@ -1,0 +1,112 @@
+#include "train/machine.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "base/cpu.h"
+#include "base/file.h"
+#include "kernels/peak.h"
+
+namespace flywheel::train {
+namespace {
+
+// NVIDIA's data sheets of the SXM boards: NVLink 900 GB/s counts both directions; one 400 Gb/s adapter each.
+std::vector<MachineSpec> known_machines() {
+  MachineSpec h100{.name = "h100",
+                   .f32_tflops = 67,
+                   .bf16_tflops = 989.4,
+                   .fp8_tflops = 1978.9,
+                   .memory_gb = 80,
+                   .memory_gb_s = 3350,
+                   .host_gb_s = 450,
+                   .network_gb_s = 50};
+  MachineSpec h200 = h100;
+  h200.name = "h200", h200.memory_gb = 141, h200.memory_gb_s = 4800;
+  return {h100, h200};
+}
+
+// A number in a file of one line "12345", or of lines "Name: 12345 kB"; -1 where it is not there.
+double number_in(const std::string& path, const std::string& name) {
+  const auto text = read_file(path);
+  if (!text.ok()) return -1;
+  const size_t found = name.empty() ? 0 : text->find(name);
+  if (found == std::string::npos) return -1;
+  const char* begin = text->c_str() + found + name.size();
+  char* end = nullptr;
+  const double value = std::strtod(begin, &end);
+  return end == begin ? -1 : value;
+}
+
+// What a control group may still take; nothing where it has no limit.
+void limit_by_group(double& available, const std::string& limit_file, const std::string& use_file) {
+  const double limit = number_in(limit_file, ""), use = number_in(use_file, "");
+  if (limit > 0 && use >= 0) available = std::min(available, std::max(0.0, limit - use));
+}
+
+}  // namespace
+
+std::vector<std::string> machine_names() {
+  std::vector<std::string> names;
+  for (const MachineSpec& machine : known_machines()) names.push_back(machine.name);
+  return names;
+}
+
+Result<MachineSpec> named_machine(const std::string& name) {
+  std::string known;
+  for (const MachineSpec& machine : known_machines()) {
+    if (machine.name == name) return machine;
+    known += (known.empty() ? "" : ", ") + machine.name;
+  }
+  return make_error(ErrorCode::kNotFound, "no machine is called {}; known are {}, `this`, or a YAML file",
+                    name, known);
+}
+
+MachineSpec load_machine(const std::string& path) {
+  const auto machine = load_config<MachineSpec>(path);
+  const auto require = [&](bool holds, const char* what) {
+    if (!holds) throw UserError(path, what);
+  };
+  require(machine.f32_tflops > 0 && machine.bf16_tflops > 0, "f32_tflops and bf16_tflops must be set");
+  require(machine.memory_gb > machine.reserved_gb && machine.reserved_gb >= 0,
+          "memory_gb must be set, and more than reserved_gb");
+  require(machine.memory_gb_s > 0, "memory_gb_s must be set");
+  require(machine.devices_per_host >= 1, "devices_per_host must be at least 1");
+  require(machine.host_gb_s > 0 || machine.devices_per_host == 1, "host_gb_s must be set");
+  require(machine.network_gb_s > 0, "network_gb_s must be set");
+  require(machine.host_latency_us >= 0 && machine.network_latency_us >= 0, "latencies must not be negative");
+  const auto share = [](double x) { return x > 0 && x <= 1; };
+  require(share(machine.matrix_efficiency) && share(machine.attention_efficiency) &&
+              share(machine.memory_efficiency) && machine.overlap >= 0 && machine.overlap <= 1,
+          "efficiencies and overlap are shares between 0 and 1");
+  return machine;
+}
+
+double available_memory_bytes() {
+  double available = number_in("/proc/meminfo", "MemAvailable:") * 1024;
+  if (available < 0) available = 0;
+  limit_by_group(available, "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
+  limit_by_group(available, "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                 "/sys/fs/cgroup/memory/memory.usage_in_bytes");
+  return available;
+}
+
+MachineSpec measure_machine(int64_t workers, ThreadPool& pool) {
+  const auto share = static_cast<double>(std::max<int64_t>(1, workers));
+  const double read = kernels::peak_read_bytes_per_second(pool) / 1e9;
+  MachineSpec m{.name = cpu_model(),
+                .kind = DeviceKind::kCpu,
+                .f32_tflops = kernels::peak_flops(kernels::DType::kF32, pool) / 1e12 / share,
+                .bf16_tflops = kernels::peak_flops(kernels::DType::kBF16, pool) / 1e12 / share,
+                .memory_gb = available_memory_bytes() / 1e9 / share,
+                .reserved_gb = 0,
+                .memory_gb_s = read / share,
+                .devices_per_host = std::max<int64_t>(1, workers)};
+  m.fp8_tflops = m.f32_tflops;  // emulated
+  // Collectives go through shared memory: every byte is written, read and written again, by all at once.
+  m.host_gb_s = read / 3 / share;
+  m.network_gb_s = 1.25;  // 10 Gb/s: nothing is measured between hosts
+  m.matrix_efficiency = 0.6, m.attention_efficiency = 0.4, m.memory_efficiency = 0.7, m.overlap = 0;
+  return m;
+}
+
+}  // namespace flywheel::train

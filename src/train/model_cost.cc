@@ -1,0 +1,225 @@
+#include "train/model_cost.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/check.h"
+#include "base/result.h"
+
+namespace flywheel::train {
+namespace {
+
+using model::Decoder;
+using model::Op;
+using model::Step;
+
+size_t at(int index) {
+  return static_cast<size_t>(index);
+}
+
+// Positions that a token of a sequence sees on average.
+double mean_positions(int64_t length, int64_t window) {
+  const auto T = static_cast<double>(length), w = static_cast<double>(window);
+  if (window <= 0 || window >= length) return (T + 1) / 2;
+  return (w * (w + 1) / 2 + (T - w) * w) / T;
+}
+
+class Counter {
+ public:
+  Counter(const Decoder& decoder, int64_t length) : decoder_(decoder), length_(length) {
+    made_by_.assign(decoder.values.size(), nullptr);
+    for (const Step& step : decoder.steps) made_by_[at(step.out)] = &step;
+  }
+
+  BlockCost block(size_t begin, size_t end) {
+    BlockCost b;
+    b.layer = decoder_.steps[begin].layer;
+    kept_.clear();
+    for (size_t i = begin; i < end; ++i) add(b, decoder_.steps[i]);
+    for (const int value : kept_) {
+      const Step* made = made_by_[at(value)];
+      const double w = width(value);
+      if (streams_.contains(value)) {
+        b.kept.stream += w;
+      } else if (made->op == Op::kRmsNorm || made->op == Op::kSwiglu) {
+        b.kept.recomputable += w;
+      } else {
+        b.kept.other += w;
+      }
+    }
+    b.input_width = decoder_.steps[begin].in.empty() ? 0 : width(decoder_.steps[begin].in[0]);
+    b.scratch_width = scratch(begin, end);
+    return b;
+  }
+
+ private:
+  double width(int value) const { return static_cast<double>(decoder_.values[at(value)].width); }
+  int64_t count(int weight) const {
+    int64_t n = 1;
+    for (const int64_t dim : decoder_.weights[at(weight)].shape) n *= dim;
+    return n;
+  }
+
+  // A weight belongs to the block that uses it first.
+  void own(BlockCost& b, int weight) {
+    if (weight < 0 || !owned_.insert(weight).second) return;
+    const bool matrix = decoder_.weights[at(weight)].kind == model::WeightKind::kMatrix;
+    (matrix ? b.matrix_parameters : b.other_parameters) += count(weight);
+  }
+
+  void add(BlockCost& b, const Step& step) {
+    own(b, step.weight), own(b, step.bias);
+    double touched = width(step.out);
+    for (const int in : step.in) touched += width(in);
+    switch (step.op) {
+      case Op::kLinear:
+        b.linear_flop += 2.0 * static_cast<double>(count(step.weight));
+        b.multiplied_parameters += count(step.weight);
+        kept_.insert(step.in[0]);
+        break;
+      case Op::kLogits:  // its forward makes the gradient of its input, and keeps that
+        b.linear_flop += 2.0 * static_cast<double>(count(step.weight));
+        b.multiplied_parameters += count(step.weight);
+        b.kept.other += width(step.in[0]);
+        break;
+      case Op::kAttention:
+        b.attention_flop += 4.0 * width(step.out) * mean_positions(length_, step.window);
+        kept_.insert(step.in.begin(), step.in.end());
+        kept_.insert(step.out);
+        b.kept.f32 += static_cast<double>(decoder_.config.num_heads);
+        break;
+      case Op::kRmsNorm:
+        streams_.insert(step.in[0]);
+        kept_.insert(step.in[0]);
+        b.elementwise_width += touched;
+        break;
+      case Op::kHeadNorm:
+      case Op::kSwiglu:
+        kept_.insert(step.in.begin(), step.in.end());
+        b.elementwise_width += touched;
+        break;
+      case Op::kEmbed:
+      case Op::kRope:
+      case Op::kAdd:
+        b.elementwise_width += touched;
+        break;
+    }
+  }
+
+  // Forward: values stay until the block ends, also those that no gradient needs. Backward: the gradients
+  // around swiglu, where three of the widest values and the stream's gradient live at once.
+  double scratch(size_t begin, size_t end) const {
+    double forward = 0, backward = 0;
+    for (size_t i = begin; i < end; ++i) {
+      const Step& step = decoder_.steps[i];
+      if (!kept_.contains(step.out) && step.op != Op::kLogits) forward += width(step.out);
+      if (step.op == Op::kSwiglu) backward = 2 * width(step.out) + width(decoder_.steps[end - 1].out);
+    }
+    return std::max(forward, backward);
+  }
+
+  const Decoder& decoder_;
+  int64_t length_;
+  std::vector<const Step*> made_by_;
+  std::set<int> kept_, streams_, owned_;
+};
+
+// The linears that lead into and out of swiglu, and swiglu's values: what experts replace.
+void put_experts(const Decoder& decoder, const Experts& experts, ModelCost& cost) {
+  if (experts.per_token < 1 || experts.per_token > experts.count || experts.shared < 0) {
+    throw UserError("experts", fmt::format("{} of {} experts for a token, {} shared", experts.per_token,
+                                           experts.count, experts.shared));
+  }
+  const auto times = static_cast<double>(experts.per_token + experts.shared);
+  for (const Step& swiglu : decoder.steps) {
+    if (swiglu.op != Op::kSwiglu) continue;
+    int64_t parameters = 0;
+    double kept = 0, intermediate = static_cast<double>(decoder.values[at(swiglu.out)].width);
+    for (const Step& step : decoder.steps) {
+      const bool of_mlp =
+          step.op == Op::kLinear &&
+          (std::ranges::find(swiglu.in, step.out) != swiglu.in.end() || step.in[0] == swiglu.out);
+      if (!of_mlp) continue;
+      const auto& shape = decoder.weights[at(step.weight)].shape;
+      parameters += shape[0] * shape[1];
+    }
+    kept = 2 * intermediate;
+    BlockCost& b = cost.blocks[static_cast<size_t>(swiglu.layer + 1)];
+    const int64_t router = cost.hidden * experts.count;
+    b.matrix_parameters += parameters * (experts.count + experts.shared - 1) + router;
+    b.expert_parameters = parameters * experts.count;
+    b.multiplied_parameters += parameters * (experts.count + experts.shared - 1) + router;
+    b.linear_flop += 2.0 * static_cast<double>(parameters) * (times - 1) + 2.0 * static_cast<double>(router);
+    b.kept.other += kept * (times - 1) + 2.0 * static_cast<double>(cost.hidden * experts.per_token);
+    b.kept.recomputable += intermediate * (times - 1);
+    b.kept.f32 += static_cast<double>(experts.count);
+    b.elementwise_width += 3 * intermediate * (times - 1) + 4.0 * static_cast<double>(cost.hidden) * times;
+    b.scratch_width *= times;
+    ++cost.expert_layers;
+  }
+  cost.experts = experts;
+}
+
+}  // namespace
+
+KeptWidths& KeptWidths::operator+=(const KeptWidths& more) {
+  stream += more.stream, other += more.other, recomputable += more.recomputable, f32 += more.f32;
+  return *this;
+}
+
+int64_t ModelCost::parameters() const {
+  int64_t total = 0;
+  for (const BlockCost& b : blocks) total += b.parameters();
+  return total;
+}
+
+int64_t ModelCost::active_parameters() const {
+  int64_t total = 0;
+  for (const BlockCost& b : blocks) {
+    total += b.parameters() - b.expert_parameters;
+    if (b.expert_parameters > 0) total += b.expert_parameters / experts.count * experts.per_token;
+  }
+  return total;
+}
+
+double ModelCost::flop_per_token() const {
+  double flop = 0;
+  for (const BlockCost& b : blocks) flop += 3 * (b.linear_flop + b.attention_flop);
+  return flop;
+}
+
+ModelCost model_cost(const Decoder& decoder, int64_t length, const Experts& experts) {
+  CHECK(length > 0 && !decoder.steps.empty(), "the cost of {} steps at length {}", decoder.steps.size(),
+        length);
+  const model::DecoderConfig& c = decoder.config;
+  ModelCost cost{.hidden = c.hidden_size,
+                 .vocab = c.vocab_size,
+                 .heads = c.num_heads,
+                 .kv_heads = c.num_kv_heads,
+                 .kv_width = c.kv_width(),
+                 .max_positions = c.max_positions,
+                 .head_dim = c.head_dim,
+                 .length = length,
+                 .tied = c.tied_embeddings,
+                 .experts = {},
+                 .expert_layers = 0,
+                 .blocks = {},
+                 .largest_matrix_width = 0};
+  Counter counter(decoder, length);
+  for (size_t begin = 0, end = 0; begin < decoder.steps.size(); begin = end) {
+    while (end < decoder.steps.size() && decoder.steps[end].layer == decoder.steps[begin].layer) ++end;
+    BlockCost b = counter.block(begin, end);
+    b.name = begin == 0 ? "embedding" : b.layer < 0 ? "head" : fmt::format("layer {}", b.layer);
+    cost.blocks.push_back(std::move(b));
+  }
+  if (c.tied_embeddings) cost.blocks.front().tied_parameters = c.vocab_size * c.hidden_size;
+  for (const Step& step : decoder.steps) {
+    if (step.op != Op::kLinear) continue;
+    const auto& shape = decoder.weights[at(step.weight)].shape;
+    cost.largest_matrix_width = std::max({cost.largest_matrix_width, shape[0], shape[1]});
+  }
+  if (experts.count > 0) put_experts(decoder, experts, cost);
+  return cost;
+}
+
+}  // namespace flywheel::train

@@ -1,0 +1,76 @@
+// What a decoder costs, read off its steps (model/decoder.h): operations, parameters, and the values that a
+// backward pass needs, block by block. The planner and the balance of pipeline stages count with these.
+//
+// A block is what is never cut: the embedding, each layer, and the head (last norm and output matrix). Widths
+// are values of one token: times bytes a value, times tokens, they are memory or traffic.
+//
+// Pure functions, any thread. Errors: UserError for experts that do not fit the model.
+//
+//   ModelCost cost = model_cost(model::describe(config), 4096);
+//   double flop = cost.flop_per_token();           // forward and backward
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/decoder.h"
+
+namespace flywheel::train {
+
+// Values of one token that the forward pass leaves for the backward pass.
+struct KeptWidths {
+  double stream = 0;        // of the residual stream: inputs of norms
+  double other = 0;         // inputs of products, q, k, v and output of attention
+  double recomputable = 0;  // outputs of norms and swiglu: cheap to make again from what else is kept
+  double f32 = 0;           // always f32: sums of attention
+  KeptWidths& operator+=(const KeptWidths& more);
+  bool operator==(const KeptWidths&) const = default;
+};
+
+struct BlockCost {
+  std::string name;  // "embedding", "layer 3", "head"
+  int layer = -1;
+  // One token's forward pass. A backward takes twice the products, once for the input's gradient and once
+  // for the weight's.
+  double linear_flop = 0;
+  double attention_flop = 0;
+  double elementwise_width = 0;  // values read and written by steps without a product
+  int64_t matrix_parameters = 0, other_parameters = 0;
+  int64_t expert_parameters = 0;      // of them: on the expert axis
+  int64_t multiplied_parameters = 0;  // of the matrices that products read, a tied one with the head
+  KeptWidths kept;
+  double input_width = 0;       // all that full recomputation keeps
+  double scratch_width = 0;     // the most that is alive beside what is kept while the block runs
+  int64_t tied_parameters = 0;  // of the embedding, where the head is tied to it: shared by both
+  int64_t parameters() const { return matrix_parameters + other_parameters; }
+};
+
+// A mixture of experts in place of each layer's MLP: `count` of them, of which each token goes to
+// `per_token`.
+struct Experts {
+  int64_t count = 0, per_token = 0;
+  int64_t shared = 0;  // experts that every token goes through
+};
+
+struct ModelCost {
+  int64_t hidden = 0, vocab = 0, heads = 0, kv_heads = 0, kv_width = 0, max_positions = 0, head_dim = 0;
+  int64_t length = 0;
+  bool tied = false;
+  Experts experts;
+  int64_t expert_layers = 0;
+  std::vector<BlockCost> blocks;     // embedding, layers, head
+  int64_t largest_matrix_width = 0;  // rows or columns of the largest product's matrix, without the head
+
+  int64_t num_layers() const { return static_cast<int64_t>(blocks.size()) - 2; }
+  int64_t parameters() const;
+  // Parameters that one token goes through.
+  int64_t active_parameters() const;
+  // Forward and backward of one token, without recomputation.
+  double flop_per_token() const;
+};
+
+// For sequences of `length`.
+ModelCost model_cost(const model::Decoder& decoder, int64_t length, const Experts& experts = {});
+
+}  // namespace flywheel::train

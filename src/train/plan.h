@@ -1,0 +1,144 @@
+// Foretells a training job before a byte is allocated: memory, traffic and time of any mesh, and the best
+// meshes for a world of workers.
+//
+//   axis      splits                                        talks
+//   tensor    matrices, and the stream along the sequence   all-gather and reduce-scatter in every layer
+//   context   the sequence                                  keys and values around a ring in every layer
+//   expert    experts of a mixture; dense parts see it as   all-to-all in every layer with experts
+//             more data replicas
+//   data      the batch, and with ZeRO the state            gradients (and parameters) once a step or more
+//   pipeline  layers                                        activations from stage to stage
+// Ranks are placed in this order, tensor innermost, so that the axes that talk most stay within a host.
+//
+// Bytes a parameter on GPUs in bf16, with K bytes of optimizer (12 for AdamW with f32 masters) over N
+// replicas: 4+K, ZeRO 1: 4+K/N, 2: 2+(2+K)/N, 3: (4+K)/N (Rajbhandari et al. 2020). On CPUs the house's
+// trainer keeps f32 weights and packed copies beside them (train/parameters.h). docs/planning.md says what is
+// counted and how.
+//
+// Threads: a Planner belongs to one. Errors: can_run() gives the reason as kInvalid; UserError for a job
+// that makes no sense.
+//
+//   Planner planner({.model = model_cost(decoder, 4096), .sequences = 1024}, named_machine("h200").value());
+//   Prediction p = planner.predict({.data = 8, .tensor = 2});
+//   Plan plan = planner.best(1024);
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "train/machine.h"
+#include "train/model_cost.h"
+#include "train/pipeline_schedule.h"
+
+namespace flywheel::train {
+
+enum class ComputeType { kF32, kBF16, kF16, kFP8 };
+enum class Recompute {
+  kNone,
+  kSelective,  // outputs of norms and swiglu are made again
+  kFull,       // only what goes from layer to layer is kept
+};
+
+struct Job {
+  ModelCost model;
+  int64_t sequences = 0;  // of the global batch, model.length tokens each
+  ComputeType compute = ComputeType::kBF16;
+  std::string optimizer = "adamw";  // sgd, lion, muon, adafactor, adamw, adamw8bit
+};
+
+struct PlanMesh {
+  int64_t data = 1, expert = 1, context = 1, pipeline = 1, tensor = 1;
+  int zero = 0;                                                  // ZeRO's stage, over data
+  ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;  // where pipeline > 1
+  int chunks = 1;                                                // of the schedule
+  int64_t micro_sequences = 0;  // computed at once; 0: a replica's whole share
+  Recompute recompute = Recompute::kNone;
+  int64_t world() const { return data * expert * context * pipeline * tensor; }
+  std::string axes() const;  // "data=8 tensor=2", axes of one left out; "1 worker"
+  std::string text() const;  // with ZeRO, schedule, micro-batch and recomputation
+  bool operator==(const PlanMesh&) const = default;
+};
+
+struct MemoryByKind {
+  double parameters = 0, gradients = 0, optimizer = 0, activations = 0, buffers = 0;  // bytes
+  double total() const { return parameters + gradients + optimizer + activations + buffers; }
+};
+
+struct AxisTraffic {
+  std::string axis;
+  int64_t size = 1;
+  double bytes = 0;            // sent by a worker in a step
+  double seconds = 0;          // that takes
+  double exposed_seconds = 0;  // of them: nothing else goes on
+  bool crosses_hosts = false;
+};
+
+struct Prediction {
+  PlanMesh mesh;
+  MemoryByKind memory;  // of the fullest worker
+  int fullest_stage = 0;
+  bool fits = false;
+  double usable_bytes = 0;
+  std::vector<AxisTraffic> traffic;  // of axes larger than 1
+  double flop = 0;                   // of a step, all workers, without recomputation
+  double compute_seconds = 0;        // of the busiest worker's products and elementwise work
+  double optimizer_seconds = 0;
+  double bubble = 0;  // idle share of the pipeline's time
+  double step_seconds = 0;
+  double tokens_per_second = 0;
+  double peak_share = 0;        // of what all devices could multiply (MFU)
+  std::vector<int> stage_cuts;  // block numbers where stages begin, and the number of blocks
+  std::vector<std::string> reasons;
+};
+
+struct Plan {
+  std::vector<Prediction> best;         // fastest first, each with other axes than the ones before
+  std::string refusal;                  // why there is none
+  std::vector<std::string> would_help;  // what to change, each tried out
+  int64_t considered = 0;
+};
+
+class Planner {
+ public:
+  // UserError for a job or machine that makes no sense.
+  Planner(Job job, MachineSpec machine);
+  ~Planner();
+  Planner(Planner&&) noexcept;
+
+  Result<void> can_run(const PlanMesh& mesh) const;
+  // CHECKs can_run(). Plays the pipeline schedule.
+  Prediction predict(const PlanMesh& mesh);
+  // The `count` best meshes of exactly `world` workers.
+  Plan best(int64_t world, int count = 3);
+
+  const Job& job() const;
+  const MachineSpec& machine() const;
+
+  struct State;  // plan_search_internal.h
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
+// Bytes of optimizer state a parameter, without masters; -1: no such optimizer.
+double optimizer_bytes(const std::string& optimizer);
+
+}  // namespace flywheel::train
+
+template <>
+struct flywheel::ConfigEnum<flywheel::train::ComputeType> {
+  using Type = flywheel::train::ComputeType;
+  static constexpr std::array<std::pair<const char*, Type>, 4> names{
+      {{"f32", Type::kF32}, {"bf16", Type::kBF16}, {"fp16", Type::kF16}, {"fp8", Type::kFP8}}};
+};
+template <>
+struct flywheel::ConfigEnum<flywheel::train::Recompute> {
+  using Kind = flywheel::train::Recompute;
+  static constexpr std::array<std::pair<const char*, Kind>, 3> names{
+      {{"none", Kind::kNone}, {"selective", Kind::kSelective}, {"full", Kind::kFull}}};
+};

@@ -1,0 +1,78 @@
+// The parts of the planner: what a worker carries (Load), and memory, traffic and time of it.
+#pragma once
+
+#include "train/plan.h"
+
+namespace flywheel::train {
+
+// A sum of blocks: a stage, or all of a worker's stages.
+struct Load {
+  double linear_flop = 0, attention_flop = 0, elementwise_width = 0, input_width = 0;
+  double scratch_width = 0;      // the most of any block
+  double block_kept_width = 0;   // the most that one block keeps
+  double block_again_width = 0;  // of it: what selective recomputation makes again
+  double dense_parameters = 0, expert_parameters = 0, multiplied_parameters = 0;
+  double block_parameters = 0;  // the most of any block
+  KeptWidths kept;
+  int64_t layers = 0, expert_layers = 0;
+  bool embedding = false, head = false;
+  bool operator==(const Load&) const = default;
+};
+
+// One way to cut the model into a pipeline, worked out once.
+struct Stages {
+  std::vector<int> cuts;
+  std::vector<Load> stages;  // by stage
+  struct Group {
+    Load load;
+    int worker = 0;  // the first that carries it; no other carries more activations
+  };
+  std::vector<Group> groups;  // the loads of workers, each kind once
+};
+
+Stages cut_stages(const ModelCost& model, ScheduleKind schedule, int workers, int chunks);
+
+// Bytes a parameter before ZeRO divides them, and bytes a value.
+struct StateBytes {
+  double weight, gradient, optimizer;
+  double packed;  // beside each multiplied parameter
+  double copy;    // beside each parameter
+  double stream, value;
+};
+StateBytes state_bytes(const Job& job, const MachineSpec& machine);
+
+// A replica's share of the batch, cut into micro-batches.
+struct Batch {
+  int64_t micro_sequences = 1, microbatches = 1;
+  double tokens = 0;  // of a micro-batch, on one worker of the context axis
+};
+Batch batch_of(const Job& job, const PlanMesh& mesh);
+
+MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMesh& mesh, const Load& load,
+                       int worker);
+
+// Seconds and bytes of one micro-batch through a load.
+struct LoadTime {
+  double forward = 0, backward = 0, weight = 0;  // with what of communication is exposed
+  double compute = 0;                            // of all three, without communication
+  double total() const { return forward + backward + weight; }
+};
+LoadTime time_of(const Job& job, const MachineSpec& machine, const PlanMesh& mesh, const Load& load);
+
+// An axis's group: how fast its members talk.
+struct Link {
+  double bytes_per_second = 0, latency_seconds = 0;
+  bool crosses_hosts = false;
+};
+enum class AxisName { kTensor, kContext, kExpert, kData, kPipeline };
+Link link_of(const MachineSpec& machine, const PlanMesh& mesh, AxisName axis);
+
+// Of a whole step, for the worker with this load. `time` is of a micro-batch.
+std::vector<AxisTraffic> traffic_of(const Job& job, const MachineSpec& machine, const PlanMesh& mesh,
+                                    const Load& load, const LoadTime& time);
+double send_seconds(const Job& job, const MachineSpec& machine, const PlanMesh& mesh);
+double optimizer_seconds(const Job& job, const MachineSpec& machine, const PlanMesh& mesh, const Load& load);
+
+double peak_flops(const Job& job, const MachineSpec& machine);
+
+}  // namespace flywheel::train

@@ -1,0 +1,139 @@
+#include "train/plan_job.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/file.h"
+#include "base/progress.h"
+#include "data/shards.h"
+#include "model/weights.h"
+#include "store/store.h"
+
+namespace flywheel::train {
+namespace {
+
+// A local folder or file, or an artifact's.
+std::string find_path(const std::string& key, const std::string& name) {
+  if (path_exists(name)) return name;
+  auto store = store::Store::open().value_or_throw(key);
+  const auto artifact = store.resolve(name);
+  if (!artifact.ok()) throw UserError(key, artifact.error().message);
+  return store.path_of(*artifact).value_or_throw(key);
+}
+
+int64_t dataset_vocab_size(const TrainConfig& config) {
+  if (config.model.vocab_size > 0) return config.model.vocab_size;
+  if (config.data.train.empty())
+    throw UserError("model.vocab_size", "is not set, and there is no dataset to take it from");
+  const std::string folder = find_path("data.train", config.data.train);
+  const std::string below = folder + "/shards/train";
+  const auto shards = data::TokenShards::open(path_exists(below + "/manifest.json") ? below : folder);
+  if (!shards.ok()) {
+    throw UserError("data.train", shards.error().message,
+                    "or set model.vocab_size to plan without the dataset");
+  }
+  return shards->manifest().vocab_size;
+}
+
+MachineSpec this_host(double bytes) {
+  return {.name = "this machine",
+          .kind = DeviceKind::kCpu,
+          .f32_tflops = 1,
+          .bf16_tflops = 1,
+          .memory_gb = bytes / 1e9,
+          .reserved_gb = 0,
+          .memory_gb_s = 1,
+          .host_gb_s = 1,
+          .network_gb_s = 1};
+}
+
+}  // namespace
+
+model::DecoderConfig decoder_to_plan(const TrainConfig& config, const std::string& model) {
+  const std::string name = model.empty() ? config.model.from : model;
+  if (name.empty()) return decoder_config(config.model, dataset_vocab_size(config));
+  const std::string key = model.empty() ? "model.from" : "--model";
+  std::string path = find_path(key, name);
+  if (std::filesystem::is_directory(path)) path += "/config.json";
+  if (!path.ends_with(".json")) {  // a GGUF file brings its own
+    const auto source = model::open_weights(path).value_or_throw(key);
+    return model::decoder_config_from_hf(source->config().value_or_throw(key)).value_or_throw(path);
+  }
+  const Json json = parse_json(read_file(path).value_or_throw(key)).value_or_throw(path);
+  return model::decoder_config_from_hf(json).value_or_throw(path);
+}
+
+Job job_of(const TrainConfig& config, const model::DecoderConfig& decoder, const Experts& experts) {
+  if (config.batch.length > decoder.max_positions) {
+    throw UserError("batch.length", fmt::format("{} is more than the model's {} positions",
+                                                config.batch.length, decoder.max_positions));
+  }
+  return {.model = model_cost(model::describe(decoder), config.batch.length, experts),
+          .sequences = config.batch.sequences,
+          .compute = config.precision == Precision::kF32 ? ComputeType::kF32 : ComputeType::kBF16};
+}
+
+PlanMesh mesh_of(const TrainConfig& config) {
+  PlanMesh mesh{.data = config.mesh.data};
+  mesh.micro_sequences = config.batch.micro_sequences;
+  mesh.recompute = config.recompute ? Recompute::kFull : Recompute::kNone;
+  return mesh;
+}
+
+std::optional<std::string> memory_refusal(const TrainConfig& config, const model::DecoderConfig& decoder,
+                                          double available_bytes) {
+  Planner planner(job_of(config, decoder), this_host(std::max(available_bytes, 1.0)));
+  const auto needs = [&](const PlanMesh& mesh) {
+    return static_cast<double>(mesh.data) * planner.predict(mesh).memory.total();
+  };
+  const PlanMesh mesh = mesh_of(config);
+  if (!planner.can_run(mesh).ok()) return std::nullopt;  // check() says it better
+  if (needs(mesh) <= available_bytes) return std::nullopt;
+  const MemoryByKind m = planner.predict(mesh).memory;
+  std::string text = fmt::format(
+      "{} worker{} need {} of memory each (parameters {}, gradients {}, optimizer {}, activations {}, "
+      "buffers {}), {} "
+      "in all; {} are free on this machine",
+      mesh.data, mesh.data == 1 ? "" : "s", human_bytes(m.total()), human_bytes(m.parameters),
+      human_bytes(m.gradients), human_bytes(m.optimizer), human_bytes(m.activations), human_bytes(m.buffers),
+      human_bytes(needs(mesh)), human_bytes(available_bytes));
+
+  // One change after another, the cheapest first; each is said with all before it that it needs.
+  std::string changes;
+  PlanMesh other = mesh;
+  const auto try_out = [&](const std::string& what, auto change) {
+    const double before = needs(other);
+    PlanMesh changed = other;
+    change(changed);
+    if (changed == other || needs(changed) >= before) return false;
+    other = changed;
+    changes += (changes.empty() ? "" : ", ") + what;
+    return needs(other) <= available_bytes;
+  };
+  bool fits = false;
+  const int64_t share = (config.batch.sequences + mesh.data - 1) / mesh.data;
+  for (int64_t micro = (mesh.micro_sequences > 0 ? mesh.micro_sequences : share) / 2; micro >= 1 && !fits;
+       micro /= 2) {
+    PlanMesh changed = other;
+    changed.micro_sequences = micro;
+    if (needs(changed) > available_bytes && micro > 1) continue;
+    fits = try_out(fmt::format("batch.micro_sequences={}", micro),
+                   [&](PlanMesh& p) { p.micro_sequences = micro; });
+  }
+  if (!fits) fits = try_out("recompute=true", [](PlanMesh& p) { p.recompute = Recompute::kFull; });
+  for (int64_t data = mesh.data - 1; data >= 1 && !fits; --data) {
+    PlanMesh changed = other;
+    changed.data = data;
+    if (needs(changed) > available_bytes && data > 1) continue;
+    fits = try_out(fmt::format("mesh.data={}", data), [&](PlanMesh& p) { p.data = data; });
+  }
+  text +=
+      fits ? fmt::format("; it would fit with {} ({})", changes, human_bytes(needs(other)))
+           : fmt::format(
+                 "; the least that this model needs is {}, on one worker with micro-batches of one sequence "
+                 "and recomputation",
+                 human_bytes(needs(other)));
+  return text;
+}
+
+}  // namespace flywheel::train

@@ -1,0 +1,29 @@
+// From a training config to what the planner needs: the job, and the mesh that the config itself asks for.
+//
+//   const model::DecoderConfig decoder = decoder_to_plan(config, "");
+//   Planner planner(job_of(config, decoder, {}), machine);
+//   Prediction p = planner.predict(mesh_of(config));
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "train/config.h"
+#include "train/plan.h"
+
+namespace flywheel::train {
+
+// The decoder that the config describes, with nothing written to the store. `model`: a config.json, a model's
+// folder, or an artifact to plan for instead. The vocabulary is the dataset's where the config gives none.
+// UserError naming the key for what cannot be found.
+model::DecoderConfig decoder_to_plan(const TrainConfig& config, const std::string& model);
+
+Job job_of(const TrainConfig& config, const model::DecoderConfig& decoder, const Experts& experts = {});
+PlanMesh mesh_of(const TrainConfig& config);
+
+// Why the workers of this config do not fit into `available_bytes` of one host, and what would make them
+// fit; nothing where they do. What `flywheel train` asks before it starts anything.
+std::optional<std::string> memory_refusal(const TrainConfig& config, const model::DecoderConfig& decoder,
+                                          double available_bytes);
+
+}  // namespace flywheel::train

@@ -1,0 +1,146 @@
+// What a worker's memory holds, by kind.
+#include <algorithm>
+
+#include "train/plan_internal.h"
+
+namespace flywheel::train {
+namespace {
+
+constexpr double kBucketBytes = 64e6;        // gradients on their way, twice
+constexpr double kLogitsAtOnce = 16 << 20;   // as kernels/cross_entropy.cc computes them
+constexpr double kAttentionBlockFloats = 8;  // as kernels/attention_internal.h, a row and dimension
+
+double masters_bytes(ComputeType compute) {
+  return compute == ComputeType::kF32 ? 0 : 4;
+}
+
+double kept_bytes(const KeptWidths& kept, Recompute recompute, const StateBytes& bytes) {
+  const double again = recompute == Recompute::kNone ? kept.recomputable * bytes.value : 0;
+  return kept.stream * bytes.stream + kept.other * bytes.value + again + kept.f32 * 4;
+}
+
+// Chunks of the logits exist in f32, rounded, and packed for the two products that follow.
+double logits_rows(double tokens, double vocab) {
+  return std::min(tokens, std::clamp(kLogitsAtOnce / vocab, 16.0, 1024.0));
+}
+
+// The kernels' working memory on CPUs (kernels/scratch_internal.h), which grows to the largest use and stays.
+double cpu_scratch_bytes(const Job& job, const Load& load, const Batch& batch, double tensor) {
+  const ModelCost& m = job.model;
+  const double operand = job.compute == ComputeType::kF32 ? 4 : 2;
+  const double rows = load.head ? logits_rows(batch.tokens, static_cast<double>(m.vocab)) : 0;
+  const double vocab = static_cast<double>(m.vocab) / tensor, hidden = static_cast<double>(m.hidden);
+  const double widest = batch.tokens * static_cast<double>(m.largest_matrix_width) / tensor;
+  const double logits = rows * vocab;
+  const double rounded = job.compute == ComputeType::kF32 ? 0 : 2 * std::max(logits, widest);
+  const double packed = operand * (std::max(logits, widest) + std::max(rows * hidden, widest));
+  const double cache = 2 * static_cast<double>(m.kv_width) / tensor * batch.tokens * operand;
+  const double attention = kAttentionBlockFloats * 4 * static_cast<double>(m.length * m.head_dim);
+  const double rope = 4 * static_cast<double>(m.max_positions * m.head_dim);
+  return 4 * logits + rounded + packed + cache + attention + rope;
+}
+
+double gpu_buffer_bytes(const Job& job, const PlanMesh& mesh, const Load& load, const Batch& batch,
+                        const StateBytes& bytes, double gradients) {
+  const ModelCost& m = job.model;
+  const auto t = static_cast<double>(mesh.tensor), hidden = static_cast<double>(m.hidden);
+  double buffers = 0;
+  if (load.head) {
+    const double vocab = static_cast<double>(m.vocab) / t;
+    buffers += logits_rows(batch.tokens, vocab) * vocab * (4 + bytes.value);
+  }
+  const int64_t replicas = mesh.data * mesh.expert * mesh.context;
+  if (replicas > 1) buffers += 2 * std::min(gradients, kBucketBytes);
+  if (mesh.zero == 3) buffers += 2 * load.block_parameters / t * bytes.weight;  // this layer's and the next's
+  if (mesh.tensor > 1) buffers += 2 * batch.tokens * hidden * bytes.value;      // gathered inputs
+  if (mesh.context > 1) buffers += 4 * batch.tokens * static_cast<double>(m.kv_width) / t * bytes.value;
+  if (mesh.pipeline > 1) buffers += 4 * batch.tokens * hidden / t * bytes.stream;
+  return buffers;
+}
+
+}  // namespace
+
+double optimizer_bytes(const std::string& optimizer) {
+  if (optimizer == "adamw" || optimizer == "adam") return 8;
+  if (optimizer == "sgd" || optimizer == "lion" || optimizer == "muon") return 4;  // one moment
+  if (optimizer == "adafactor") return 0.01;               // a row and a column for each matrix
+  if (optimizer == "adamw8bit") return 2 + 2 * 4.0 / 256;  // two moments in blocks of 256 with a scale
+  return -1;
+}
+
+StateBytes state_bytes(const Job& job, const MachineSpec& machine) {
+  const double moments = optimizer_bytes(job.optimizer);
+  const bool f32 = job.compute == ComputeType::kF32;
+  if (machine.kind == DeviceKind::kCpu) {
+    return {.weight = 4,
+            .gradient = 4,
+            .optimizer = moments,
+            .packed = f32 ? 8.0 : 4.0,  // for the forward product and, transposed, for the input's gradient
+            .copy = f32 ? 0.0 : 2.0,    // rows of embeddings
+            .stream = 4,
+            .value = 4};
+  }
+  const double size = f32 ? 4 : 2;
+  return {.weight = size,
+          .gradient = size,
+          .optimizer = masters_bytes(job.compute) + moments,
+          .packed = job.compute == ComputeType::kFP8 ? 2.0 : 0.0,  // both orders of E4M3
+          .copy = 0,
+          .stream = 4,
+          .value = size};
+}
+
+Batch batch_of(const Job& job, const PlanMesh& mesh) {
+  const int64_t replicas = mesh.data * mesh.expert;
+  const int64_t share = (job.sequences + replicas - 1) / replicas;
+  Batch batch;
+  batch.micro_sequences = mesh.micro_sequences > 0 ? std::min(mesh.micro_sequences, share) : share;
+  batch.microbatches = (share + batch.micro_sequences - 1) / batch.micro_sequences;
+  batch.tokens =
+      static_cast<double>(batch.micro_sequences * job.model.length) / static_cast<double>(mesh.context);
+  return batch;
+}
+
+MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMesh& mesh, const Load& load,
+                       int worker) {
+  const StateBytes bytes = state_bytes(job, machine);
+  const Batch batch = batch_of(job, mesh);
+  const auto t = static_cast<double>(mesh.tensor);
+  const double dense = load.dense_parameters / t;
+  const double experts = load.expert_parameters / t / static_cast<double>(mesh.expert);
+  const auto dense_replicas = static_cast<double>(mesh.data * mesh.expert * mesh.context);
+  const auto expert_replicas = static_cast<double>(mesh.data * mesh.context);
+  const auto held = [&](int from_stage) {
+    return mesh.zero >= from_stage ? dense / dense_replicas + experts / expert_replicas : dense + experts;
+  };
+  MemoryByKind memory{.parameters = held(3) * bytes.weight,
+                      .gradients = held(2) * bytes.gradient,
+                      .optimizer = held(1) * bytes.optimizer};
+
+  // Micro-batches in flight: what each keeps of one chunk, as many chunks as the schedule has live.
+  const auto live =
+      static_cast<double>(mesh.pipeline == 1
+                              ? 1
+                              : max_live(mesh.schedule,
+                                         {static_cast<int>(mesh.pipeline), batch.microbatches, mesh.chunks},
+                                         worker)) /
+      (mesh.pipeline == 1 ? 1 : mesh.chunks);
+  double kept = kept_bytes(load.kept, mesh.recompute, bytes), at_once = load.scratch_width * bytes.value;
+  if (mesh.recompute == Recompute::kFull) {
+    // The head's gradient, and the block at hand as if nothing were recomputed.
+    const double head = load.head ? 2 * static_cast<double>(job.model.hidden) * bytes.value : 0;
+    kept = load.input_width * bytes.stream + head;
+    at_once += load.block_kept_width * bytes.value;
+  } else if (mesh.recompute == Recompute::kSelective) {
+    at_once += load.block_again_width * bytes.value;
+  }
+  memory.activations = (kept * live + at_once) * batch.tokens / t;
+
+  memory.buffers = load.multiplied_parameters / t * bytes.packed + (dense + experts) * bytes.copy;
+  memory.buffers += machine.kind == DeviceKind::kCpu
+                        ? cpu_scratch_bytes(job, load, batch, t)
+                        : gpu_buffer_bytes(job, mesh, load, batch, bytes, memory.gradients);
+  return memory;
+}
+
+}  // namespace flywheel::train
