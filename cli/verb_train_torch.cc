@@ -5,6 +5,7 @@
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli.h"
+#include "train/plan_job.h"
 #include "train/run_training.h"
 
 namespace flywheel::cli {
@@ -44,6 +45,19 @@ void print_report(const train::TrainReport& r) {
   }
   std::printf("model       %s\ncheckpoint  %s\nsha256      %s\ncurve       %s\n", r.model.c_str(),
               r.checkpoint.c_str(), r.sha256.c_str(), r.chart.c_str());
+}
+
+// Workers that do not fit into this host's memory are refused before anything starts. A dataset or model that
+// cannot be found is left to run_training(), which says what brings it.
+void check_memory(const train::TrainConfig& config) {
+  std::optional<std::string> refusal;
+  try {
+    refusal =
+        train::memory_refusal(config, train::decoder_to_plan(config, ""), train::available_memory_bytes());
+  } catch (const UserError&) {
+    return;
+  }
+  if (refusal) throw UserError("flywheel train", *refusal);
 }
 
 int verb_train(const std::vector<std::string>& args) {
@@ -86,6 +100,7 @@ int verb_train(const std::vector<std::string>& args) {
     return 0;
   }
 
+  check_memory(config);
   std::unique_ptr<ProgressBar> bar;
   train::TrainHooks hooks;
   hooks.on_start = [&](const std::string& run, int64_t parameters, bool resumed) {

@@ -1,5 +1,7 @@
 #include "train/machine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 
@@ -37,10 +39,13 @@ double number_in(const std::string& path, const std::string& name) {
   return end == begin ? -1 : value;
 }
 
-// What a control group may still take; nothing where it has no limit.
-void limit_by_group(double& available, const std::string& limit_file, const std::string& use_file) {
-  const double limit = number_in(limit_file, ""), use = number_in(use_file, "");
-  if (limit > 0 && use >= 0) available = std::min(available, std::max(0.0, limit - use));
+// What a control group may still take; nothing where it has no limit. File pages that were not used of late
+// are counted as its use, but go when memory is wanted.
+void limit_by_group(double& available, const std::string& folder, const char* limit_file,
+                    const char* use_file) {
+  const double limit = number_in(folder + limit_file, ""), use = number_in(folder + use_file, "");
+  const double given_back = std::max(0.0, number_in(folder + "memory.stat", "inactive_file "));
+  if (limit > 0 && use >= 0) available = std::min(available, std::max(0.0, limit - use + given_back));
 }
 
 }  // namespace
@@ -83,10 +88,10 @@ MachineSpec load_machine(const std::string& path) {
 
 double available_memory_bytes() {
   double available = number_in("/proc/meminfo", "MemAvailable:") * 1024;
-  if (available < 0) available = 0;
-  limit_by_group(available, "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
-  limit_by_group(available, "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-                 "/sys/fs/cgroup/memory/memory.usage_in_bytes");
+  if (available < 0)
+    available = static_cast<double>(sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  limit_by_group(available, "/sys/fs/cgroup/", "memory.max", "memory.current");
+  limit_by_group(available, "/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes");
   return available;
 }
 

@@ -1,0 +1,261 @@
+// flywheel plan: what a training job would need on any mesh, and the best meshes, before anything starts.
+#include <cstdio>
+
+#include "base/config.h"
+#include "base/cpu.h"
+#include "base/file.h"
+#include "base/progress.h"
+#include "cli.h"
+#include "table.h"
+#include "train/pipeline_drawing.h"
+#include "train/plan_job.h"
+#include "train/plan_text.h"
+
+namespace flywheel::cli {
+namespace {
+
+using train::PlanMesh;
+
+template <typename E>
+E from_name(const std::string& flag, const std::string& text) {
+  std::string known;
+  for (const auto& [name, value] : ConfigEnum<E>::names) {
+    if (text == name) return value;
+    known += (known.empty() ? "" : ", ") + std::string(name);
+  }
+  throw UserError(flag, "\"" + text + "\" is not one of " + known);
+}
+
+int64_t to_number(const std::string& flag, const std::string& text) {
+  char* end = nullptr;
+  const long long value = std::strtoll(text.c_str(), &end, 10);
+  if (text.empty() || *end != '\0' || value < 1)
+    throw UserError(flag, "\"" + text + "\" is not a number from 1 up");
+  return value;
+}
+
+// "data=8,tensor=2".
+PlanMesh parse_axes(const std::string& text) {
+  PlanMesh mesh;
+  const std::vector<std::pair<std::string, int64_t PlanMesh::*>> axes = {{"data", &PlanMesh::data},
+                                                                         {"expert", &PlanMesh::expert},
+                                                                         {"context", &PlanMesh::context},
+                                                                         {"pipeline", &PlanMesh::pipeline},
+                                                                         {"tensor", &PlanMesh::tensor}};
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    const std::string part = text.substr(begin, end - begin), name = part.substr(0, part.find('='));
+    const auto axis = std::ranges::find(axes, name, &decltype(axes)::value_type::first);
+    if (axis == axes.end() || part.find('=') == std::string::npos) {
+      throw UserError("--mesh", "\"" + part + "\" is no axis", "write --mesh data=8,pipeline=2,tensor=4");
+    }
+    mesh.*(axis->second) = to_number("--mesh", part.substr(part.find('=') + 1));
+    begin = end + 1;
+  }
+  return mesh;
+}
+
+struct Options {
+  std::string file, model, machine, mesh, schedule, recompute, precision, optimizer;
+  std::vector<std::string> overrides;
+  int64_t world = 0, micro = 0;
+  int zero = -1, chunks = 0;
+  train::Experts experts;
+  bool json = false;
+};
+
+train::MachineSpec machine_of(const Options& options, int64_t world) {
+  if (options.machine.empty() || options.machine == "this") {
+    // Hosts like this one, a worker for each core at most.
+    ThreadPool pool(usable_cores());
+    return train::measure_machine(std::min<int64_t>(world, usable_cores()), pool);
+  }
+  if (path_exists(options.machine)) return train::load_machine(options.machine);
+  return train::named_machine(options.machine).value_or_throw("--machine");
+}
+
+void print_predictions(const std::vector<train::Prediction>& predictions) {
+  std::printf("%s\n%s\n", format_table(mesh_rows(predictions)).c_str(),
+              format_table(memory_rows(predictions)).c_str());
+  const auto traffic = traffic_rows(predictions);
+  if (traffic.size() > 1) std::printf("%s\n", format_table(traffic).c_str());
+  for (size_t i = 0; i < predictions.size(); ++i) {
+    for (const std::string& reason : predictions[i].reasons) std::printf("%zu  %s\n", i + 1, reason.c_str());
+  }
+}
+
+int print_refusal(const train::Plan& plan) {
+  std::fprintf(stderr, "flywheel plan: %s\n", plan.refusal.c_str());
+  for (const std::string& help : plan.would_help)
+    std::fprintf(stderr, "  it would fit with %s\n", help.c_str());
+  return 1;
+}
+
+// The best meshes for a world.
+int plan_world(train::Planner& planner, const Options& options) {
+  const train::Plan plan = planner.best(options.world);
+  if (options.json) {
+    Json json = {{"job", to_json(planner.job(), planner.machine())}, {"world", options.world}};
+    json["best"] = Json::array();
+    for (const train::Prediction& p : plan.best) json["best"].push_back(to_json(p));
+    if (!plan.refusal.empty()) json["refusal"] = plan.refusal, json["would_help"] = plan.would_help;
+    print_json(json);
+    return plan.best.empty() ? 1 : 0;
+  }
+  std::printf("%s\n", describe_job(planner.job(), planner.machine()).c_str());
+  if (plan.best.empty()) return print_refusal(plan);
+  print_predictions(plan.best);
+  return 0;
+}
+
+// One mesh, as it is asked for.
+int plan_mesh(train::Planner& planner, const PlanMesh& mesh, const Options& options) {
+  planner.can_run(mesh).value_or_throw(options.mesh.empty() ? options.file : "--mesh");
+  const train::Prediction p = planner.predict(mesh);
+  if (options.json) {
+    print_json(
+        {{"job", to_json(planner.job(), planner.machine())}, {"world", mesh.world()}, {"plan", to_json(p)}});
+  } else {
+    std::printf("%s\n", describe_job(planner.job(), planner.machine()).c_str());
+    print_predictions({p});
+  }
+  if (p.fits) return 0;
+  std::fprintf(stderr,
+               "flywheel plan: does not fit: %s are needed, %s are there; --world N finds meshes that do\n",
+               human_bytes(p.memory.total()).c_str(), human_bytes(p.usable_bytes).c_str());
+  return 1;
+}
+
+int plan_job(const std::vector<std::string>& args) {
+  CLI::App app{"Foretell memory, traffic and time of a training job, and find the best meshes."};
+  Options o;
+  app.add_option("config", o.file, "Training config (flywheel train --show-config lists its keys)");
+  app.add_option("--set", o.overrides, "key=value, over the file's")->allow_extra_args(false);
+  app.add_option("--model", o.model,
+                 "config.json, model folder or artifact to plan for, instead of the config's");
+  app.add_option("--world", o.world, "Find the best meshes of so many workers");
+  app.add_option(
+      "--mesh", o.mesh,
+      "Plan this mesh: data=8,pipeline=2,tensor=4 (axes: data, expert, context, pipeline, tensor)");
+  app.add_option("--machine", o.machine, "this (measured), h100, h200, or a YAML file (docs/planning.md)");
+  app.add_option("--zero", o.zero, "ZeRO stage of --mesh, 0 to 3");
+  app.add_option("--schedule", o.schedule,
+                 "Pipeline schedule of --mesh: gpipe, 1f1b, interleaved, zb-h1, zb-v");
+  app.add_option("--chunks", o.chunks, "Stages a worker of that schedule");
+  app.add_option("--micro", o.micro, "Sequences computed at once");
+  app.add_option("--recompute", o.recompute, "none, selective or full");
+  app.add_option("--precision", o.precision, "f32, bf16, fp16 or fp8, over the config's");
+  app.add_option("--optimizer", o.optimizer, "sgd, lion, muon, adafactor, adamw or adamw8bit");
+  app.add_option("--experts", o.experts.count, "Plan a mixture of so many experts in place of each MLP");
+  app.add_option("--experts-per-token", o.experts.per_token, "Of them for each token");
+  app.add_option("--experts-shared", o.experts.shared, "Experts beside them for every token");
+  app.add_flag("--json", o.json, "One JSON object on stdout");
+  app.footer(
+      "  flywheel plan examples/tiny.yaml                               the config as it stands, on this "
+      "machine\n"
+      "  flywheel plan examples/llama_8b.yaml --world 1024 --machine h200   the three best meshes\n"
+      "  flywheel plan examples/llama_8b.yaml --machine h100 --mesh data=16,tensor=4 --zero 1\n"
+      "  flywheel plan schedule --kind zb-v --stages 4 --microbatches 8     draw a pipeline schedule\n");
+  if (auto exit = parse(app, "plan", args)) return *exit;
+  if (o.file.empty() && o.model.empty())
+    throw UserError("flywheel plan", "give a config file or --model", "flywheel plan --help shows examples");
+  if (o.world != 0 && !o.mesh.empty())
+    throw UserError("--world", "finds meshes; --mesh gives one", "use one of them");
+  if (o.world < 0) throw UserError("--world", "must be at least 1");
+
+  const auto config = o.file.empty() ? parse_config<train::TrainConfig>("--set", "{}", o.overrides)
+                                     : load_config<train::TrainConfig>(o.file, o.overrides);
+  train::Job job = job_of(config, decoder_to_plan(config, o.model), o.experts);
+  if (!o.precision.empty()) job.compute = from_name<train::ComputeType>("--precision", o.precision);
+  if (!o.optimizer.empty()) job.optimizer = o.optimizer;
+
+  PlanMesh mesh = o.mesh.empty() ? mesh_of(config) : parse_axes(o.mesh);
+  if (!o.mesh.empty() && o.micro == 0)
+    o.micro = config.batch.micro_sequences > 0 ? config.batch.micro_sequences : 1;
+  if (o.micro != 0) mesh.micro_sequences = o.micro;
+  if (o.zero >= 0) mesh.zero = o.zero;
+  if (!o.schedule.empty()) mesh.schedule = from_name<train::ScheduleKind>("--schedule", o.schedule);
+  mesh.chunks = o.chunks > 0 ? o.chunks : mesh.pipeline > 1 ? train::least_chunks(mesh.schedule) : 1;
+  if (!o.recompute.empty()) mesh.recompute = from_name<train::Recompute>("--recompute", o.recompute);
+
+  train::Planner planner(std::move(job), machine_of(o, o.world > 0 ? o.world : mesh.world()));
+  return o.world > 0 ? plan_world(planner, o) : plan_mesh(planner, mesh, o);
+}
+
+int plan_schedule(const std::vector<std::string>& args) {
+  CLI::App app{"Make a pipeline schedule, check it, play it and draw it."};
+  std::string kind = "1f1b", out;
+  train::PipelineSize size{.workers = 4, .microbatches = 8};
+  train::PipelineCosts costs;
+  bool json = false, text = false;
+  app.add_option("--kind", kind, "gpipe, 1f1b, interleaved, zb-h1 or zb-v")->capture_default_str();
+  app.add_option("--stages", size.workers, "Workers of the pipeline")->capture_default_str();
+  app.add_option("--microbatches", size.microbatches, "In a step")->capture_default_str();
+  app.add_option("--chunks", size.chunks, "Stages a worker (interleaved 2, zb-v 2, else 1)");
+  app.add_option("--forward", costs.stages[0].forward, "Time of a stage's forward")->capture_default_str();
+  app.add_option("--backward", costs.stages[0].backward, "Time of its input's gradient")
+      ->capture_default_str();
+  app.add_option("--weight", costs.stages[0].weight, "Time of its weights' gradient")->capture_default_str();
+  app.add_option("--send", costs.send_seconds, "Time from a worker to another")->capture_default_str();
+  app.add_option("-o,--output", out, "Write the drawing as SVG");
+  app.add_flag("--text", text, "Print the lists of actions, with sends and receives");
+  app.add_flag("--json", json, "One JSON object on stdout");
+  app.footer(
+      "  flywheel plan schedule --kind zb-v --stages 4 --microbatches 8 -o zbv.svg\n"
+      "  flywheel plan schedule --kind 1f1b --stages 8 --microbatches 32 --backward 1.2 --send 0.05\n");
+  if (auto exit = parse(app, "plan schedule", args)) return *exit;
+  for (const double cost : {costs.stages[0].forward, costs.stages[0].backward, costs.stages[0].weight}) {
+    if (!(cost > 0 && cost < 1e12)) throw UserError("--forward, --backward, --weight", "must be above 0");
+  }
+  if (!(costs.send_seconds >= 0 && costs.send_seconds < 1e12)) throw UserError("--send", "must be 0 or more");
+  const train::PipelineSchedule schedule =
+      make_schedule(from_name<train::ScheduleKind>("--kind", kind), size);
+  check(schedule).value_or_throw("schedule");
+  const train::Timeline timeline = simulate(schedule, costs).value_or_throw("schedule");
+  const std::vector<int64_t> live = peak_live(schedule);
+  if (!out.empty()) write_file(out, draw_svg(schedule, timeline)).value_or_throw(out);
+  if (json) {
+    Json workers = Json::array();
+    for (const auto& list : with_communication(schedule).actions) {
+      Json actions = Json::array();
+      for (const train::Action& action : list) actions.push_back(action_text(action, schedule.chunks));
+      workers.push_back(std::move(actions));
+    }
+    print_json({{"kind", kind},
+                {"workers", schedule.workers},
+                {"chunks", schedule.chunks},
+                {"microbatches", schedule.microbatches},
+                {"bubble", timeline.bubble()},
+                {"bubble_formula",
+                 bubble_formula(schedule.kind, {size.workers, size.microbatches, schedule.chunks})},
+                {"seconds", timeline.seconds},
+                {"peak_live", live},
+                {"actions", workers}});
+    return 0;
+  }
+  if (text) {
+    std::printf("%s", to_text(with_communication(schedule)).c_str());
+    return 0;
+  }
+  std::printf("%s\n%s\n", draw_terminal(schedule, timeline).c_str(),
+              describe_timeline(schedule, timeline).c_str());
+  std::printf("the formula for equal costs says %.1f%%; a step takes %.4g\n",
+              100 * bubble_formula(schedule.kind, {size.workers, size.microbatches, schedule.chunks}),
+              timeline.seconds);
+  std::string lives;
+  for (const int64_t n : live) lives += " " + std::to_string(n);
+  std::printf("live activations, by worker:%s%s\n", lives.c_str(),
+              schedule.chunks > 1 ? " (of a chunk each)" : "");
+  if (!out.empty()) std::printf("drawn in %s\n", out.c_str());
+  return 0;
+}
+
+int verb_plan(const std::vector<std::string>& args) {
+  if (!args.empty() && args[0] == "schedule") return plan_schedule({args.begin() + 1, args.end()});
+  return plan_job(args);
+}
+
+REGISTER_VERB(plan, "What a training job would need on any mesh, and the best meshes", verb_plan);
+
+}  // namespace
+}  // namespace flywheel::cli

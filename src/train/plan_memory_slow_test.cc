@@ -1,0 +1,137 @@
+// Foretold memory against what real trainers and real worker processes take.
+#include <gtest/gtest.h>
+#include <malloc.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <thread>
+
+#include "base/file.h"
+#include "base/philox.h"
+#include "train/plan.h"
+#include "train/trainer.h"
+
+namespace flywheel::train {
+namespace {
+
+// Bytes that this process has allocated and not freed.
+double allocated_bytes() {
+  const struct mallinfo2 info = mallinfo2();
+  return static_cast<double>(info.uordblks) + static_cast<double>(info.hblkhd);
+}
+
+// The most of them from its making to stop(), looked at all the time.
+class PeakMeter {
+ public:
+  PeakMeter() : before_(allocated_bytes()), thread_([this] { watch(); }) {}
+  double stop() {
+    stop_ = true;
+    thread_.join();
+    return peak_ - before_;
+  }
+
+ private:
+  void watch() {
+    for (; !stop_; usleep(100)) peak_ = std::max(peak_, allocated_bytes());
+  }
+  double before_, peak_ = 0;
+  std::atomic<bool> stop_ = false;
+  std::thread thread_;
+};
+
+model::DecoderConfig decoder_config(int64_t hidden, int64_t layers, int64_t vocab, bool tied) {
+  model::DecoderConfig c;
+  c.vocab_size = vocab, c.hidden_size = hidden, c.intermediate_size = hidden * 8 / 3 / 32 * 32;
+  c.num_layers = layers, c.num_heads = hidden / 64, c.num_kv_heads = hidden / 128, c.head_dim = 64;
+  c.max_positions = 1024, c.tied_embeddings = tied;
+  return c;
+}
+
+// A process of its own, so that no earlier allocation is used again. Bytes that its trainer takes for
+// `steps`.
+double measured_bytes(const TrainConfig& config, const model::DecoderConfig& decoder) {
+  int pipe_ends[2];
+  EXPECT_EQ(pipe(pipe_ends), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    ThreadPool pool(2);
+    PeakMeter meter;
+    {
+      Trainer trainer(config, decoder, pool);
+      trainer.parameters().initialize(config.seed);
+      Philox rng(5);
+      data::Batch batch{.sequences = config.batch.sequences, .length = config.batch.length, .tokens = {}};
+      for (int64_t i = 0; i < batch.sequences * (batch.length + 1); ++i)
+        batch.tokens.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(decoder.vocab_size))));
+      for (int step = 0; step < 2; ++step)
+        CHECK(trainer.step(batch, nullptr, Deadline::never()).ok(), "step");
+      const double taken = meter.stop();
+      CHECK(write(pipe_ends[1], &taken, sizeof taken) == sizeof taken, "pipe");
+    }
+    _exit(0);
+  }
+  double taken = 0;
+  close(pipe_ends[1]);
+  EXPECT_EQ(read(pipe_ends[0], &taken, sizeof taken), static_cast<ssize_t>(sizeof taken));
+  close(pipe_ends[0]);
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  return taken;
+}
+
+MachineSpec house() {
+  return {.name = "test",
+          .kind = DeviceKind::kCpu,
+          .f32_tflops = 1,
+          .bf16_tflops = 1,
+          .memory_gb = 100,
+          .reserved_gb = 0,
+          .memory_gb_s = 10,
+          .host_gb_s = 1,
+          .network_gb_s = 1};
+}
+
+TEST(PlanMemory, TrainersTakeWhatIsForetold) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's allocator does not count what is allocated";
+#endif
+  struct Case {
+    int64_t hidden, layers, vocab, sequences, length, micro;
+    bool tied;
+    Precision precision;
+    bool recompute;
+  };
+  for (const Case& c : {Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, false},
+                        Case{384, 6, 8192, 8, 256, 0, true, Precision::kF32, false},
+                        Case{256, 8, 4096, 16, 256, 4, false, Precision::kBF16, false},
+                        Case{512, 4, 16384, 2, 128, 1, true, Precision::kF32, false},
+                        Case{384, 6, 8192, 16, 256, 8, true, Precision::kBF16, true},
+                        Case{256, 12, 2048, 8, 512, 0, false, Precision::kF32, true},
+                        Case{128, 10, 1024, 16, 512, 0, true, Precision::kBF16, false}}) {
+    TrainConfig config;
+    config.precision = c.precision, config.recompute = c.recompute;
+    config.batch = {.sequences = c.sequences, .length = c.length, .micro_sequences = c.micro};
+    const model::DecoderConfig decoder = decoder_config(c.hidden, c.layers, c.vocab, c.tied);
+    const double measured = measured_bytes(config, decoder);
+    Planner planner({.model = model_cost(model::describe(decoder), c.length),
+                     .sequences = c.sequences,
+                     .compute = c.precision == Precision::kBF16 ? ComputeType::kBF16 : ComputeType::kF32},
+                    house());
+    PlanMesh mesh;
+    mesh.micro_sequences = c.micro, mesh.recompute = c.recompute ? Recompute::kFull : Recompute::kNone;
+    const MemoryByKind m = planner.predict(mesh).memory;
+    std::printf(
+        "hidden %ld layers %ld batch %ldx%ld %s%s: measured %.1f MB, foretold %.1f (%+.1f%%): parameters "
+        "%.1f gradients %.1f optimizer %.1f activations %.1f buffers %.1f\n",
+        c.hidden, c.layers, c.sequences, c.length, c.precision == Precision::kBF16 ? "bf16" : "f32",
+        c.recompute ? " recompute" : "", measured / 1e6, m.total() / 1e6, 100 * (m.total() / measured - 1),
+        m.parameters / 1e6, m.gradients / 1e6, m.optimizer / 1e6, m.activations / 1e6, m.buffers / 1e6);
+    EXPECT_NEAR(m.total() / measured, 1, 0.05);
+  }
+}
+
+}  // namespace
+}  // namespace flywheel::train
