@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <limits>
 
 #include "base/file.h"
 #include "base/progress.h"
@@ -74,7 +75,9 @@ Job job_of(const TrainConfig& config, const model::DecoderConfig& decoder, const
 }
 
 PlanMesh mesh_of(const TrainConfig& config) {
-  PlanMesh mesh{.data = config.mesh.data};
+  PlanMesh mesh{.data = config.mesh.data, .pipeline = config.mesh.pipeline, .tensor = config.mesh.tensor};
+  mesh.schedule = config.mesh.schedule;
+  mesh.chunks = mesh.pipeline > 1 ? least_chunks(mesh.schedule) : 1;
   mesh.micro_sequences = config.batch.micro_sequences;
   mesh.recompute = config.recompute ? Recompute::kFull : Recompute::kNone;
   return mesh;
@@ -83,8 +86,10 @@ PlanMesh mesh_of(const TrainConfig& config) {
 std::optional<std::string> memory_refusal(const TrainConfig& config, const model::DecoderConfig& decoder,
                                           double available_bytes) {
   Planner planner(job_of(config, decoder), this_host(std::max(available_bytes, 1.0)));
+  // All workers together; of a pipeline at least those of its fullest stage, the others being unlike it.
   const auto needs = [&](const PlanMesh& mesh) {
-    return static_cast<double>(mesh.data) * planner.predict(mesh).memory.total();
+    if (!planner.can_run(mesh).ok()) return std::numeric_limits<double>::infinity();
+    return static_cast<double>(mesh.data * mesh.tensor) * planner.predict(mesh).memory.total();
   };
   const PlanMesh mesh = mesh_of(config);
   if (!planner.can_run(mesh).ok()) return std::nullopt;  // check() says it better
@@ -93,8 +98,8 @@ std::optional<std::string> memory_refusal(const TrainConfig& config, const model
   std::string text = fmt::format(
       "{} worker{} need {} of memory each (parameters {}, gradients {}, optimizer {}, activations {}, "
       "buffers {}), {} "
-      "in all; {} are free on this machine",
-      mesh.data, mesh.data == 1 ? "" : "s", human_bytes(m.total()), human_bytes(m.parameters),
+      "at least in all; {} are free on this machine",
+      mesh.world(), mesh.world() == 1 ? "" : "s", human_bytes(m.total()), human_bytes(m.parameters),
       human_bytes(m.gradients), human_bytes(m.optimizer), human_bytes(m.activations), human_bytes(m.buffers),
       human_bytes(needs(mesh)), human_bytes(available_bytes));
 
