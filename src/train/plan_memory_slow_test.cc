@@ -59,14 +59,14 @@ double measured_bytes(const TrainConfig& config, const model::DecoderConfig& dec
     ThreadPool pool(2);
     PeakMeter meter;
     {
-      Trainer trainer(config, decoder, pool);
+      const Layout layout = make_layout(config, model::describe(decoder)).value();
+      Trainer trainer(config, layout, {}, pool);
       trainer.parameters().initialize(config.seed);
       Philox rng(5);
       data::Batch batch{.sequences = config.batch.sequences, .length = config.batch.length, .tokens = {}};
       for (int64_t i = 0; i < batch.sequences * (batch.length + 1); ++i)
         batch.tokens.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(decoder.vocab_size))));
-      for (int step = 0; step < 2; ++step)
-        CHECK(trainer.step(batch, nullptr, Deadline::never()).ok(), "step");
+      for (int step = 0; step < 2; ++step) CHECK(trainer.step(batch, {}).ok(), "step");
       const double taken = meter.stop();
       CHECK(write(pipe_ends[1], &taken, sizeof taken) == sizeof taken, "pipe");
     }
