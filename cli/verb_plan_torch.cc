@@ -139,6 +139,8 @@ int plan_job(const std::vector<std::string>& args) {
       "Plan this mesh: data=8,pipeline=2,tensor=4 (axes: data, expert, context, pipeline, tensor)");
   app.add_option("--machine", o.machine, "this (measured), h100, h200, or a YAML file (docs/planning.md)");
   app.add_option("--zero", o.zero, "ZeRO stage of --mesh, 0 to 3");
+  app.add_subcommand("schedule",
+                     "Make a pipeline schedule, check it, play it and draw it");  // named in --help
   app.add_option("--schedule", o.schedule,
                  "Pipeline schedule of --mesh: gpipe, 1f1b, interleaved, zb-h1, zb-v");
   app.add_option("--chunks", o.chunks, "Stages a worker of that schedule");

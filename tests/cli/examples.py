@@ -53,10 +53,11 @@ def mistakes_of(cli, command):
         return
     subcommands = cli.subcommands(words[0])
     if subcommands and len(words) > 1 and not words[1].startswith("-"):
-        if words[1] not in subcommands:
+        if words[1] in subcommands:
+            path.append(words[1])
+        elif "Positionals:" not in cli.help(words[0]):
             yield f"{command}: no such subcommand"
             return
-        path.append(words[1])
     known = set(re.findall(r"(?<![\w-])(--?[a-zA-Z][\w-]*)", cli.help(*path).partition("Examples:")[0])) | COMMON
     for word in words:
         if re.match(r"--?[a-zA-Z]", word) and word.split("=")[0] not in known:
