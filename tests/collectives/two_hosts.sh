@@ -5,6 +5,7 @@ set -eu
 program=$1 prefix=fly$$
 [ "$(id -u)" = 0 ] && ip netns add $prefix-a 2> /dev/null || { echo "skipped: network namespaces need root"; exit 77; }
 trap 'ip netns del $prefix-a; ip netns del $prefix-b 2> /dev/null || true' EXIT
+ip -n $prefix-a link > /dev/null 2>&1 || { echo "skipped: namespaces cannot be entered here (a chroot?)"; exit 77; }
 ip netns add $prefix-b
 ip -n $prefix-a link add v0 type veth peer name v0 netns $prefix-b
 for side in a:1 b:2; do
