@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/mutation_for_tests.h"
 #include "base/philox.h"
 
 namespace flywheel {
@@ -122,23 +123,7 @@ TEST(Config, SurvivesMutations) {
   int read = 0;
   for (int round = 0; round < 5000; ++round) {
     std::string text = round % 2 ? original : "name: \"hello\"\noptimizer: {lr: .5, sizes: [1, 2]}\n";
-    for (uint64_t n = 1 + rng.below(4); n > 0 && !text.empty(); --n) {
-      const size_t at = rng.below(text.size());
-      switch (rng.below(4)) {
-        case 0:
-          text[at] = static_cast<char>(rng.next_u32());
-          break;
-        case 1:
-          text[at] = alphabet[rng.below(alphabet.size())];
-          break;
-        case 2:
-          text.insert(at, text.substr(rng.below(text.size()), rng.below(20)));
-          break;
-        default:
-          text.erase(at, rng.below(6));
-          break;
-      }
-    }
+    mutate(text, rng, {.alphabet = alphabet, .most_edits = 4, .most_inserted = 20, .most_erased = 6});
     std::string dump;
     try {
       dump = dump_config(parse_config<Outer>("t.yaml", text));

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "base/http_client.h"
+#include "base/mutation_for_tests.h"
 #include "base/philox.h"
 #include "base/slowness_for_tests.h"
 #include "serve/event_queue.h"
@@ -125,23 +126,7 @@ TEST_F(HttpServerTest, SurvivesMutations) {
   Philox rng(15);
   for (int round = 0; round < 500; ++round) {
     std::string text = original;
-    for (uint64_t n = 1 + rng.below(6); n > 0 && !text.empty(); --n) {
-      const size_t at = rng.below(text.size());
-      switch (rng.below(4)) {
-        case 0:
-          text[at] = static_cast<char>(rng.next_u32());
-          break;
-        case 1:
-          text[at] = alphabet[rng.below(alphabet.size())];
-          break;
-        case 2:
-          text.insert(at, text.substr(rng.below(text.size()), rng.below(40)));
-          break;
-        default:
-          text.erase(at, rng.below(20));
-          break;
-      }
-    }
+    mutate(text, rng, {.alphabet = alphabet, .most_edits = 6, .most_inserted = 40, .most_erased = 20});
     RawClient client(server_->port());
     ASSERT_TRUE(client.connected_);
     client.send(text);

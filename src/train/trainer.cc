@@ -188,19 +188,18 @@ void Trainer::snapshot(TrainerSnapshot& into) {
 }
 
 Result<TrainerSnapshot> Trainer::whole_snapshot(const Links& links) {
-  TrainerSnapshot own = snapshot();
-  links_ = links;
-  const int64_t rank = Links::rank(links.all);
-  if (!layout_.splits_model()) return rank == 0 ? std::move(own) : TrainerSnapshot{};
   if (Links::rank(links.replicas) > 0) return TrainerSnapshot{};
-  const auto send_to_first = [&](const std::vector<float>& values) {
-    links_.run(links_.all, runtime::Send{.in = runtime::of(std::span<const float>(values)), .to = 0});
-  };
-  if (rank > 0) {
-    for (const auto* buffer : {&own.weights, &own.first_moments, &own.second_moments}) send_to_first(*buffer);
+  if (!layout_.splits_model()) return snapshot();
+  links_ = links;
+  if (Links::rank(links.all) > 0) {
+    for (const std::span<float> buffer :
+         {parameters_.weights(), parameters_.first_moments(), parameters_.second_moments()}) {
+      links_.run(links_.all, runtime::Send{.in = runtime::of(buffer), .to = 0});
+    }
     RETURN_IF_ERROR(links_.failed);
     return TrainerSnapshot{};
   }
+  TrainerSnapshot own = snapshot();
   TrainerSnapshot whole{.next_step = own.next_step, .seed = own.seed};
   const std::array buffers = {&TrainerSnapshot::weights, &TrainerSnapshot::first_moments,
                               &TrainerSnapshot::second_moments};
