@@ -27,7 +27,7 @@ namespace flywheel::serve {
 template <typename Event>
 class EventQueue : public std::enable_shared_from_this<EventQueue<Event>> {
  public:
-  explicit EventQueue(boost::asio::any_io_executor executor) : timer_(std::move(executor)) {}
+  explicit EventQueue(const boost::asio::any_io_executor& executor) : timer_(executor) {}
 
   void push(Event event) {
     {
