@@ -42,6 +42,12 @@ add_library(arrow_core SHARED IMPORTED)
 set_target_properties(arrow_core PROPERTIES IMPORTED_LOCATION "${arrow_root}/libarrow.so"
                       INTERFACE_INCLUDE_DIRECTORIES "${arrow_root}/include"
                       INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${arrow_root}/include")
+# S3 is a library of its own in newer wheels.
+if(EXISTS "${arrow_root}/libarrow_s3.so")
+  add_library(arrow_s3 SHARED IMPORTED)
+  set_target_properties(arrow_s3 PROPERTIES IMPORTED_LOCATION "${arrow_root}/libarrow_s3.so")
+  set_target_properties(arrow_core PROPERTIES INTERFACE_LINK_LIBRARIES arrow_s3)
+endif()
 add_library(arrow_parquet SHARED IMPORTED)
 set_target_properties(arrow_parquet PROPERTIES IMPORTED_LOCATION "${arrow_root}/libparquet.so")
 target_link_libraries(arrow_parquet INTERFACE arrow_core)

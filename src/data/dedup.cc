@@ -61,7 +61,8 @@ class UnionFind {
 }  // namespace
 
 void check(const DedupConfig& config) {
-  if (config.bands < 1 || config.rows < 1 || config.ngram_words < 1 || config.bands * config.rows > 1024) {
+  if (config.bands < 1 || config.rows < 1 || config.ngram_words < 1 ||
+      int64_t{config.bands} * config.rows > 1024) {
     throw UserError(
         "dedup", fmt::format("bands {}, rows {}, ngram_words {}: each must be at least 1, and bands x rows "
                              "at most 1024",

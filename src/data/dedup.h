@@ -42,7 +42,7 @@ struct Sketch {
 
 // UserError for a config that cannot be (bands or rows below 1, more than 1,024 hashes).
 void check(const DedupConfig& config);
-// check() first.
+
 Sketch sketch_text(std::string_view text, const DedupConfig& config);
 
 // Jaccard similarity of the n-grams of two texts, estimated from their sketches (b-bit minwise hashing, Li

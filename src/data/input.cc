@@ -49,14 +49,7 @@ bool matches(const std::vector<std::string>& patterns, const std::string& relati
 
 class Lister {
  public:
-  explicit Lister(const InputConfig& config) : config_(config) {
-    for (const std::string& format : config.formats) {
-      const char* const known[] = {"html", "text", "jsonl", "parquet"};
-      if (std::find(std::begin(known), std::end(known), format) == std::end(known)) {
-        throw UserError("input.formats", "\"" + format + "\" is not one of html, text, jsonl, parquet");
-      }
-    }
-  }
+  explicit Lister(const InputConfig& config) : config_(config) { check(config); }
 
   void add(std::string input) {
     const std::string scheme = uri_scheme(input);
@@ -99,27 +92,51 @@ class Lister {
   }
 
   void add_remote(const std::string& uri) {
-    auto remote = std::make_shared<const FileSystem>(FileSystem::open(uri).value_or_throw(uri));
-    const std::string base = uri.substr(0, uri.find('?'));
-    for (const FileEntry& entry : remote->list().value_or_throw(uri)) {
-      consider({.path = base + "/" + entry.path,
-                .size_bytes = entry.size_bytes,
-                .remote = remote,
-                .remote_path = entry.path},
-               entry.path, matches(config_.exclude, entry.path));
+    // s3://bucket/raw/*.jsonl?region=x: the folder in front of the pattern, and the query.
+    const size_t query = std::min(uri.find('?'), uri.size());
+    std::string folder = uri.substr(0, query), pattern;
+    if (const size_t star = folder.find_first_of("*["); star != std::string::npos) {
+      const size_t slash = folder.rfind('/', star);
+      pattern = folder.substr(slash + 1);
+      folder.resize(slash);
+    }
+    auto remote =
+        std::make_shared<const FileSystem>(FileSystem::open(folder + uri.substr(query)).value_or_throw());
+    std::string base = public_uri(folder);
+    while (base.ends_with('/')) base.pop_back();
+    int64_t matched = 0;
+    for (const FileEntry& entry : remote->list().value_or_throw()) {
+      InputFile file{.path = base + (entry.path.empty() ? "" : "/") + entry.path,
+                     .size_bytes = entry.size_bytes,
+                     .remote = remote,
+                     .remote_path = entry.path};
+      if (entry.path.empty()) {
+        put_named(std::move(file));
+      } else if (pattern.empty()) {
+        consider(std::move(file), entry.path, matches(config_.exclude, entry.path));
+      } else if (fnmatch(pattern.c_str(), entry.path.c_str(), FNM_PATHNAME) == 0) {
+        consider(std::move(file), entry.path, false);
+        ++matched;
+      }
+    }
+    if (!pattern.empty() && matched == 0) {
+      throw UserError(public_uri(uri), "no object matches", "give a folder, an object or a pattern");
     }
   }
 
   // A file that the user names is read whatever the patterns say.
   void add_named(const std::string& path) {
-    const auto kind = kind_of(path);
+    put_named({.path = fs::path(path).lexically_normal().string(), .size_bytes = fs::file_size(path)});
+  }
+
+  void put_named(InputFile file) {
+    const auto kind = kind_of(file.path);
     if (!kind) {
-      throw UserError(path, "this kind of file is not read",
+      throw UserError(file.path, "this kind of file is not read",
                       "html, txt, md, rst, jsonl and parquet are, also .gz and .zst");
     }
-    put({.path = fs::path(path).lexically_normal().string(),
-         .kind = *kind,
-         .size_bytes = fs::file_size(path)});
+    file.kind = *kind;
+    put(std::move(file));
   }
 
   void consider(InputFile file, const std::string& relative, bool left_out) {
@@ -156,6 +173,19 @@ const char* input_kind_name(InputKind kind) {
   return kNames[static_cast<size_t>(kind)];
 }
 
+void check(const InputConfig& config) {
+  for (const std::string& format : config.formats) {
+    const char* const known[] = {"html", "text", "jsonl", "parquet"};
+    if (std::find(std::begin(known), std::end(known), format) == std::end(known)) {
+      throw UserError("input.formats", "\"" + format + "\" is not one of html, text, jsonl, parquet");
+    }
+  }
+  if (config.formats.empty()) throw UserError("input.formats", "at least one of html, text, jsonl, parquet");
+  if (config.text_key.empty()) throw UserError("input.text_key", "a key is needed", "the default is text");
+  if (config.max_file_bytes < 1) throw UserError("input.max_file_bytes", "must be at least 1");
+  if (config.max_line_bytes < 1) throw UserError("input.max_line_bytes", "must be at least 1");
+}
+
 InputList list_inputs(const std::vector<std::string>& inputs, const InputConfig& config) {
   Lister lister(config);
   for (const std::string& input : inputs) lister.add(input);
@@ -179,25 +209,18 @@ Result<LoadedFile> load_input(const InputFile& file, const InputConfig& config) 
     return make_error(ErrorCode::kInvalid, "{} bytes; input.max_file_bytes is {}", size,
                       config.max_file_bytes);
   };
-  std::optional<LoadedFile> raw;
-  if (file.remote != nullptr) {
-    if (file.size_bytes > static_cast<uint64_t>(config.max_file_bytes)) return too_large(file.size_bytes);
-    ASSIGN_OR_RETURN(std::string bytes, file.remote->read(file.remote_path));
-    raw.emplace(std::move(bytes));
-  } else {
-    ASSIGN_OR_RETURN(MappedFile map, MappedFile::open(file.path));
-    raw.emplace(std::move(map));
-  }
+  CHECK(file.remote == nullptr || !file.local.empty(), "{} was not fetched", file.path);
+  ASSIGN_OR_RETURN(MappedFile raw, MappedFile::open(file.remote == nullptr ? file.path : file.local));
   if (file.path.ends_with(".gz")) {
-    ASSIGN_OR_RETURN(std::string bytes, decompress_gzip(raw->bytes(), config.max_file_bytes));
+    ASSIGN_OR_RETURN(std::string bytes, decompress_gzip(raw.bytes(), config.max_file_bytes));
     return LoadedFile(std::move(bytes));
   }
   if (file.path.ends_with(".zst")) {
-    ASSIGN_OR_RETURN(std::string bytes, decompress_zstd(raw->bytes(), config.max_file_bytes));
+    ASSIGN_OR_RETURN(std::string bytes, decompress_zstd(raw.bytes(), config.max_file_bytes));
     return LoadedFile(std::move(bytes));
   }
-  if (raw->bytes().size() > static_cast<size_t>(config.max_file_bytes)) return too_large(raw->bytes().size());
-  return std::move(*raw);
+  if (raw.bytes().size() > static_cast<size_t>(config.max_file_bytes)) return too_large(raw.bytes().size());
+  return LoadedFile(std::move(raw));
 }
 
 }  // namespace flywheel::data

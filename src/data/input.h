@@ -1,5 +1,5 @@
-// Which files a run reads: folders, globs, single files and object-store addresses into a sorted list, and a
-// file's bytes, decompressed.
+// Which files a run reads: folders, patterns, single files and the same in object stores (s3://bucket/raw,
+// s3://bucket/raw/*.jsonl) into a sorted list, and a file's bytes, decompressed.
 //
 // A file's kind is known by its name (.html .htm .xhtml, .txt .text .md .rst, .jsonl .ndjson, .parquet), with
 // .gz or .zst behind it where it is compressed. Files of other kinds are skipped and counted by ending.
@@ -7,8 +7,8 @@
 // Errors: UserError for an input that is not there or holds nothing to read. Threads: load_input() any.
 //
 //   InputList inputs = list_inputs({"docs/", "pages/*.html", "s3://corpus/2026"}, config);
-//   ASSIGN_OR_RETURN(LoadedFile file, load_input(inputs.files[0], config));
-//   file.bytes()
+//   RETURN_IF_ERROR(fetch_inputs(inputs, "out/fetched", pool));   // fetch.h: remote files, once, to this
+//   machine ASSIGN_OR_RETURN(LoadedFile file, load_input(inputs.files[0], config)); file.bytes()
 #pragma once
 
 #include <cstdint>
@@ -43,13 +43,16 @@ struct InputConfig {
 
 enum class InputKind : uint8_t { kHtml, kText, kJsonl, kParquet };
 const char* input_kind_name(InputKind kind);
+// UserError for a value that cannot be.
+void check(const InputConfig& config);
 
 struct InputFile {
-  std::string path;  // as documents name it
+  std::string path;  // as documents name it; of a remote file its address without user and password
   InputKind kind = InputKind::kText;
   uint64_t size_bytes = 0;                   // as it lies there
   std::shared_ptr<const FileSystem> remote;  // null: a local path
   std::string remote_path;
+  std::string local;  // where a remote file was fetched to
 };
 
 struct InputList {
@@ -72,7 +75,7 @@ class LoadedFile {
 };
 
 bool is_compressed(const InputFile& file);
-// kInvalid for a broken or too large compressed file.
+// kInvalid for a broken or too large compressed file. A remote file must have been fetched.
 Result<LoadedFile> load_input(const InputFile& file, const InputConfig& config);
 
 // gzip (several members too) or zstd into memory.

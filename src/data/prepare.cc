@@ -18,20 +18,13 @@ struct Keys {
   std::string extract, clean, dedup, tokenizer, shards;
 };
 
-Result<Keys> make_keys(const DataConfig& config, const std::string& inputs_digest) {
+Keys make_keys(const DataConfig& config, const std::string& inputs_digest) {
   Keys keys;
   keys.extract = stage_key({kVersion, inputs_digest, dump_config(config.input), dump_config(config.extract)});
   keys.clean = stage_key({keys.extract, dump_config(config.unicode), dump_config(config.quality)});
   keys.dedup = stage_key({keys.clean, dump_config(config.dedup), config.parquet ? "parquet" : ""});
   std::string given;
-  if (!config.tokenizer.path.empty()) {
-    const std::string folder_file = config.tokenizer.path + "/tokenizer.json";
-    const std::string file = path_exists(folder_file) ? folder_file : config.tokenizer.path;
-    Result<std::string> sha = sha256_file(file);
-    if (!sha.ok())
-      throw UserError("tokenizer.path", sha.error().message, "give a tokenizer.json or its folder");
-    given = sha.value();
-  }
+  if (!config.tokenizer.path.empty()) given = sha256_file(tokenizer_file(config.tokenizer)).value_or("");
   keys.tokenizer = stage_key({keys.dedup, dump_config(config.tokenizer), given});
   keys.shards = stage_key({keys.tokenizer, dump_config(config.shards)});
   return keys;
@@ -60,8 +53,8 @@ Result<void> write_report(const PrepareRequest& request, const PrepareReport& re
   return write_file(request.output + "/report.md", to_text(report));
 }
 
-Result<void> run_stages(StageContext& context, const InputList& inputs, const Keys& keys) {
-  RETURN_IF_ERROR(extract_stage(context, inputs, keys.extract));
+// What follows extraction.
+Result<void> run_stages(StageContext& context, const Keys& keys) {
   RETURN_IF_ERROR(clean_stage(context, keys.clean));
   RETURN_IF_ERROR(dedup_stage(context, keys.dedup));
   RETURN_IF_ERROR(join_files(context.path("dropped.jsonl"), {context.path("stages/extract.dropped.jsonl"),
@@ -92,28 +85,20 @@ void log_metrics(store::Run& run, const PrepareReport& report) {
 
 }  // namespace
 
-void check(const DataConfig& config) {
-  check(config.dedup);
-  check_tokens(config);
-}
-
 Result<PrepareReport> prepare(const PrepareRequest& request, ThreadPool& pool) {
-  check(request.config);
   if (request.inputs.empty()) throw UserError("--input", "at least one folder, file or pattern is needed");
   if (request.output.empty()) throw UserError("--output", "a folder for the dataset is needed");
+  check(request.config);
   const Stopwatch clock;
-  const InputList inputs = list_inputs(request.inputs, request.config.input);
+  InputList inputs = list_inputs(request.inputs, request.config.input);
   RETURN_IF_ERROR(make_folders(request.output + "/stages"));
+  const std::string resolved = dump_config(request.config);
+  RETURN_IF_ERROR(write_file(request.output + "/config.yaml", resolved));
   PrepareReport report;
+  report.rules = rules_of(request.config);
   report.files = static_cast<int64_t>(inputs.files.size());
   report.skipped = inputs.skipped;
   for (const InputFile& file : inputs.files) report.bytes += static_cast<int64_t>(file.size_bytes);
-  ASSIGN_OR_RETURN(const std::vector<HashedInput> hashed, hash_inputs(inputs, pool));
-  RETURN_IF_ERROR(write_inputs(request.output + "/inputs.jsonl", hashed));
-  const std::string resolved = dump_config(request.config);
-  RETURN_IF_ERROR(write_file(request.output + "/config.yaml", resolved));
-  ASSIGN_OR_RETURN(const Keys keys, make_keys(request.config, digest_of(hashed)));
-
   std::optional<store::Run> run;
   if (request.store != nullptr) {
     ASSIGN_OR_RETURN(store::Run made, request.store->create_run(
@@ -121,9 +106,20 @@ Result<PrepareReport> prepare(const PrepareRequest& request, ThreadPool& pool) {
     run = std::move(made);
   }
   StageContext context{request, pool, report};
+  const auto work = [&]() -> Result<void> {
+    const std::string fetched = context.path("stages/fetched");
+    ASSIGN_OR_RETURN(const std::vector<HashedInput> hashed, fetch_inputs(inputs, fetched, pool));
+    RETURN_IF_ERROR(write_inputs(context.path("inputs.jsonl"), hashed));
+    const Keys keys = make_keys(request.config, digest_of(hashed));
+    RETURN_IF_ERROR(extract_stage(context, inputs, keys.extract));
+    RETURN_IF_ERROR(remove_all(fetched));
+    RETURN_IF_ERROR(run_stages(context, keys));
+    report.seconds = clock.seconds();
+    RETURN_IF_ERROR(write_report(request, report));
+    return run ? record_artifacts(request, hashed, keys.shards, *run, report) : Result<void>();
+  };
   try {
-    Result<void> done = run_stages(context, inputs, keys);
-    if (!done.ok()) {
+    if (Result<void> done = work(); !done.ok()) {
       if (run) (void)run->finish(store::RunStatus::kFailed, done.error().message);
       return done.error();
     }
@@ -131,10 +127,7 @@ Result<PrepareReport> prepare(const PrepareRequest& request, ThreadPool& pool) {
     if (run) (void)run->finish(store::RunStatus::kFailed, error.what());
     throw;
   }
-  report.seconds = clock.seconds();
-  RETURN_IF_ERROR(write_report(request, report));
   if (run) {
-    RETURN_IF_ERROR(record_artifacts(request, hashed, keys.shards, *run, report));
     log_metrics(*run, report);
     RETURN_IF_ERROR(run->finish(store::RunStatus::kFinished));
     report.seconds = clock.seconds();

@@ -4,6 +4,9 @@
 // A stage whose inputs and config have not changed since it last finished is not done again; a stage that was
 // killed left nothing behind and is done whole. The result is the same for any number of threads.
 //
+// Remote inputs are fetched once to stages/fetched and removed after extraction: the disk must hold them that
+// long.
+//
 // In the output folder: documents.jsonl (clean documents), dropped.jsonl (each with its rule and numbers),
 // quarantined.jsonl (what could not be read, with its place), clusters.jsonl (near-duplicates), inputs.jsonl
 // (files by SHA-256), tokenizer/tokenizer.json, shards/train and shards/validation (data/shards.h),
@@ -72,6 +75,13 @@ struct DataConfig {
   }
 };
 
+// UserError for the first value that cannot be: everything that can be known before any work. A tokenizer
+// that is given is loaded for that.
+void check(const DataConfig& config);
+
+// Rules with their thresholds, "on" or "off": what the report says about the config.
+std::vector<RuleSetting> rules_of(const DataConfig& config);
+
 struct PrepareRequest {
   std::vector<std::string> inputs;
   std::string output;
@@ -81,9 +91,6 @@ struct PrepareRequest {
   // Called from the caller's thread: stage, units done, units in all.
   std::function<void(const std::string& stage, int64_t done, int64_t total)> progress = nullptr;
 };
-
-// UserError, naming the key, for a config with which some stage would fail. prepare() begins with it.
-void check(const DataConfig& config);
 
 Result<PrepareReport> prepare(const PrepareRequest& request, ThreadPool& pool = compute_pool());
 

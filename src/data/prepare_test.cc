@@ -5,6 +5,7 @@
 
 #include "base/config.h"
 #include "base/hash.h"
+#include "base/metrics.h"
 #include "base/philox.h"
 #include "data/document.h"
 #include "data/record_internal.h"
@@ -136,6 +137,20 @@ TEST(Prepare, FromRawFilesToTokensWithEveryDocumentAccountedFor) {
   const PrepareReport again = read_report(folder / "out").value();
   EXPECT_EQ(to_json(again).dump(), to_json(report).dump());
   EXPECT_THAT(to_text(report), HasSubstr("gopher_quality.min_words"));
+  // The report says which rules were in force.
+  std::map<std::string, RuleSetting> rules;
+  for (const RuleSetting& rule : report.rules) rules[rule.name] = rule;
+  EXPECT_TRUE(rules.at("gopher_quality.min_words").on);
+  EXPECT_EQ(rules.at("gopher_quality.min_words").value, "50");
+  EXPECT_FALSE(rules.at("gopher_repetition.max_duplicate_lines").on);
+  EXPECT_FALSE(rules.at("c4.terminal_punctuation").on);
+  EXPECT_FALSE(rules.at("c4.min_line_words").on);
+  EXPECT_TRUE(rules.at("c4.no_lorem_ipsum").on);
+  EXPECT_TRUE(rules.at("dedup.near").on);
+  EXPECT_THAT(to_text(report), HasSubstr("rules off: gopher_repetition.max_duplicate_lines"));
+  const std::string page = Metrics::global().prometheus_text();
+  EXPECT_THAT(page, HasSubstr("flywheel_data_documents_kept_total{stage=\"dedup\"} "));
+  EXPECT_THAT(page, HasSubstr("flywheel_data_documents_dropped_total{rule=\"no_text\",stage=\"extract\"} "));
 }
 
 TEST(Prepare, TheSameBytesForAnyNumberOfThreads) {
@@ -235,22 +250,36 @@ TEST(Prepare, ErrorsThatTheUserCanMend) {
   config = small_config();
   config.shards.validation_fraction = 1;
   EXPECT_THAT(message(config, folder / "raw"), HasSubstr("validation_fraction"));
-  // Said before any file is read or written, though the stages that they belong to come last.
-  const auto refused = [](const std::vector<std::string>& set) {
+  // Every value is checked before any work: no stage has written anything.
+  const auto expect_early = [&](const std::string& set, const std::string& wanted) {
+    std::string got = "nothing";
     try {
-      check(parse_config<DataConfig>("c.yaml", "", set));
+      config = parse_config<DataConfig>("test", "{}", {set});
+      (void)prepare({.inputs = {folder / "raw"}, .output = folder / "early", .config = config}, pool);
     } catch (const UserError& error) {
-      return std::string(error.what());
+      got = error.what();
     }
-    return std::string("accepted");
+    EXPECT_THAT(got, HasSubstr(wanted)) << set;
+    EXPECT_FALSE(path_exists(folder / "early")) << set;
   };
-  EXPECT_THAT(refused({"dedup.bands=0"}), HasSubstr("dedup: bands 0"));
-  EXPECT_THAT(refused({"shards.shard_tokens=0"}), HasSubstr("shards.shard_tokens"));
-  EXPECT_THAT(refused({"tokenizer.vocab_size=100"}), HasSubstr("vocab_size 100"));
-  EXPECT_THAT(refused({"tokenizer.pattern=gpt5"}), HasSubstr("\"gpt5\" is not one of gpt2"));
-  EXPECT_THAT(refused({"tokenizer.document_end="}), HasSubstr("tokenizer.document_end"));
-  EXPECT_THAT(refused({"tokenizer.path=/nowhere"}), HasSubstr("tokenizer.path"));
-  EXPECT_EQ(refused({}), "accepted");
+  expect_early("dedup.bands=0", "dedup: bands 0");
+  expect_early("dedup.rows=100000000", "dedup: bands 14, rows 100000000");
+  expect_early("shards.shard_tokens=0", "shards.shard_tokens: 0 must be at least 1");
+  expect_early("shards.validation_fraction=1.5", "shards.validation_fraction");
+  expect_early("shards.validation_fraction=.nan", "shards.validation_fraction");
+  expect_early("tokenizer.vocab_size=256", "need at least 257");
+  expect_early("tokenizer.pattern=gpt5", "\"gpt5\" is not one of gpt2, llama3, qwen2, o200k");
+  expect_early("tokenizer.path=" + (folder / "raw/lines.jsonl"), "tokenizer.path");
+  expect_early("tokenizer.train_bytes=-1", "tokenizer.train_bytes");
+  expect_early("tokenizer.document_end=", "tokenizer.document_end");
+  expect_early("input.text_key=", "input.text_key");
+  expect_early("input.max_line_bytes=0", "input.max_line_bytes");
+  expect_early("quality.gopher_quality.max_words=10",
+               "quality.gopher_quality.max_words: 10 must be at least 50");
+  expect_early("quality.gopher_repetition.max_top_2gram_chars=20",
+               "quality.gopher_repetition.max_top_2gram_chars");
+  expect_early("quality.c4.max_word_length=0", "quality.c4.max_word_length");
+  expect_early("extract.max_depth=0", "extract.max_depth");
   EXPECT_EQ(read_report(folder / "none").error().code, ErrorCode::kNotFound);
   EXPECT_THROW(parse_config<DataConfig>("c.yaml", "dedup: {band: 3}"), UserError);
 }

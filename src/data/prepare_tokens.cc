@@ -1,6 +1,4 @@
 // The stages on tokens: train or take a tokenizer, write shards.
-#include <cmath>
-
 #include "base/hash.h"
 #include "data/document.h"
 #include "data/shards.h"
@@ -30,13 +28,14 @@ Result<std::vector<std::string>> chunk_texts(std::string_view chunk) {
   return texts;
 }
 
-// The file behind tokenizer.path, which may be its folder.
+}  // namespace
+
 std::string tokenizer_file(const TokenizeConfig& config) {
   const std::string in_folder = config.path + "/tokenizer.json";
   return path_exists(in_folder) ? in_folder : config.path;
 }
 
-model::BpeTrainerConfig trainer_config_of(const TokenizeConfig& config) {
+model::BpeTrainerConfig trainer_config(const TokenizeConfig& config) {
   model::BpeTrainerConfig trainer;
   trainer.vocab_size = config.vocab_size;
   trainer.special_tokens = {config.document_end};
@@ -44,8 +43,7 @@ model::BpeTrainerConfig trainer_config_of(const TokenizeConfig& config) {
   return trainer;
 }
 
-// The token that stands behind each document.
-model::TokenId document_end(const model::Tokenizer& tokenizer, const TokenizeConfig& config) {
+model::TokenId document_end_of(const model::Tokenizer& tokenizer, const TokenizeConfig& config) {
   std::optional<model::TokenId> end = tokenizer.token_id(config.document_end);
   if (!end) end = tokenizer.eos();
   if (!end) {
@@ -53,28 +51,6 @@ model::TokenId document_end(const model::Tokenizer& tokenizer, const TokenizeCon
                     "name one of its special tokens");
   }
   return *end;
-}
-
-}  // namespace
-
-void check_tokens(const DataConfig& config) {
-  if (config.shards.validation_fraction < 0 || config.shards.validation_fraction >= 1 ||
-      std::isnan(config.shards.validation_fraction)) {
-    throw UserError("shards.validation_fraction", "must be at least 0 and below 1");
-  }
-  if (config.shards.shard_tokens < 1) throw UserError("shards.shard_tokens", "must be at least 1");
-  const TokenizeConfig& tokenizer = config.tokenizer;
-  if (tokenizer.train_bytes < 0) throw UserError("tokenizer.train_bytes", "must be 0 (all of it) or more");
-  if (tokenizer.document_end.empty()) throw UserError("tokenizer.document_end", "is empty");
-  if (tokenizer.path.empty()) {
-    model::validate(trainer_config_of(tokenizer)).value_or_throw("tokenizer");
-    return;
-  }
-  const Result<std::string> bytes = read_file(tokenizer_file(tokenizer));
-  if (!bytes.ok())
-    throw UserError("tokenizer.path", bytes.error().message, "give a tokenizer.json or its folder");
-  const model::Tokenizer given = model::Tokenizer::from_json(*bytes).value_or_throw("tokenizer.path");
-  (void)document_end(given, tokenizer);
 }
 
 Result<void> tokenizer_stage(StageContext& context, const std::string& key) {
@@ -93,11 +69,9 @@ Result<void> tokenizer_stage(StageContext& context, const std::string& key) {
     const double share = config.train_bytes <= 0 || file.size() == 0
                              ? 1
                              : static_cast<double>(config.train_bytes) / static_cast<double>(file.size());
-    model::BpeTrainerConfig trainer_config = trainer_config_of(config);
-    trainer_config.progress = [&](int64_t done, int64_t wanted) {
-      context.progress("tokenizer", done, wanted);
-    };
-    model::BpeTrainer trainer(trainer_config);
+    model::BpeTrainerConfig wanted = trainer_config(config);
+    wanted.progress = [&](int64_t done, int64_t all) { context.progress("tokenizer", done, all); };
+    model::BpeTrainer trainer(std::move(wanted));
     for (const std::string_view chunk : chunks) {
       ASSIGN_OR_RETURN(std::vector<std::string> texts, chunk_texts(chunk));
       if (share < 1)
@@ -124,7 +98,7 @@ Result<void> shards_stage(StageContext& context, const std::string& key) {
   return context.run(stage, [&](StageReport& report) -> Result<void> {
     ASSIGN_OR_RETURN(const std::string json, read_file(context.path(kTokenizerFile)));
     ASSIGN_OR_RETURN(const model::Tokenizer tokenizer, model::Tokenizer::from_json(json));
-    const model::TokenId end = document_end(tokenizer, config.tokenizer);
+    const model::TokenId end = document_end_of(tokenizer, config.tokenizer);
     const ShardOptions options{.vocab_size = tokenizer.vocab_size(),
                                .shard_tokens = config.shards.shard_tokens,
                                .tokenizer_sha256 = sha256_hex(json)};

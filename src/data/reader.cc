@@ -40,7 +40,29 @@ struct UnitReader {
     return text;
   }
 
+  // Bytes that no text has: beyond one in a hundred the file is of another kind, whatever it is called.
+  // UTF-16 is full of them, and says so in its first bytes.
+  bool binary(std::string_view bytes, bool no_zero_bytes) {
+    if (bytes.starts_with("\xFF\xFE") || bytes.starts_with("\xFE\xFF")) return false;
+    size_t count = 0, first = bytes.size();
+    if (const size_t zero = bytes.find('\0'); no_zero_bytes && zero != std::string_view::npos) {
+      quarantine(fmt::format("byte {}", zero), "not text: it has zero bytes");
+      return true;
+    }
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      const auto c = static_cast<uint8_t>(bytes[i]);
+      if (c >= 0x20 || (c >= 0x08 && c <= 0x0D) || c == 0x1B) continue;
+      first = std::min(first, i);
+      ++count;
+    }
+    if (count * 100 <= bytes.size()) return false;
+    quarantine(fmt::format("byte {}", first),
+               fmt::format("not text: {} of {} bytes are control characters", count, bytes.size()));
+    return true;
+  }
+
   void html(std::string_view bytes, const ExtractConfig& extract) {
+    if (binary(bytes, false)) return;
     const DecodedText page = decode(bytes, DeclaredCharset::kHtml);
     Result<Extracted> extracted = extract_main(page.utf8, extract);
     if (!extracted.ok()) return quarantine("", extracted.error().message);
@@ -52,10 +74,7 @@ struct UnitReader {
   }
 
   void text(std::string_view bytes) {
-    if (bytes.find('\0') != std::string_view::npos && !bytes.starts_with("\xFF\xFE") &&
-        !bytes.starts_with("\xFE\xFF")) {
-      return quarantine("", "not text: it has zero bytes");
-    }
+    if (binary(bytes, true)) return;
     Document document = begin_document("");
     document.text = decode(bytes, DeclaredCharset::kNone).utf8;
     finish_document(std::move(document));
@@ -123,7 +142,7 @@ struct UnitReader {
 
 void plan_jsonl(const InputList& inputs, size_t f, const InputConfig& config, std::vector<ReadUnit>& units) {
   const InputFile& file = inputs.files[f];
-  if (file.size_bytes <= kUnitBytes || is_compressed(file) || file.remote != nullptr) {
+  if (file.size_bytes <= kUnitBytes || is_compressed(file)) {
     units.push_back({.file = f});
     return;
   }

@@ -242,6 +242,91 @@ TEST(Reader, DocumentsAsParquetReadBack) {
   EXPECT_TRUE(all.quarantined.empty());
 }
 
+std::string garbage(Philox& rng, size_t size) {
+  std::string bytes(size, '\0');
+  for (char& c : bytes) c = static_cast<char>(rng.below(256));
+  return bytes;
+}
+
+// Good files between bad ones of every kind: the good are read whole, each bad one is said with its place.
+TEST(Reader, GarbageIsQuarantinedWithItsPlaceByEveryReader) {
+  Philox rng(2026);
+  for (int round = 0; round < 40; ++round) {
+    TempFolder folder;
+    for (const char* name :
+         {"bad.html", "bad.txt", "bad.jsonl", "bad.parquet", "bad.txt.gz", "bad.jsonl.zst"}) {
+      write_file(folder / name, garbage(rng, 200 + rng.below(20000))).value();
+    }
+    write_file(folder / "good.html", "<p>Some text of a page.</p>").value();
+    write_file(folder / "good.txt", "Some text.").value();
+    write_file(folder / "good.jsonl",
+               "{\"text\": \"a\"}\n" + garbage(rng, 1 + rng.below(50)) + "\n{\"text\": \"b\"}\n")
+        .value();
+    write_file(folder / "good.parquet", parquet_file({"c", "d"}, 1)).value();
+    const UnitResult all = read_all(folder.path());
+    std::vector<std::string> texts;
+    for (const Document& document : all.documents) texts.push_back(document.text);
+    EXPECT_THAT(texts, ElementsAre("Some text of a page.", "a", "b", "c", "d", "Some text."));
+    std::map<std::string, std::vector<std::string>> places;
+    for (const Quarantined& one : all.quarantined) {
+      EXPECT_FALSE(one.reason.empty());
+      places[one.file.substr(folder.path().size() + 1)].push_back(one.place);
+    }
+    for (const char* name : {"bad.html", "bad.txt"}) {
+      ASSERT_EQ(places[name].size(), 1u) << name;
+      EXPECT_TRUE(places[name][0].starts_with("byte ")) << places[name][0];
+    }
+    for (const char* name : {"bad.parquet", "bad.txt.gz", "bad.jsonl.zst"})
+      EXPECT_EQ(places[name].size(), 1u) << name;
+    for (const char* name : {"bad.jsonl", "good.jsonl"}) {
+      ASSERT_FALSE(places[name].empty()) << name;
+      for (const std::string& place : places[name]) EXPECT_TRUE(place.starts_with("line ")) << place;
+    }
+  }
+}
+
+// A file that ends too early gives what stands in front of its end; the rest is said, or was never a unit of
+// its own.
+TEST(Reader, ClippedFilesKeepWhatIsWholeAndSayTheRest) {
+  Philox rng(7);
+  std::string lines;
+  for (int i = 0; i < 50; ++i) lines += "{\"text\": \"" + std::string(1 + rng.below(60), 'x') + "\"}\n";
+  const std::string table = parquet_file({"one", "two", "three", "four", "five"}, 2);
+  const std::string page =
+      "<html><body><p>The first paragraph of the page.</p><p>The second one, längst.</p></body></html>";
+  for (int round = 0; round < 100; ++round) {
+    TempFolder folder;
+    const std::string clipped = lines.substr(0, 1 + rng.below(lines.size() - 1));
+    write_file(folder / "a.jsonl", clipped).value();
+    UnitResult all = read_all(folder / "a.jsonl");
+    const auto whole = std::count(clipped.begin(), clipped.end(), '\n');
+    // Without its line end the last line can still be whole.
+    const bool torn = clipped.back() != '\n' && clipped.back() != '}';
+    ASSERT_EQ(static_cast<int64_t>(all.documents.size()), whole + (clipped.back() == '}' ? 1 : 0));
+    ASSERT_EQ(all.quarantined.size(), torn ? 1u : 0u);
+    if (torn) {
+      EXPECT_EQ(all.quarantined[0].place, "line " + std::to_string(whole + 1));
+    }
+
+    const size_t cut = 1 + rng.below(20);
+    const std::string packed_gz = gzip(lines), packed_zst = zstd(lines);
+    write_file(folder / "b.jsonl.gz", packed_gz.substr(0, packed_gz.size() - cut)).value();
+    write_file(folder / "c.jsonl.zst", packed_zst.substr(0, packed_zst.size() - cut)).value();
+    write_file(folder / "d.parquet", table.substr(0, table.size() - cut)).value();
+    for (const char* name : {"b.jsonl.gz", "c.jsonl.zst", "d.parquet"}) {
+      all = read_all(folder / name);
+      ASSERT_EQ(all.quarantined.size(), 1u) << name;
+      EXPECT_TRUE(all.documents.empty());
+      EXPECT_TRUE(all.quarantined[0].file.ends_with(name));
+    }
+    // HTML has no end that must be there.
+    write_file(folder / "e.html", page.substr(0, 50 + rng.below(page.size() - 50))).value();
+    all = read_all(folder / "e.html");
+    ASSERT_EQ(all.documents.size(), 1u);
+    EXPECT_THAT(all.documents[0].text, HasSubstr("The first paragraph"));
+  }
+}
+
 TEST(Reader, CommonCrawlDocuments) {
   const std::string folder = env::test_data() + "/web/common-crawl/";
   if (env::test_data().empty() || !path_exists(folder)) GTEST_SKIP() << "no Common Crawl documents";

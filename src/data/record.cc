@@ -1,6 +1,5 @@
 #include <filesystem>
 
-#include "base/hash.h"
 #include "data/record_internal.h"
 #include "data/stage_internal.h"
 
@@ -8,47 +7,22 @@ namespace flywheel::data {
 namespace {
 
 std::string absolute(const std::string& input) {
-  if (!uri_scheme(input).empty()) return input;
+  if (!uri_scheme(input).empty()) return public_uri(input);
   return "file://" + std::filesystem::absolute(input).lexically_normal().string();
 }
 
 // Whether a file was found through this input.
-bool below(const std::string& file, const std::string& input) {
+bool below(const std::string& file, std::string input) {
+  if (!uri_scheme(input).empty()) {
+    input = public_uri(input).substr(0, public_uri(input).find_first_of("*[?"));
+    return file.starts_with(input);
+  }
   const std::string folder =
       std::filesystem::path(input.substr(0, input.find_first_of("*?["))).lexically_normal().string();
-  return file.starts_with(folder) || file.starts_with(input.substr(0, input.find('?')));
+  return file.starts_with(folder);
 }
 
 }  // namespace
-
-Result<std::vector<HashedInput>> hash_inputs(const InputList& inputs, ThreadPool& pool) {
-  const auto n = static_cast<int64_t>(inputs.files.size());
-  std::vector<HashedInput> out(inputs.files.size());
-  std::vector<std::optional<Error>> errors(inputs.files.size());
-  pool.parallel_for(n, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const auto f = static_cast<size_t>(i);
-      const InputFile& file = inputs.files[f];
-      out[f] = {file.path, file.size_bytes, ""};
-      if (file.remote == nullptr) {
-        Result<std::string> sha = sha256_file(file.path);
-        // A file that cannot be read is quarantined by the reader; here it has no hash.
-        out[f].sha256 = sha.ok() ? std::move(sha).value() : "";
-        continue;
-      }
-      const Result<std::string> bytes = file.remote->read(file.remote_path);
-      if (bytes.ok()) {
-        out[f].sha256 = sha256_hex(bytes.value());
-      } else {
-        errors[f] = bytes.error();
-      }
-    }
-  });
-  for (const std::optional<Error>& error : errors) {
-    if (error) return *error;
-  }
-  return out;
-}
 
 std::string digest_of(const std::vector<HashedInput>& inputs) {
   std::vector<std::string> parts;
@@ -62,8 +36,8 @@ std::string digest_of(const std::vector<HashedInput>& inputs) {
 std::string source_name(const std::string& input) {
   namespace fs = std::filesystem;
   const std::string scheme = uri_scheme(input);
-  std::string text =
-      scheme.empty() ? fs::absolute(input).lexically_normal().string() : input.substr(0, input.find('?'));
+  std::string text = scheme.empty() ? fs::absolute(input).lexically_normal().string() : public_uri(input);
+  if (!scheme.empty()) text.resize(std::min(text.find_first_of("*[?"), text.size()));
   while (text.size() > 1 && text.back() == '/') text.pop_back();
   const fs::path path(text);
   std::string name = path.filename().string();

@@ -6,18 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "data/fetch.h"
 #include "data/prepare.h"
 
 namespace flywheel::data {
 
-// One raw file by its content.
-struct HashedInput {
-  std::string file;
-  uint64_t size_bytes = 0;
-  std::string sha256;
-};
-
-Result<std::vector<HashedInput>> hash_inputs(const InputList& inputs, ThreadPool& pool);
 // Over paths and contents.
 std::string digest_of(const std::vector<HashedInput>& inputs);
 

@@ -5,6 +5,27 @@
 #include "base/progress.h"
 
 namespace flywheel::data {
+namespace {
+
+constexpr int64_t kVersion = 1;  // docs/formats/dataset.md
+
+// "on: a, b 3; off: c" in lines of a readable length.
+std::string rules_text(const std::vector<RuleSetting>& rules, bool on) {
+  std::string out, line = on ? "rules on: " : "rules off:";
+  for (const RuleSetting& rule : rules) {
+    if (rule.on != on) continue;
+    const std::string word = " " + rule.name + (rule.value.empty() || !on ? "" : " " + rule.value) + ",";
+    if (line.size() + word.size() > 110) {
+      out += line + "\n";
+      line = "          ";
+    }
+    line += word;
+  }
+  if (line.ends_with(',')) line.pop_back();
+  return out + line + "\n";
+}
+
+}  // namespace
 
 OrderedJson to_json(const StageReport& stage) {
   OrderedJson json = {{"name", stage.name},
@@ -25,12 +46,20 @@ OrderedJson to_json(const StageReport& stage) {
 }
 
 OrderedJson to_json(const PrepareReport& report) {
-  OrderedJson json = {{"files", report.files},          {"bytes", report.bytes},
-                      {"seconds", report.seconds},      {"skipped", OrderedJson::object()},
-                      {"stages", OrderedJson::array()}, {"artifacts", OrderedJson::object()}};
+  OrderedJson json = {{"version", kVersion},
+                      {"files", report.files},
+                      {"bytes", report.bytes},
+                      {"seconds", report.seconds},
+                      {"skipped", OrderedJson::object()},
+                      {"stages", OrderedJson::array()},
+                      {"artifacts", OrderedJson::object()}};
   for (const auto& [why, n] : report.skipped) json["skipped"][why] = n;
   for (const StageReport& stage : report.stages) json["stages"].push_back(to_json(stage));
   for (const auto& [kind, ref] : report.artifacts) json["artifacts"][kind] = ref;
+  json["rules"] = OrderedJson::array();
+  for (const RuleSetting& rule : report.rules) {
+    json["rules"].push_back({{"name", rule.name}, {"on", rule.on}, {"value", rule.value}});
+  }
   return json;
 }
 
@@ -57,6 +86,11 @@ Result<StageReport> stage_from_json(const OrderedJson& json) {
 
 Result<PrepareReport> report_from_json(const OrderedJson& json) {
   try {
+    if (const int64_t version = json.value("version", int64_t{0}); version != kVersion) {
+      return make_error(ErrorCode::kInvalid,
+                        "a report of version {}; this program reads {}: run prepare again", version,
+                        kVersion);
+    }
     PrepareReport report;
     report.files = json.at("files").get<int64_t>();
     report.bytes = json.at("bytes").get<int64_t>();
@@ -68,6 +102,10 @@ Result<PrepareReport> report_from_json(const OrderedJson& json) {
     }
     for (const auto& [kind, ref] : json.at("artifacts").items())
       report.artifacts[kind] = ref.get<std::string>();
+    for (const auto& rule : json.at("rules")) {
+      report.rules.push_back({rule.at("name").get<std::string>(), rule.at("on").get<bool>(),
+                              rule.at("value").get<std::string>()});
+    }
     return report;
   } catch (const OrderedJson::exception& error) {
     return make_error(ErrorCode::kCorrupt, "not a report: {}", error.what());
@@ -113,6 +151,8 @@ std::string to_text(const PrepareReport& report) {
       counts += fmt::format("{}: {}: {}\n", stage.name, what, human_count(n));
   }
   if (!counts.empty()) out += "\n" + counts;
+  if (!report.rules.empty())
+    out += "\n" + rules_text(report.rules, true) + rules_text(report.rules, false) + "\n";
   for (const auto& [kind, ref] : report.artifacts) out += fmt::format("{}: {}\n", kind, ref);
   return out;
 }

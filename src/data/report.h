@@ -32,10 +32,18 @@ struct StageReport {
   }
 };
 
+// One rule of the config as it was in force.
+struct RuleSetting {
+  std::string name;  // "c4.terminal_punctuation"
+  bool on = true;
+  std::string value;  // its threshold; "" for a switch
+};
+
 struct PrepareReport {
   int64_t files = 0, bytes = 0;            // raw inputs
   std::map<std::string, int64_t> skipped;  // files that were not read, by reason
   std::vector<StageReport> stages;
+  std::vector<RuleSetting> rules;  // every rule, in the order of the config
   double seconds = 0;
   std::map<std::string, std::string> artifacts;  // "dataset" -> "docs:1"
 };

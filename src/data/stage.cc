@@ -1,6 +1,7 @@
 #include "base/deadline.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "data/metrics.h"
 #include "data/stage_internal.h"
 
 namespace flywheel::data {
@@ -58,6 +59,7 @@ Result<void> StageContext::run(const Stage& stage, const std::function<Result<vo
     json["outputs"][output] = size;
   }
   RETURN_IF_ERROR(write_file(done_path, json.dump(1) + "\n"));
+  metrics().count(fresh);
   report.stages.push_back(std::move(fresh));
   return {};
 }

@@ -10,6 +10,8 @@
 
 #include "base/thread_pool.h"
 #include "data/prepare.h"
+#include "model/bpe_trainer.h"
+#include "model/tokenizer.h"
 
 namespace flywheel::data {
 
@@ -65,12 +67,16 @@ Result<void> for_each_ordered(int64_t n, ThreadPool& pool, int64_t window_cost, 
 // A JSONL file in pieces of whole lines.
 std::vector<std::string_view> line_chunks(std::string_view bytes, size_t chunk_bytes);
 
+// The file that tokenizer.path names: itself, or the tokenizer.json in it.
+std::string tokenizer_file(const TokenizeConfig& config);
+model::BpeTrainerConfig trainer_config(const TokenizeConfig& config);
+// The token behind each document. UserError when the tokenizer has none.
+model::TokenId document_end_of(const model::Tokenizer& tokenizer, const TokenizeConfig& config);
+
 // The stages, in order. Each appends its report.
 Result<void> extract_stage(StageContext& context, const InputList& inputs, const std::string& key);
 Result<void> clean_stage(StageContext& context, const std::string& key);
 Result<void> dedup_stage(StageContext& context, const std::string& key);
-// The part of check() for these two stages.
-void check_tokens(const DataConfig& config);
 Result<void> tokenizer_stage(StageContext& context, const std::string& key);
 Result<void> shards_stage(StageContext& context, const std::string& key);
 

@@ -38,8 +38,8 @@ struct BpeTrainerConfig {
   std::function<void(int64_t done, int64_t wanted)> progress = nullptr;
 };
 
-// Whether a tokenizer can be trained so, before any text is read. kInvalid as train() gives it.
-Result<void> validate(const BpeTrainerConfig& config);
+// kInvalid for a pattern that is not known and a vocabulary too small for the bytes and special tokens.
+Result<void> check(const BpeTrainerConfig& config);
 
 class BpeTrainer {
  public:
