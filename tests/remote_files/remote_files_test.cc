@@ -247,7 +247,8 @@ TEST_F(S3, PrepareGivesTheSameBytesAsFromLocalFiles) {
       .value();
 
   const FileSystem remote = FileSystem::open("s3://corpus/raw").value();
-  for (const FileEntry& entry : local.list().value()) {
+  const std::vector<FileEntry> entries = local.list().value();
+  for (const FileEntry& entry : entries) {
     remote.write(entry.path, local.read(entry.path).value()).value();
   }
   const RunOutput here = prepare({"--input", folder / "raw", "--output", folder / "here"});
@@ -267,7 +268,8 @@ TEST_F(S3, PrepareGivesTheSameBytesAsFromLocalFiles) {
   EXPECT_FALSE(path_exists(folder / "there/stages/fetched"));
   // Unchanged objects: nothing is done again. One object and a pattern are inputs too.
   const RunOutput again = prepare({"--input", "s3://corpus/raw", "--output", folder / "there"});
-  for (const Json& stage : parse_json(again.stdout_text).value()["stages"])
+  const Json report = parse_json(again.stdout_text).value();
+  for (const Json& stage : report["stages"])
     EXPECT_TRUE(stage["reused"].get<bool>());
   EXPECT_EQ(prepare({"--input", "s3://corpus/raw/lines.jsonl", "--output", folder / "one"}).exit_code, 0);
   const RunOutput pattern =
