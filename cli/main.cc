@@ -6,6 +6,7 @@
 #include <exception>
 
 #include "base/config.h"
+#include "base/filesystem.h"
 #include "base/log.h"
 #include "base/result.h"
 #include "base/thread_pool.h"
@@ -108,6 +109,7 @@ int run(std::vector<std::string> args) {
 
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is an error from write, not our end
+  const flywheel::ObjectStoreSession object_stores;
   try {
     return flywheel::cli::run(std::vector<std::string>(argv + 1, argv + argc));
   } catch (const flywheel::UserError& error) {

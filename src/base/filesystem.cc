@@ -40,16 +40,28 @@ struct FileSystem::State {
     if (!size.ok()) return error(size.status(), name);
     return Opened{*file, *size};
   }
-  // All of [offset, offset + length): fewer bytes are an error.
-  Result<std::string> read(const Opened& opened, const std::string& name, int64_t offset,
-                           int64_t length) const {
+  // The next `length` bytes behind what was read so far: one request for a whole file where a server streams.
+  Result<std::string> read_next(const Opened& opened, const std::string& name, int64_t length) const {
     std::string bytes(static_cast<size_t>(length), '\0');
-    auto got = opened.file->ReadAt(offset, length, bytes.data());
+    RETURN_IF_ERROR(expect_bytes(opened.file->Read(length, bytes.data()), name, length));
+    return bytes;
+  }
+  Result<std::string> read_at(const Opened& opened, const std::string& name, int64_t offset,
+                              int64_t length) const {
+    std::string bytes(static_cast<size_t>(length), '\0');
+    RETURN_IF_ERROR(expect_bytes(opened.file->ReadAt(offset, length, bytes.data()), name, length));
+    return bytes;
+  }
+
+ private:
+  // Fewer bytes than were asked for are an error.
+  Result<void> expect_bytes(const arrow::Result<int64_t>& got, const std::string& name,
+                            int64_t length) const {
     if (!got.ok()) return error(got.status(), name);
     if (*got != length) {
       return make_error(ErrorCode::kIo, "{}: {} bytes came instead of {}", shown(name), *got, length);
     }
-    return bytes;
+    return {};
   }
 };
 
@@ -128,7 +140,7 @@ Result<FileEntry> FileSystem::stat(const std::string& path) const {
 Result<std::string> FileSystem::read(const std::string& path) const {
   ASSIGN_OR_RETURN(const std::string name, full(path));
   ASSIGN_OR_RETURN(const State::Opened opened, state_->open(name));
-  return state_->read(opened, name, 0, opened.size);
+  return state_->read_next(opened, name, opened.size);
 }
 
 Result<std::string> FileSystem::read_range(const std::string& path, uint64_t offset, uint64_t length) const {
@@ -139,8 +151,8 @@ Result<std::string> FileSystem::read_range(const std::string& path, uint64_t off
     return make_error(ErrorCode::kInvalid, "{}: byte {} is behind the end at {}", state_->shown(name), offset,
                       size);
   }
-  return state_->read(opened, name, static_cast<int64_t>(offset),
-                      static_cast<int64_t>(std::min(length, size - offset)));
+  return state_->read_at(opened, name, static_cast<int64_t>(offset),
+                         static_cast<int64_t>(std::min(length, size - offset)));
 }
 
 Result<void> FileSystem::read_pieces(const std::string& path,
@@ -149,7 +161,7 @@ Result<void> FileSystem::read_pieces(const std::string& path,
   ASSIGN_OR_RETURN(const State::Opened opened, state_->open(name));
   for (int64_t at = 0; at < opened.size; at += kPieceBytes) {
     ASSIGN_OR_RETURN(const std::string piece,
-                     state_->read(opened, name, at, std::min(kPieceBytes, opened.size - at)));
+                     state_->read_next(opened, name, std::min(kPieceBytes, opened.size - at)));
     RETURN_IF_ERROR(use(piece));
   }
   return {};

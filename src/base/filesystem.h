@@ -12,8 +12,10 @@
 // Every request gives up after a time (FileSystemOptions). Secrets stay out of error messages.
 //
 // Threads: any. Errors: kNotFound, kDenied (credentials, or a path that leaves the root), kInvalid (URI),
-// kUnavailable (no answer from the server; this build of Arrow or this machine lacks the scheme), kIo.
+// kUnavailable (no answer from the server; this build of Arrow or this machine lacks the scheme; s3:// in a
+// program without ObjectStoreSession), kIo.
 //
+//   int main() { const ObjectStoreSession session; ... }   // for s3:// alone
 //   ASSIGN_OR_RETURN(auto fs, FileSystem::open("s3://corpus/2026?region=eu-west-1"));
 //   for (const FileEntry& e : fs.list().value()) use(fs.read(e.path));
 #pragma once
@@ -68,6 +70,17 @@ class FileSystem {
   explicit FileSystem(std::unique_ptr<State> state);
   Result<std::string> full(const std::string& path) const;
   std::unique_ptr<State> state_;
+};
+
+// What main() of a program holds that opens s3:// addresses. The S3 library starts with the first of them and
+// has to end before static objects are destroyed, that is here: requests in flight are awaited (they are
+// bounded), later ones fail; FileSystems that are still there may be destroyed.
+class ObjectStoreSession {
+ public:
+  ObjectStoreSession();
+  ~ObjectStoreSession();
+  ObjectStoreSession(const ObjectStoreSession&) = delete;
+  ObjectStoreSession& operator=(const ObjectStoreSession&) = delete;
 };
 
 // "s3", "gs", "hdfs", "file", or "" for a plain path.

@@ -2,7 +2,9 @@
 #include <arrow/util/uri.h>
 
 #include <algorithm>
+#include <mutex>
 
+#include "base/check.h"
 #include "base/env.h"
 #include "base/filesystem_internal.h"
 
@@ -23,20 +25,31 @@ class BoundedRetries : public arrow::fs::S3RetryStrategy {
   }
 };
 
-// The S3 library lives from its first use to the end of the process.
+// Arrow makes a static object with the first client that what it made at the start still uses when it ends.
+// Static objects are destroyed last made first: shut down from a destructor of one, ours or Arrow's own, the
+// library uses memory that is freed. So it ends before any of them, with the ObjectStoreSession of main().
+std::mutex s3_mutex;
+enum class S3 : uint8_t { kNoSession, kNotStarted, kStarted, kEnded } s3_library = S3::kNoSession;
+
 Result<void> start_s3() {
-  struct Session {
-    arrow::Status started;
-    Session() {
-      arrow::fs::S3GlobalOptions options = arrow::fs::S3GlobalOptions::Defaults();
-      options.log_level = arrow::fs::S3LogLevel::Off;  // what went wrong comes back as an error
-      options.install_sigpipe_handler = true;          // a server that hangs up is no reason to die
-      started = arrow::fs::InitializeS3(options);
-    }
-    ~Session() { (void)arrow::fs::EnsureS3Finalized(); }
-  };
-  static const Session session;
-  if (!session.started.ok()) return make_error(ErrorCode::kUnavailable, "{}", session.started.message());
+  const std::lock_guard lock(s3_mutex);
+  switch (s3_library) {
+    case S3::kNoSession:
+      return make_error(ErrorCode::kUnavailable,
+                        "this program does not open s3:// addresses: its main() holds no ObjectStoreSession");
+    case S3::kEnded:
+      return make_error(ErrorCode::kUnavailable, "s3:// is closed: the program is ending");
+    case S3::kStarted:
+      return {};
+    case S3::kNotStarted:
+      break;
+  }
+  arrow::fs::S3GlobalOptions options = arrow::fs::S3GlobalOptions::Defaults();
+  options.log_level = arrow::fs::S3LogLevel::Off;  // what went wrong comes back as an error
+  options.install_sigpipe_handler = true;          // a server that hangs up is no reason to die
+  const arrow::Status started = arrow::fs::InitializeS3(options);
+  if (!started.ok()) return make_error(ErrorCode::kUnavailable, "{}", started.message());
+  s3_library = S3::kStarted;
   return {};
 }
 
@@ -146,6 +159,8 @@ ErrorCode code_of(const arrow::Status& status) {
     return std::any_of(words.begin(), words.end(),
                        [&](const char* word) { return what.find(word) != std::string::npos; });
   };
+  // Before all: what the system said about the library stands in it too ("No such file or directory").
+  if (says({"Unable to load lib"})) return ErrorCode::kUnavailable;
   if (status.IsKeyError() || says({"No such file", "ath does not exist", "not found", "NO_SUCH_BUCKET",
                                    "NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "NOT_FOUND"})) {
     return ErrorCode::kNotFound;
@@ -155,15 +170,26 @@ ErrorCode code_of(const arrow::Status& status) {
             "HTTP status 401", "HTTP status 403"})) {
     return ErrorCode::kDenied;
   }
-  if (status.IsNotImplemented() ||
-      says({"NETWORK_CONNECTION", "REQUEST_TIMEOUT", "SERVICE_UNAVAILABLE", "SLOW_DOWN", "UNAVAILABLE",
-            "DEADLINE_EXCEEDED", "Unable to load lib"})) {
+  if (status.IsNotImplemented() || says({"NETWORK_CONNECTION", "REQUEST_TIMEOUT", "SERVICE_UNAVAILABLE",
+                                         "SLOW_DOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED"})) {
     return ErrorCode::kUnavailable;
   }
   return status.IsInvalid() ? ErrorCode::kInvalid : ErrorCode::kIo;
 }
 
 }  // namespace
+
+ObjectStoreSession::ObjectStoreSession() {
+  const std::lock_guard lock(s3_mutex);
+  CHECK(s3_library == S3::kNoSession, "a program holds one ObjectStoreSession, in main()");
+  s3_library = S3::kNotStarted;
+}
+
+ObjectStoreSession::~ObjectStoreSession() {
+  const std::lock_guard lock(s3_mutex);
+  if (s3_library == S3::kStarted) (void)arrow::fs::EnsureS3Finalized();
+  s3_library = S3::kEnded;
+}
 
 std::string uri_scheme(const std::string& uri) {
   const size_t at = uri.find("://");

@@ -1,5 +1,6 @@
 #include "base/filesystem.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "base/file.h"
@@ -28,6 +29,13 @@ TEST(FileSystem, UriErrors) {
   EXPECT_FALSE(FileSystem::open("nosuch://x/y").ok());
   EXPECT_EQ(uri_scheme("s3://a/b"), "s3");
   EXPECT_EQ(uri_scheme("/a/b"), "");
+}
+
+// The main() of these tests holds no session: the library that only a session ends is not started.
+TEST(FileSystem, ObjectStoresNeedASession) {
+  const Error error = FileSystem::open("s3://bucket/key").error();
+  EXPECT_EQ(error.code, ErrorCode::kUnavailable);
+  EXPECT_THAT(error.message, testing::HasSubstr("ObjectStoreSession"));
 }
 
 }  // namespace

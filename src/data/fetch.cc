@@ -1,5 +1,7 @@
 #include "data/fetch.h"
 
+#include <algorithm>
+#include <atomic>
 #include <optional>
 
 #include "base/hash.h"

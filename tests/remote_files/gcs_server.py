@@ -2,6 +2,7 @@
 
 gcs_server.py OUTPUT writes {"url"} to OUTPUT when it is ready and serves until it is killed.
 """
+import http.server
 import json
 import os
 import socket
@@ -10,6 +11,9 @@ import time
 
 from gcp_storage_emulator.server import create_server
 
+# One request at a time is not how the service answers: a client that opens a file and reads elsewhere in it holds two
+# downloads, of which the emulator's own server would finish the first before it looks at the second.
+http.server.HTTPServer = http.server.ThreadingHTTPServer
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
