@@ -1,8 +1,11 @@
 #include <arrow/filesystem/s3fs.h>
+#include <arrow/util/io_util.h>
 #include <arrow/util/uri.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <mutex>
+#include <system_error>
 
 #include "base/check.h"
 #include "base/env.h"
@@ -98,12 +101,28 @@ Result<void> add_endpoint(std::string& uri, const std::string& url, const char* 
   return {};
 }
 
-// What stands before the host: "user:password" or "".
+// What stands before the host: "user:password" or "". AWS's secrets have slashes, and people paste them as
+// they are
+// ("key:se/cret@bucket"): where a colon in front of the path begins no port, it begins a password.
 std::string user_info(const std::string& uri) {
-  const size_t begin = uri_scheme(uri).size() + 3;
+  const std::string scheme = uri_scheme(uri);
+  const size_t begin = scheme.size() + 3;
   const size_t end = std::min(uri.find_first_of("/?", begin), uri.size());
-  const size_t at = uri.substr(0, end).rfind('@');
+  size_t at = uri.substr(0, end).rfind('@');
+  const size_t colon = uri.substr(0, end).find(':', begin);
+  if (at == std::string::npos && colon != std::string::npos) {
+    const bool port = scheme != "s3" && uri.find_first_not_of("0123456789", colon + 1) >= end;
+    at = port ? at : uri.substr(0, uri.find('?')).find('@', end);
+  }
   return at == std::string::npos || at < begin ? "" : uri.substr(begin, at - begin);
+}
+
+// The slashes of a password as a URI wants them.
+std::string with_escaped_password(std::string uri) {
+  const size_t begin = uri_scheme(uri).size() + 3;
+  size_t end = begin + user_info(uri).size();
+  for (size_t at; (at = uri.find('/', begin)) < end; end += 2) uri.replace(at, 1, "%2F");
+  return uri;
 }
 
 std::vector<std::string> secrets_of(const std::string& uri) {
@@ -159,7 +178,18 @@ ErrorCode code_of(const arrow::Status& status) {
     return std::any_of(words.begin(), words.end(),
                        [&](const char* word) { return what.find(word) != std::string::npos; });
   };
-  // Before all: what the system said about the library stands in it too ("No such file or directory").
+  switch (arrow::internal::ErrnoFromStatus(status)) {
+    case 0:
+      break;
+    case ENOENT:
+      return ErrorCode::kNotFound;
+    case EACCES:
+    case EPERM:
+      return ErrorCode::kDenied;
+    default:
+      return ErrorCode::kIo;
+  }
+  // First: what the system said about the library stands in it too ("No such file or directory").
   if (says({"Unable to load lib"})) return ErrorCode::kUnavailable;
   if (status.IsKeyError() || says({"No such file", "ath does not exist", "not found", "NO_SUCH_BUCKET",
                                    "NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "NOT_FOUND"})) {
@@ -170,8 +200,9 @@ ErrorCode code_of(const arrow::Status& status) {
             "HTTP status 401", "HTTP status 403"})) {
     return ErrorCode::kDenied;
   }
-  if (status.IsNotImplemented() || says({"NETWORK_CONNECTION", "REQUEST_TIMEOUT", "SERVICE_UNAVAILABLE",
-                                         "SLOW_DOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED"})) {
+  if (status.IsNotImplemented() ||
+      says({"NETWORK_CONNECTION", "REQUEST_TIMEOUT", "SERVICE_UNAVAILABLE", "SLOW_DOWN", "UNAVAILABLE",
+            "DEADLINE_EXCEEDED", "HTTP status 50"})) {
     return ErrorCode::kUnavailable;
   }
   return status.IsInvalid() ? ErrorCode::kInvalid : ErrorCode::kIo;
@@ -212,6 +243,9 @@ Error from_arrow(const arrow::Status& status, const std::string& where, const Re
     for (size_t at; (at = what.find(secret)) != std::string::npos;)
       what.replace(at, secret.size(), "(secret)");
   }
+  if (const int number = arrow::internal::ErrnoFromStatus(status); number != 0) {
+    what += ": " + std::generic_category().message(number);
+  }
   const std::string hint = hint_for(code, uri_scheme(where));
   return make_error(code, "{}: {}{}{}{}", where, what,
                     remote.server.empty() ? "" : "; server " + remote.server, hint.empty() ? "" : "; ", hint);
@@ -219,9 +253,9 @@ Error from_arrow(const arrow::Status& status, const std::string& where, const Re
 
 Result<RemoteFileSystem> open_remote(const std::string& uri, const FileSystemOptions& options) {
   RemoteFileSystem remote;
-  remote.secrets = secrets_of(uri);
+  std::string target = with_escaped_password(uri);
+  remote.secrets = secrets_of(target);
   const std::string scheme = uri_scheme(uri);
-  std::string target = uri;
   if (scheme == "s3") {
     RETURN_IF_ERROR(start_s3());
     RETURN_IF_ERROR(add_endpoint(target, first_set({"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}), "https"));

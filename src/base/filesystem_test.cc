@@ -20,7 +20,9 @@ TEST(FileSystem, LocalRoundTrip) {
   EXPECT_EQ(fs.read("a/b.txt").value(), "hello world");
   EXPECT_EQ(fs.read_range("a/b.txt", 6, 5).value(), "world");
   ASSERT_TRUE(fs.remove("c.txt").ok());
-  EXPECT_EQ(fs.read("c.txt").error().code, ErrorCode::kNotFound);
+  const Error gone = fs.read("c.txt").error();
+  EXPECT_EQ(gone.code, ErrorCode::kNotFound);
+  EXPECT_THAT(gone.message, testing::HasSubstr("No such file"));
   EXPECT_EQ(fs.read("../c.txt").error().code, ErrorCode::kDenied);
   EXPECT_EQ(fs.write("/etc/x", "x").error().code, ErrorCode::kDenied);
 }
@@ -29,6 +31,18 @@ TEST(FileSystem, UriErrors) {
   EXPECT_FALSE(FileSystem::open("nosuch://x/y").ok());
   EXPECT_EQ(uri_scheme("s3://a/b"), "s3");
   EXPECT_EQ(uri_scheme("/a/b"), "");
+}
+
+TEST(FileSystem, PublicUriHasNoPassword) {
+  EXPECT_EQ(public_uri("s3://key:secret@bucket/a"), "s3://bucket/a");
+  EXPECT_EQ(public_uri("s3://key:se/cr+et/@bucket/a@b?region=x@y"), "s3://bucket/a@b?region=x@y");
+  EXPECT_EQ(public_uri("s3://key:12/34@bucket"), "s3://bucket");
+  EXPECT_EQ(public_uri("s3://key:s%2Fe@bucket"), "s3://bucket");
+  EXPECT_EQ(public_uri("gs://anonymous@bucket/a@b"), "gs://bucket/a@b");
+  for (const char* plain : {"s3://bucket/a@b:c", "hdfs://host:8020/a@b", "http://host:80?a@b", "/a:b/c@d",
+                            "s3://", "file:///a:b/c@d", "s3://key:no/host"}) {
+    EXPECT_EQ(public_uri(plain), plain);
+  }
 }
 
 // The main() of these tests holds no session: the library that only a session ends is not started.
