@@ -216,6 +216,7 @@ MeshStatus Mesh::status() const {
   status.recoveries = mesh_->recoveries;
   status.last_recovery_seconds = mesh_->last_recovery_seconds;
   status.last_freeze_seconds = mesh_->freeze_seconds;
+  status.last_watermark_cost_seconds = mesh_->cost_seconds;
   status.watermarks = mesh_->watermarks;
   status.running = mesh_->phase == MeshState::Phase::kRunning;
   for (const auto& worker : mesh_->workers) status.pids.push_back(worker.pid);

@@ -62,9 +62,11 @@ struct ControllerOptions {
   int64_t watermark_interval_ms = 1'000;  // between snapshots in memory, at least
   int64_t durable_interval_ms = 30'000;   // between those that go to disk as well
   uint64_t watermark_max_commands = 20'000;  // a snapshot at the latest after so many (they are replayed)
-  double watermark_cost = 0.02;              // share of the time that freezing may take
-  int64_t log_full_wait_ms = 30'000;         // how long to wait for room on a full disk
-  int max_recoveries_per_command = 3;        // then the command is what kills the workers
+  // Share of the time that snapshots may take: freezing, and making the bytes on a core that the next
+  // commands might have used.
+  double watermark_cost = 0.02;
+  int64_t log_full_wait_ms = 30'000;   // how long to wait for room on a full disk
+  int max_recoveries_per_command = 3;  // then the command is what kills the workers
   // Told of every failure in the tree below this controller, also of those that were mended. From a thread of
   // the controller's; it must not call back. If this process is itself a child in a tree, its owner is told
   // too.
@@ -109,8 +111,9 @@ class Future {
 struct MeshStatus {
   uint64_t epoch = 0, watermark = 0, durable_watermark = 0;
   int recoveries = 0;
-  double last_recovery_seconds = 0;  // from noticing to replay under way
-  double last_freeze_seconds = 0;    // how long commands waited for the last snapshot
+  double last_recovery_seconds = 0;        // from noticing to replay under way
+  double last_freeze_seconds = 0;          // how long commands waited for the last snapshot
+  double last_watermark_cost_seconds = 0;  // that, and the processor time of making its bytes
   uint64_t watermarks = 0;
   std::vector<int64_t> pids;  // per rank
   bool running = false;

@@ -101,7 +101,8 @@ struct MeshState {
   bool making_durable = false, want_durable = false;
   std::map<int, KeptMessage> kept;
   Stopwatch since_watermark, since_durable, making_since;
-  double freeze_seconds = 0;
+  double freeze_seconds = 0;  // of the last snapshot: commands waited
+  double cost_seconds = 0;    // that, and the processor time of making its bytes
   uint64_t dispatched_since_watermark = 0, watermarks = 0;
   std::vector<uint64_t> durable_on_disk;
 

@@ -33,6 +33,18 @@ struct Piece {
   }
 };
 
+// Into memory of the right size at once: a state may be gigabytes.
+std::string encode_piece(const Piece& piece) {
+  constexpr size_t kBesideBytes = 64;  // lengths and numbers of an entry
+  size_t size = kBesideBytes;
+  for (const auto& s : piece.states) size += s.name.size() + s.type.size() + s.bytes.size() + kBesideBytes;
+  for (const auto& o : piece.objects) size += o.bytes.size() + kBesideBytes;
+  std::string bytes;
+  bytes.reserve(size);
+  encode_to(bytes, piece);
+  return bytes;
+}
+
 std::vector<StateEntry> thaw(const std::vector<Frozen::Entry>& entries) {
   std::vector<StateEntry> states;
   for (const auto& entry : entries) states.push_back({entry.name, entry.type, entry.bytes()});
@@ -59,14 +71,14 @@ Outcome success(const std::string& value, bool want_value) {
 }  // namespace
 
 std::string Frozen::make_replicated() const {
-  return encode(Piece{thaw(replicated), {}});
+  return encode_piece(Piece{thaw(replicated), {}});
 }
 
 std::string Frozen::make_per_rank() const {
   Piece piece{thaw(per_rank), {}};
   const std::map<uint64_t, std::shared_ptr<const std::string>> ordered(objects.begin(), objects.end());
   for (const auto& [sequence, value] : ordered) piece.objects.push_back({sequence, *value});
-  return encode(piece);
+  return encode_piece(piece);
 }
 
 std::optional<Outcome> Executor::execute(const Command& command, uint64_t epoch) {

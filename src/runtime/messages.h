@@ -156,12 +156,13 @@ struct KeptMessage {  // the snapshot of `watermark` is in memory here and at th
   uint64_t epoch = 0, watermark = 0;
   uint64_t replicated_digest = 0, replicated_bytes = 0, rank_bytes = 0;
   int64_t freeze_us = 0;  // how long commands waited for it
+  int64_t make_us = 0;    // processor time that went into its bytes beside them
   bool durable = false;
   std::string error;
   template <typename V>
   void fields(V& v) {
     v(from), v(epoch), v(watermark), v(replicated_digest), v(replicated_bytes), v(rank_bytes), v(freeze_us);
-    v(durable), v(error);
+    v(make_us), v(durable), v(error);
   }
 };
 struct RestoredMessage {

@@ -1,3 +1,4 @@
+#include <ctime>
 #include <utility>
 
 #include "base/hash.h"
@@ -5,6 +6,16 @@
 #include "runtime/snapshot_thread_internal.h"
 
 namespace flywheel::runtime {
+namespace {
+
+// Processor time of the calling thread.
+int64_t thread_cpu_us() {
+  timespec now{};
+  (void)::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<int64_t>(now.tv_sec) * 1'000'000 + now.tv_nsec / 1000;
+}
+
+}  // namespace
 
 SnapshotThread::~SnapshotThread() {
   {
@@ -34,12 +45,14 @@ void SnapshotThread::loop() {
       job = std::move(jobs_.front());
       jobs_.pop_front();
     }
-    KeptMessage kept = keep(job);
+    const int64_t begin_us = thread_cpu_us();
+    KeptMessage kept = keep(std::move(job));
+    kept.make_us = thread_cpu_us() - begin_us;
     if (!results.ok() || !results->send(pack(MessageType::kKept, kept)).ok()) return;
   }
 }
 
-KeptMessage SnapshotThread::keep(const Job& job) {
+KeptMessage SnapshotThread::keep(Job job) {
   const WatermarkMessage& order = job.order;
   KeptMessage kept;
   kept.from = config_.id;
@@ -51,6 +64,7 @@ KeptMessage SnapshotThread::keep(const Job& job) {
   try {
     auto replicated = std::make_shared<const std::string>(job.frozen.make_replicated());
     auto per_rank = std::make_shared<const std::string>(job.frozen.make_per_rank());
+    job.frozen = {};  // the copy has become bytes
     kept.replicated_digest = xxh64(*replicated);
     kept.replicated_bytes = replicated->size();
     kept.rank_bytes = per_rank->size();

@@ -29,7 +29,7 @@ class SnapshotThread {
     int64_t freeze_us = 0;
   };
   void loop();
-  KeptMessage keep(const Job& job);
+  KeptMessage keep(Job job);
   Result<void> write_down(const WatermarkMessage& order, const std::string& own,
                           const std::string& replicated, const std::string& per_rank) const;
 

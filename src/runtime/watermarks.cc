@@ -29,7 +29,7 @@ void Core::consider_watermark(MeshState& mesh) {
   }
   const double since = mesh.since_watermark.seconds();
   const bool by_time = since * 1000 >= static_cast<double>(options.watermark_interval_ms) &&
-                       since * options.watermark_cost >= mesh.freeze_seconds;
+                       since * options.watermark_cost >= mesh.cost_seconds;
   if (!by_time && mesh.dispatched_since_watermark < options.watermark_max_commands && !mesh.want_durable)
     return;
   mesh.making = mesh.last_dispatched;
@@ -73,7 +73,7 @@ void Core::complete_watermark(MeshState& mesh) {
   if (front < mesh.tail.size() && mesh.tail[front]->command.sequence <= mesh.making) return;
   WatermarkRecord done{mesh.id, mesh.making, mesh.making_durable, mesh.kept.begin()->second.replicated_digest,
                        0};
-  int64_t freeze_us = 0;
+  int64_t freeze_us = 0, cost_us = 0;
   for (const auto& [rank, kept] : mesh.kept) {
     if (kept.replicated_digest != done.replicated_digest) {
       return fail_mesh(
@@ -85,10 +85,12 @@ void Core::complete_watermark(MeshState& mesh) {
     done.durable = done.durable && kept.durable;
     done.bytes += kept.rank_bytes;
     freeze_us = std::max(freeze_us, kept.freeze_us);
+    cost_us = std::max(cost_us, kept.freeze_us + kept.make_us);
   }
   done.bytes += mesh.kept.begin()->second.replicated_bytes;
   record(RecordType::kWatermark, done);
   mesh.freeze_seconds = static_cast<double>(freeze_us) * 1e-6;
+  mesh.cost_seconds = static_cast<double>(cost_us) * 1e-6;
   mesh.watermark = mesh.making;
   mesh.making = 0;
   ++mesh.watermarks;

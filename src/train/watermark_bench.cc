@@ -95,9 +95,16 @@ Result<void> measure(int64_t rounds) {
   ASSIGN_OR_RETURN(Side with, open_side(config, inputs, layout, folder / "with", interval_ms));
   ASSIGN_OR_RETURN(Side without, open_side(config, inputs, layout, folder / "without", kNever));
   ASSIGN_OR_RETURN(const double about, without.run(kWarmUpSteps));
-  const auto steps = static_cast<int64_t>(std::ceil(static_cast<double>(interval_ms) / 1000 / about));
+  const auto steps_in = [&](double seconds) { return static_cast<int64_t>(std::ceil(seconds / about)); };
+  // The mesh stretches the interval by what its first snapshot cost.
+  RETURN_IF_ERROR(with.run(steps_in(static_cast<double>(interval_ms) / 1000) + 1));
+  while (with.workers.all().status().watermarks == 0) RETURN_IF_ERROR(with.run(1));
+  const double bound = runtime::ControllerOptions{}.watermark_cost;
+  const double interval_s = std::max(static_cast<double>(interval_ms) / 1000,
+                                     with.workers.all().status().last_watermark_cost_seconds / bound);
+  const int64_t steps = steps_in(interval_s);
 
-  std::vector<double> with_s, without_s, ratios, freezes;
+  std::vector<double> with_s, without_s, ratios, freezes, costs;
   const uint64_t before = with.workers.all().status().watermarks;
   for (int64_t round = 0; round < rounds; ++round) {
     for (const bool snapshots : {round % 2 == 0, round % 2 != 0}) {
@@ -106,6 +113,7 @@ Result<void> measure(int64_t rounds) {
     }
     ratios.push_back(with_s.back() / without_s.back());
     freezes.push_back(with.workers.all().status().last_freeze_seconds);
+    costs.push_back(with.workers.all().status().last_watermark_cost_seconds);
   }
   const uint64_t watermarks = with.workers.all().status().watermarks - before;
   RETURN_IF_ERROR(with.workers.controller().close());
@@ -116,7 +124,9 @@ Result<void> measure(int64_t rounds) {
                    {"cost", median(ratios) - 1},
                    {"costs", ratios},
                    {"freeze_s", median(freezes)},
-                   {"interval_s", static_cast<double>(interval_ms) / 1000},
+                   {"snapshot_s", median(costs)},
+                   {"bound", bound},
+                   {"interval_s", interval_s},
                    {"steps_a_turn", steps},
                    {"snapshots_a_turn", static_cast<double>(watermarks) / static_cast<double>(rounds)},
                    {"parameters", parameters}}
