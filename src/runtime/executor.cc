@@ -33,22 +33,16 @@ struct Piece {
   }
 };
 
-// Into memory of the right size at once: a state may be gigabytes.
-std::string encode_piece(const Piece& piece) {
-  constexpr size_t kBesideBytes = 64;  // lengths and numbers of an entry
-  size_t size = kBesideBytes;
-  for (const auto& s : piece.states) size += s.name.size() + s.type.size() + s.bytes.size() + kBesideBytes;
-  for (const auto& o : piece.objects) size += o.bytes.size() + kBesideBytes;
-  std::string bytes;
-  bytes.reserve(size);
-  encode_to(bytes, piece);
-  return bytes;
-}
-
-std::vector<StateEntry> thaw(const std::vector<Frozen::Entry>& entries) {
-  std::vector<StateEntry> states;
-  for (const auto& entry : entries) states.push_back({entry.name, entry.type, entry.bytes()});
-  return states;
+// The same bytes as encode(Piece), with those of the states where they lie: a state may be gigabytes.
+Rope encode_piece(const std::vector<Frozen::Entry>& states, const std::vector<ObjectEntry>& objects) {
+  Rope piece(encode(uint64_t{states.size()}));
+  for (const auto& state : states) {
+    const Rope bytes = state.bytes();
+    piece.append(encode(state.name) + encode(state.type) + encode(uint64_t{bytes.size()}));
+    piece.append(bytes);
+  }
+  piece.append(encode(objects));
+  return piece;
 }
 
 Outcome failure(const Error& error) {
@@ -70,15 +64,15 @@ Outcome success(const std::string& value, bool want_value) {
 
 }  // namespace
 
-std::string Frozen::make_replicated() const {
-  return encode_piece(Piece{thaw(replicated), {}});
+Rope Frozen::make_replicated() const {
+  return encode_piece(replicated, {});
 }
 
-std::string Frozen::make_per_rank() const {
-  Piece piece{thaw(per_rank), {}};
+Rope Frozen::make_per_rank() const {
   const std::map<uint64_t, std::shared_ptr<const std::string>> ordered(objects.begin(), objects.end());
-  for (const auto& [sequence, value] : ordered) piece.objects.push_back({sequence, *value});
-  return encode_piece(piece);
+  std::vector<ObjectEntry> results;
+  for (const auto& [sequence, value] : ordered) results.push_back({sequence, *value});
+  return encode_piece(per_rank, results);
 }
 
 std::optional<Outcome> Executor::execute(const Command& command, uint64_t epoch) {

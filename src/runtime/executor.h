@@ -26,12 +26,12 @@ namespace flywheel::runtime {
 struct Frozen {
   struct Entry {
     std::string name, type;
-    std::function<std::string()> bytes;
+    std::function<Rope()> bytes;
   };
   std::vector<Entry> replicated, per_rank;
   std::unordered_map<uint64_t, std::shared_ptr<const std::string>> objects;
-  std::string make_replicated() const;
-  std::string make_per_rank() const;
+  Rope make_replicated() const;
+  Rope make_per_rank() const;
 };
 
 class Executor {

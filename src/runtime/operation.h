@@ -35,6 +35,7 @@
 #include "base/deadline.h"
 #include "base/philox.h"
 #include "base/result.h"
+#include "runtime/rope.h"
 #include "runtime/shape.h"
 
 namespace flywheel::runtime {
@@ -60,8 +61,9 @@ class State {
   virtual const char* type() const = 0;
   virtual Sharing sharing() const { return Sharing::kPerRank; }
   // Called between two commands. Takes what later commands would change (a copy); the function that it
-  // returns makes the bytes and runs on another thread while commands go on.
-  virtual std::function<std::string()> freeze() = 0;
+  // returns makes the bytes and runs on another thread while commands go on. A large copy need not be copied
+  // again: the rope that is returned may view it, and owns it then.
+  virtual std::function<Rope()> freeze() = 0;
   // Into a fresh object or a used one: afterwards it is as it was at freeze().
   virtual Result<void> restore(std::string_view bytes) = 0;
 };

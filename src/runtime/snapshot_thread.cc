@@ -46,13 +46,13 @@ void SnapshotThread::loop() {
       jobs_.pop_front();
     }
     const int64_t begin_us = thread_cpu_us();
-    KeptMessage kept = keep(std::move(job));
+    KeptMessage kept = keep(job);
     kept.make_us = thread_cpu_us() - begin_us;
     if (!results.ok() || !results->send(pack(MessageType::kKept, kept)).ok()) return;
   }
 }
 
-KeptMessage SnapshotThread::keep(Job job) {
+KeptMessage SnapshotThread::keep(const Job& job) {
   const WatermarkMessage& order = job.order;
   KeptMessage kept;
   kept.from = config_.id;
@@ -62,15 +62,13 @@ KeptMessage SnapshotThread::keep(Job job) {
   const std::string own = fmt::format("rank-{}", config_.id.rank);
   Result<void> done;
   try {
-    auto replicated = std::make_shared<const std::string>(job.frozen.make_replicated());
-    auto per_rank = std::make_shared<const std::string>(job.frozen.make_per_rank());
-    job.frozen = {};  // the copy has become bytes
-    kept.replicated_digest = xxh64(*replicated);
+    auto replicated = std::make_shared<const Rope>(job.frozen.make_replicated());
+    auto per_rank = std::make_shared<const Rope>(job.frozen.make_per_rank());
+    kept.replicated_digest = replicated->digest();
     kept.replicated_bytes = replicated->size();
     kept.rank_bytes = per_rank->size();
     snapshots_.put(order.watermark, "replicated", replicated);
     snapshots_.put(order.watermark, own, per_rank);
-    snapshots_.drop_before(order.complete);
     if (!order.buddy.empty()) {
       done = push_piece(transport_, order.buddy, order.watermark, own, *per_rank, Deadline::after_ms(10'000));
     }
@@ -88,7 +86,7 @@ KeptMessage SnapshotThread::keep(Job job) {
 }
 
 Result<void> SnapshotThread::write_down(const WatermarkMessage& order, const std::string& own,
-                                        const std::string& replicated, const std::string& per_rank) const {
+                                        const Rope& replicated, const Rope& per_rank) const {
   if (order.writes_replicated)
     RETURN_IF_ERROR(write_piece(order.folder + "/replicated", order.watermark, replicated));
   return write_piece(order.folder + "/" + own, order.watermark, per_rank);

@@ -29,9 +29,9 @@ class SnapshotThread {
     int64_t freeze_us = 0;
   };
   void loop();
-  KeptMessage keep(Job job);
-  Result<void> write_down(const WatermarkMessage& order, const std::string& own,
-                          const std::string& replicated, const std::string& per_rank) const;
+  KeptMessage keep(const Job& job);
+  Result<void> write_down(const WatermarkMessage& order, const std::string& own, const Rope& replicated,
+                          const Rope& per_rank) const;
 
   const WorkerConfig& config_;
   Transport& transport_;

@@ -71,7 +71,7 @@ void Snapshots::serve(Socket& peer, const std::string& identity, std::string_vie
       if (part->offset == 0) whole.clear();
       if (part->offset == whole.size() && xxh64(part->bytes) == part->digest) whole += part->bytes;
       if (whole.size() == part->total_bytes) {
-        pieces_[part->watermark][part->name] = std::make_shared<const std::string>(std::move(whole));
+        pieces_[part->watermark][part->name] = std::make_shared<const Rope>(std::move(whole));
         arriving_.erase(key_of(part->watermark, part->name));
         reply.kept = true;
       } else if (whole.size() == part->offset + part->bytes.size()) {
@@ -106,7 +106,7 @@ Result<std::string> pull_piece(Transport& transport, const std::string& endpoint
 }
 
 Result<void> push_piece(Transport& transport, const std::string& endpoint, uint64_t watermark,
-                        const std::string& name, std::string_view bytes, Deadline deadline) {
+                        const std::string& name, const Rope& bytes, Deadline deadline) {
   ASSIGN_OR_RETURN(Socket socket, transport.connect(ZMQ_DEALER, endpoint));
   uint64_t offset = 0;
   do {
@@ -126,10 +126,11 @@ Result<void> push_piece(Transport& transport, const std::string& endpoint, uint6
   return {};
 }
 
-Result<void> write_piece(const std::string& path, uint64_t watermark, std::string_view bytes) {
+Result<void> write_piece(const std::string& path, uint64_t watermark, const Rope& bytes) {
   std::string header(kHeaderBytes, '\0');
   const uint64_t size = bytes.size();
-  const uint32_t body = crc32c(bytes);
+  uint32_t body = 0;
+  for (const Rope::Part& part : bytes.parts()) body = crc32c(part.bytes, body);
   std::memcpy(header.data(), kMagic, 8);
   std::memcpy(header.data() + 8, &watermark, 8);
   std::memcpy(header.data() + 16, &size, 8);
@@ -138,7 +139,7 @@ Result<void> write_piece(const std::string& path, uint64_t watermark, std::strin
   std::memcpy(header.data() + 28, &head, 4);
   ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
   RETURN_IF_ERROR(file.write(header));
-  RETURN_IF_ERROR(file.write(bytes));
+  for (const Rope::Part& part : bytes.parts()) RETURN_IF_ERROR(file.write(part.bytes));
   return file.commit();
 }
 

@@ -12,13 +12,14 @@
 #include <string>
 
 #include "base/result.h"
+#include "runtime/rope.h"
 #include "runtime/transport.h"
 
 namespace flywheel::runtime {
 
 class Snapshots {
  public:
-  using Bytes = std::shared_ptr<const std::string>;
+  using Bytes = std::shared_ptr<const Rope>;
   void put(uint64_t watermark, const std::string& name, Bytes bytes);
   Bytes get(uint64_t watermark, const std::string& name) const;  // null: not here
   void drop_before(uint64_t watermark);
@@ -39,10 +40,10 @@ Result<std::string> pull_piece(Transport& transport, const std::string& endpoint
                                const std::string& name, Deadline deadline);
 // Into a peer's memory; returns when it has all of it.
 Result<void> push_piece(Transport& transport, const std::string& endpoint, uint64_t watermark,
-                        const std::string& name, std::string_view bytes, Deadline deadline);
+                        const std::string& name, const Rope& bytes, Deadline deadline);
 
 // Pieces on disk. docs/formats/snapshot.md. kCorrupt names the file.
-Result<void> write_piece(const std::string& path, uint64_t watermark, std::string_view bytes);
+Result<void> write_piece(const std::string& path, uint64_t watermark, const Rope& bytes);
 Result<std::string> read_piece(const std::string& path, uint64_t watermark);
 
 }  // namespace flywheel::runtime

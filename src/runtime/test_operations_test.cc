@@ -21,7 +21,7 @@ namespace {
 class Counter : public State {
  public:
   const char* type() const override { return "test.counter"; }
-  std::function<std::string()> freeze() override {
+  std::function<Rope()> freeze() override {
     return [copy = value] { return encode(copy); };
   }
   Result<void> restore(std::string_view bytes) override {
@@ -36,7 +36,7 @@ class Weights : public State {
  public:
   const char* type() const override { return "test.weights"; }
   Sharing sharing() const override { return Sharing::kReplicated; }
-  std::function<std::string()> freeze() override {
+  std::function<Rope()> freeze() override {
     return [copy = values] { return encode(copy); };
   }
   Result<void> restore(std::string_view bytes) override {

@@ -99,6 +99,7 @@ class CommandLoop {
       case MessageType::kWatermark: {
         ASSIGN_OR_RETURN(WatermarkMessage order, decode<WatermarkMessage>(body));
         if (order.epoch != executor_.epoch() || executor_.fenced()) return true;
+        snapshots_.drop_before(order.complete);  // its memory is what this one is copied to
         const Stopwatch clock;
         Frozen frozen = executor_.freeze();
         const auto freeze_us = static_cast<int64_t>(clock.seconds() * 1e6);
@@ -168,24 +169,24 @@ class CommandLoop {
       Snapshots::Bytes bytes = source.file.empty() ? snapshots_.get(order.watermark, source.name) : nullptr;
       if (bytes == nullptr && !source.file.empty()) {
         ASSIGN_OR_RETURN(std::string read, read_piece(source.file, order.watermark));
-        bytes = std::make_shared<const std::string>(std::move(read));
+        bytes = std::make_shared<const Rope>(std::move(read));
       }
       if (bytes == nullptr) {
         if (source.endpoint.empty())
           return make_error(ErrorCode::kNotFound, "{} is not in memory here", source.name);
         ASSIGN_OR_RETURN(std::string pulled, pull_piece(transport_, source.endpoint, order.watermark,
                                                         source.name, Deadline::after_ms(10'000)));
-        bytes = std::make_shared<const std::string>(std::move(pulled));
+        bytes = std::make_shared<const Rope>(std::move(pulled));
       }
       snapshots_.put(order.watermark, source.name, bytes);  // now this worker can give it to others
       pieces[source.name] = bytes;
     }
-    const auto view = [&](const std::string& name) {
+    const auto bytes_of = [&](const std::string& name) {
       const auto found = pieces.find(name);
-      return found == pieces.end() ? std::string_view() : std::string_view(*found->second);
+      return found == pieces.end() ? std::string() : found->second->substr(0);
     };
-    return executor_.restore(order.epoch, order.watermark, view("replicated"),
-                             view(fmt::format("rank-{}", config_.id.rank)));
+    return executor_.restore(order.epoch, order.watermark, bytes_of("replicated"),
+                             bytes_of(fmt::format("rank-{}", config_.id.rank)));
   }
 
   Result<bool> send(std::string_view bytes) {

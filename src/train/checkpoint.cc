@@ -61,7 +61,10 @@ Result<void> write_checkpoint(const std::string& folder, const model::Decoder& d
     ASSIGN_OR_RETURN(const std::string text, read_file(from));
     RETURN_IF_ERROR(write_file(folder + "/model/" + name, text));
   }
-  RETURN_IF_ERROR(write_file(folder + "/trainer.state", snapshot.bytes()));
+  ASSIGN_OR_RETURN(AtomicFile state, AtomicFile::create(folder + "/trainer.state"));
+  RETURN_IF_ERROR(state.write(snapshot.header()));
+  for (const std::string_view buffer : snapshot.buffers()) RETURN_IF_ERROR(state.write(buffer));
+  RETURN_IF_ERROR(state.commit());
   const Json info = {{"version", 1},
                      {"step", snapshot.next_step},
                      {"data_cursor", snapshot.next_step},

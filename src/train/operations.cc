@@ -1,6 +1,5 @@
 #include "train/operations.h"
 
-#include <atomic>
 #include <cstring>
 #include <future>
 #include <mutex>
@@ -59,6 +58,29 @@ namespace {
 
 constexpr const char* kState = "trainer";
 
+// Memory of snapshots that nobody holds any more, for the next ones: fresh pages cost more than the copy.
+class SnapshotMemory : public std::enable_shared_from_this<SnapshotMemory> {
+ public:
+  std::shared_ptr<TrainerSnapshot> take() {
+    auto snapshot = std::make_unique<TrainerSnapshot>();
+    {
+      std::scoped_lock lock(mutex_);
+      if (!spare_.empty()) {
+        snapshot = std::move(spare_.back());
+        spare_.pop_back();
+      }
+    }
+    return {snapshot.release(), [memory = shared_from_this()](TrainerSnapshot* used) {
+              std::scoped_lock lock(memory->mutex_);
+              memory->spare_.emplace_back(used);
+            }};
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<TrainerSnapshot>> spare_;
+};
+
 // The trainer with its data, as a worker keeps it between commands. Its bytes are the setup and the trainer's
 // snapshot, so that a fresh process becomes this one from them.
 class WorkerTrainer : public runtime::State {
@@ -98,21 +120,17 @@ class WorkerTrainer : public runtime::State {
   }
 
   // A checkpoint under way belongs to the state: whoever restores this snapshot finds it written.
-  std::function<std::string()> freeze() override {
-    // The last snapshot's memory again, unless its bytes are still being made: fresh pages cost as much as
-    // the copy.
-    if (frozen_ == nullptr || frozen_->in_use.load(std::memory_order_acquire))
-      frozen_ = std::make_shared<FrozenTrainer>();
-    frozen_->in_use.store(true, std::memory_order_relaxed);
-    trainer_->snapshot(frozen_->snapshot);
+  std::function<runtime::Rope()> freeze() override {
+    std::shared_ptr<TrainerSnapshot> copy = memory_->take();
+    trainer_->snapshot(*copy);
     // Replicas' bytes are equal, and say nothing of the rank.
     return [rank = static_cast<uint64_t>(layout_.splits_model() ? rank_ : 0), setup = setup_json_,
-            frozen = frozen_, writing = writing_] {
+            copy = std::move(copy), writing = writing_] {
       if (writing.valid()) writing.wait();
       const uint64_t header[2] = {rank, setup.size()};
-      std::string bytes =
-          frozen->snapshot.bytes(std::string(reinterpret_cast<const char*>(header), sizeof header) + setup);
-      frozen->in_use.store(false, std::memory_order_release);
+      runtime::Rope bytes(std::string(reinterpret_cast<const char*>(header), sizeof header) + setup +
+                          copy->header());
+      for (const std::string_view buffer : copy->buffers()) bytes.append(buffer, copy);
       return bytes;
     };
   }
@@ -187,11 +205,7 @@ class WorkerTrainer : public runtime::State {
   Data data_, validation_;
   std::unique_ptr<Trainer> trainer_;
   std::shared_future<Result<void>> writing_;
-  struct FrozenTrainer {
-    TrainerSnapshot snapshot;
-    std::atomic<bool> in_use = false;
-  };
-  std::shared_ptr<FrozenTrainer> frozen_;  // by the last freeze()
+  std::shared_ptr<SnapshotMemory> memory_ = std::make_shared<SnapshotMemory>();
 };
 
 REGISTER_STATE("train.trainer", WorkerTrainer);

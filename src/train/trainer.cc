@@ -30,23 +30,21 @@ std::string_view as_bytes(std::span<const float> values) {
 
 }  // namespace
 
-std::string TrainerSnapshot::bytes(std::string_view prefix) const {
+std::string TrainerSnapshot::header() const {
   StateHeader header{.seed = seed, .next_step = next_step, .count = std::ssize(weights)};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
-  uint32_t crc = crc32c({reinterpret_cast<const char*>(&header), offsetof(StateHeader, crc)});
-  for (const auto* buffer : {&weights, &first_moments, &second_moments}) crc = crc32c(as_bytes(*buffer), crc);
-  header.crc = crc;
-  std::string out;
-  out.reserve(prefix.size() + sizeof header + 3 * weights.size() * sizeof(float));
-  out += prefix;
-  out.append(reinterpret_cast<const char*>(&header), sizeof header);
-  for (const auto* buffer : {&weights, &first_moments, &second_moments}) out += as_bytes(*buffer);
-  return out;
+  header.crc = crc32c({reinterpret_cast<const char*>(&header), offsetof(StateHeader, crc)});
+  for (const std::string_view buffer : buffers()) header.crc = crc32c(buffer, header.crc);
+  return {reinterpret_cast<const char*>(&header), sizeof header};
+}
+
+std::array<std::string_view, 3> TrainerSnapshot::buffers() const {
+  return {as_bytes(weights), as_bytes(first_moments), as_bytes(second_moments)};
 }
 
 std::string TrainerSnapshot::sha256() const {
   Sha256 sha;
-  for (const auto* buffer : {&weights, &first_moments, &second_moments}) sha.update(as_bytes(*buffer));
+  for (const std::string_view buffer : buffers()) sha.update(buffer);
   return sha.hex();
 }
 

@@ -19,6 +19,7 @@
 //   deadline}));
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <string>
@@ -47,8 +48,9 @@ struct TrainerSnapshot {
   int64_t next_step = 0;
   uint64_t seed = 0;
   std::vector<float> weights, first_moments, second_moments;
-  // As docs/formats/trainer_state.md says, after `prefix`.
-  std::string bytes(std::string_view prefix = {}) const;
+  // What docs/formats/trainer_state.md says: the header, then the buffers where they lie.
+  std::string header() const;
+  std::array<std::string_view, 3> buffers() const;
   std::string sha256() const;  // over weights and moments
 };
 

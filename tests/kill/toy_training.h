@@ -23,7 +23,7 @@ class ToyModel : public State {
  public:
   const char* type() const override { return "toy.model"; }
   Sharing sharing() const override { return Sharing::kReplicated; }
-  std::function<std::string()> freeze() override {
+  std::function<Rope()> freeze() override {
     return
         [copy = weights] { return std::string(reinterpret_cast<const char*>(copy.data()), copy.size() * 4); };
   }
@@ -39,7 +39,7 @@ class ToyModel : public State {
 class ToySeen : public State {
  public:
   const char* type() const override { return "toy.seen"; }
-  std::function<std::string()> freeze() override {
+  std::function<Rope()> freeze() override {
     return [copy = chain] { return encode(copy); };
   }
   Result<void> restore(std::string_view bytes) override {
