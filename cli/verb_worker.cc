@@ -1,4 +1,5 @@
-// flywheel worker: what launchers start; its configuration comes in the environment (runtime/worker.h).
+// flywheel worker: what launchers start, here or on another host. Its configuration comes in the environment
+// or on stdin (runtime/worker.h).
 #include "cli.h"
 #include "runtime/worker.h"
 

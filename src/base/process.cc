@@ -78,6 +78,7 @@ Result<pid_t> spawn(const std::vector<std::string>& command, const ProcessOption
   const std::string program = find_program(command[0]);
   if (program.empty()) return make_error(ErrorCode::kNotFound, "no program {} on PATH", command[0]);
   Prepared prepared(command, options);
+  if (fds.in < 0) fds.in = options.input_fd;
   int output = -1;
   if (!options.output_file.empty()) {
     output = ::open(options.output_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);

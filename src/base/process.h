@@ -28,6 +28,7 @@ struct ProcessOptions {
   std::map<std::string, std::string> env;  // added to this process's environment
   std::string folder;                      // working folder; empty: this process's
   std::string output_file;                 // stdout and stderr appended there; empty: inherited
+  int input_fd = -1;                       // read as stdin; -1: inherited
   std::vector<int> keep_fds;               // descriptors to leave open in the child, same numbers
   bool new_group = false;  // a process group of its own: a terminal's Ctrl-C does not reach it
   bool die_with_parent = true;

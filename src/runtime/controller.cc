@@ -16,6 +16,20 @@ namespace {
 
 constexpr size_t kFailuresKept = 1000;
 
+// Rank r's own piece of a snapshot is also with rank r + step. The least step that leaves the fewest pairs on
+// one host, so that a host which is lost whole takes no piece with it.
+int buddy_step(const std::vector<WorkerState>& workers) {
+  const size_t n = workers.size();
+  size_t best = 1, fewest = n + 1;
+  for (size_t step = 1; step < n; ++step) {
+    size_t together = 0;
+    for (size_t rank = 0; rank < n; ++rank)
+      together += workers[rank].host.name == workers[(rank + step) % n].host.name;
+    if (together < fewest) best = step, fewest = together;
+  }
+  return static_cast<int>(best);
+}
+
 }  // namespace
 
 Core::~Core() {
@@ -72,9 +86,11 @@ Result<void> Core::start() {
   temporary = std::make_unique<TempFolder>();  // mode 0700: only the owner reaches the sockets in it
   socket_folder = temporary->path();
   const bool tcp = !options.address.empty();
+  int next_port = options.port;
   const auto bind = [&](int type, const char* name) {
-    return transport->bind(type, tcp ? fmt::format("tcp://{}:*", options.address)
-                                     : fmt::format("ipc://{}/{}", socket_folder, name));
+    if (!tcp) return transport->bind(type, fmt::format("ipc://{}/{}", socket_folder, name));
+    const std::string port = options.port == 0 ? "*" : std::to_string(next_port++);
+    return transport->bind(type, fmt::format("tcp://{}:{}", options.address, port));
   };
   ASSIGN_OR_RETURN(commands, bind(ZMQ_ROUTER, "commands"));
   ASSIGN_OR_RETURN(results, bind(ZMQ_PULL, "results"));
@@ -229,6 +245,7 @@ Result<Mesh> Controller::mesh(const std::string& name, std::vector<Axis> axes, c
         options.hosts.empty() ? Host{"local", {}, core.options.address} : options.hosts[rank * hosts / size];
     all.insert(static_cast<int>(rank));
   }
+  mesh.buddy_step = buddy_step(mesh.workers);
   core.post([&core, &mesh, all] {
     core.recover(mesh, all, core.history.takes > 0 ? "taken up again" : "started");
   });

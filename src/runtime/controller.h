@@ -55,6 +55,7 @@ struct ControllerOptions {
   LogSync sync = LogSync::kDisk;
   std::shared_ptr<Launcher> launcher;  // default: local processes of this program with the word "worker"
   std::string address;  // reachable by workers on other hosts; empty: unix sockets, this host only
+  int port = 0;         // there: this one and the next two; 0: any that are free
   int64_t heartbeat_ms = 100;
   int64_t heartbeat_timeout_ms = 800;     // a worker not heard of for this long is lost
   int64_t start_timeout_ms = 60'000;      // for a new worker to come up and restore
@@ -74,7 +75,8 @@ struct ControllerOptions {
 };
 
 struct MeshOptions {
-  std::vector<Host> hosts;                 // ranks are dealt in blocks; empty: this machine
+  std::vector<Host> hosts;  // ranks are dealt in blocks, and keep copies for each other across hosts; empty:
+                            // this machine
   std::map<std::string, std::string> env;  // for its workers
 };
 

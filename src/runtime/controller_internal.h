@@ -81,6 +81,11 @@ struct MeshState {
   Phase phase = Phase::kRestoring;
   std::optional<Error> failed;
   std::vector<WorkerState> workers;
+  int buddy_step = 1;  // rank r's own piece is also with rank r + buddy_step
+  int buddy_of(int rank) const { return (rank + buddy_step) % shape.size(); }
+  int buddy_for(int rank) const { return (rank + shape.size() - buddy_step) % shape.size(); }
+  bool ran = false;       // all workers were up once
+  int failed_starts = 0;  // before that
   uint64_t epoch = 0, epoch_position = 0;
 
   // Calls after `trimmed`, oldest first; [next_dispatch] is the first that was not sent in this epoch.
@@ -201,6 +206,8 @@ struct Core : std::enable_shared_from_this<Core> {
   void on_hello(const std::string& identity, const HelloMessage& hello, int fd);
   void on_meet(const std::string& identity, MeetMessage meet);
   void tick(int64_t elapsed_ms);
+  std::string how_it_ended(const WorkerState& worker, const ExitStatus& status) const;
+  bool cannot_start(MeshState& mesh, const WorkerState& worker, const ExitStatus& status);
   // True while a mesh is restoring, which is looked at more often.
   bool turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick);
   void show_finished();

@@ -12,6 +12,7 @@ namespace flywheel::runtime {
 namespace {
 
 constexpr double kExitSeconds = 0.02;
+constexpr int kStartsTried = 3;  // of workers that cannot reach the controller
 
 }  // namespace
 
@@ -154,7 +155,8 @@ void Core::tick(int64_t elapsed_ms) {
       worker.silent_ms += counted_ms;
       if (worker.process != nullptr) {
         if (const auto status = worker.process->ended()) {
-          lose(how_it_ended(*status));
+          if (cannot_start(mesh, worker, *status)) return;
+          lose(how_it_ended(worker, *status));
           continue;
         }
       }
@@ -194,6 +196,25 @@ void Core::tick(int64_t elapsed_ms) {
     consider_watermark(mesh);
   }
   log->flush();
+}
+
+// With what it said last, where it ended itself.
+std::string Core::how_it_ended(const WorkerState& worker, const ExitStatus& status) const {
+  const std::string words = status.exit_code == 0 || status.signal != 0 ? "" : worker.process->last_words();
+  return runtime::how_it_ended(status) + (words.empty() ? "" : " (" + words + ")");
+}
+
+// A mesh that never ran, because a worker ends itself before it has said hello: what is wrong (no such host
+// or program, an address that is not its own, a firewall) does not mend itself, as the loss of a running
+// worker may. True: the mesh is given up.
+bool Core::cannot_start(MeshState& mesh, const WorkerState& worker, const ExitStatus& status) {
+  if (mesh.ran || worker.hello || status.signal != 0 || status.exit_code == 0) return false;
+  if (status.exit_code == kLeaseOverExitCode && ++mesh.failed_starts < kStartsTried) return false;
+  const Host& host = worker.host;
+  const std::string at = host.address.empty() ? "" : fmt::format(" on host {} ({})", host.name, host.address);
+  fail_mesh(mesh, make_error(ErrorCode::kUnavailable, "worker {}/{} does not come up{}: it {}", mesh.name,
+                             worker.id.rank, at, how_it_ended(worker, status)));
+  return true;
 }
 
 void Core::on_log_durable(uint64_t position) {

@@ -1,8 +1,9 @@
 // How worker processes come to be: one interface, whatever starts them.
 //
 // LocalLauncher starts processes on this machine; with a host's `prefix` (`ssh node7`, `nsenter --net=...`)
-// in front of the command they start elsewhere. Cluster managers (Slurm, Ray, MPI, Kubernetes) implement the
-// same interface.
+// in front of the command they start elsewhere. ssh does not pass the environment on, so with a prefix the
+// worker's part of it is written to its stdin as well (worker.h). Cluster managers (Slurm, Ray, MPI,
+// Kubernetes) implement the same interface.
 //
 // Ownership: a WorkerProcess owns its process: destroying it kills the process. Threads: start() and the
 // processes from one thread that lives as long as they do (the kernel's death signal follows the thread).
@@ -24,7 +25,7 @@ namespace flywheel::runtime {
 struct Host {
   std::string name = "local";
   std::vector<std::string> prefix;  // words in front of the worker's command
-  std::string address;              // its own, for peers to reach it; empty: unix sockets (one host)
+  std::string address;              // its own IPv4, for peers to reach it; empty: unix sockets (one host)
 };
 
 struct WorkerSpec {
@@ -42,6 +43,8 @@ class WorkerProcess {
   // Becomes readable when the process ends; -1 where there is no such descriptor (then ended() is polled).
   virtual int exit_fd() const = 0;
   virtual void kill() = 0;
+  // What it said last, for a message about its end; empty where that is not known.
+  virtual std::string last_words() const { return ""; }
 };
 
 class Launcher {

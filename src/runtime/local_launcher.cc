@@ -1,20 +1,46 @@
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
 
 #include "base/file.h"
+#include "base/posix.h"
 #include "runtime/launcher.h"
 #include "runtime/modules_internal.h"
 
 namespace flywheel::runtime {
 namespace {
 
+constexpr int64_t kWordsBytes = 4096;  // of a log, to look for its last line in
+constexpr size_t kWordsShown = 400;
+
+// Where a worker's output goes, and how long that file was when the worker began.
+struct Output {
+  std::string path;
+  int64_t begin = 0;
+};
+
+// A pipe's end to read, with `text` in it. It fits: a pipe holds 64 KB.
+Result<int> pipe_with(const std::string& text) {
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return system_error("cannot make a pipe for", "a worker");
+  const auto written = write_all(ends[1], "a worker's stdin", text);
+  ::close(ends[1]);
+  if (written.ok()) return ends[0];
+  ::close(ends[0]);
+  return written.error();
+}
+
 class LocalProcess : public WorkerProcess {
  public:
-  explicit LocalProcess(Process process)
+  LocalProcess(Process process, Output output)
       : process_(std::move(process)),
+        output_(std::move(output)),
         exit_fd_(static_cast<int>(::syscall(SYS_pidfd_open, process_.pid(), 0))) {}
   ~LocalProcess() override {
     kill();
@@ -36,9 +62,21 @@ class LocalProcess : public WorkerProcess {
     if (!ended().has_value()) ::kill(-process_.pid(), SIGKILL);
     process_.signal(SIGKILL);
   }
+  std::string last_words() const override {
+    std::ifstream file(output_.path, std::ios::ate);
+    if (!file) return "";
+    const int64_t end = file.tellg();
+    file.seekg(std::max(output_.begin, end - kWordsBytes));
+    std::string last;
+    for (std::string line; std::getline(file, line);) {
+      if (!line.empty()) last = line;
+    }
+    return last.substr(0, kWordsShown);
+  }
 
  private:
   Process process_;
+  Output output_;
   int exit_fd_ = -1;
   bool ended_ = false;
 };
@@ -54,14 +92,26 @@ class LocalLauncher : public Launcher {
     std::vector<std::string> command = spec.host.prefix;
     command.insert(command.end(), options_.command.begin(), options_.command.end());
     ProcessOptions process{.env = spec.env, .new_group = true};
+    Output output;
     if (!options_.log_folder.empty()) {
       RETURN_IF_ERROR(make_folders(options_.log_folder));
       std::string file = spec.name;
       std::replace(file.begin(), file.end(), '/', '-');
       process.output_file = options_.log_folder + "/" + file + ".log";
+      std::error_code none_yet;
+      const auto bytes = std::filesystem::file_size(process.output_file, none_yet);
+      output = {process.output_file, none_yet ? 0 : static_cast<int64_t>(bytes)};
     }
-    ASSIGN_OR_RETURN(Process started, Process::start(command, process));
-    return std::unique_ptr<WorkerProcess>(std::make_unique<LocalProcess>(std::move(started)));
+    if (!spec.host.prefix.empty()) {
+      std::string lines;
+      for (const auto& [name, value] : spec.env) lines += name + "=" + value + "\n";
+      ASSIGN_OR_RETURN(process.input_fd, pipe_with(lines));
+    }
+    auto started = Process::start(command, process);
+    if (process.input_fd >= 0) ::close(process.input_fd);
+    if (!started.ok()) return started.error();
+    return std::unique_ptr<WorkerProcess>(
+        std::make_unique<LocalProcess>(std::move(started).value(), std::move(output)));
   }
 
  private:

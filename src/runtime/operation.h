@@ -49,7 +49,7 @@ const char* kind_name(Kind kind);
 
 // Whose bytes a snapshot holds.
 enum class Sharing {
-  kPerRank,     // this rank's own; its neighbour in rank order keeps a copy
+  kPerRank,     // this rank's own; another one keeps a copy, on another host where there are several
   kReplicated,  // equal on every rank of the mesh, so any of them can give it back; checked at watermarks
 };
 

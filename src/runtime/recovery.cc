@@ -210,10 +210,9 @@ RollbackMessage Core::rollback_for(MeshState& mesh, const WorkerState& worker) {
     order.hosts.push_back(other.host.address.empty() ? "127.0.0.1" : other.host.address);
   }
   if (mesh.restore_point == 0) return order;
-  // Its neighbour's piece too, to keep: then every piece is again with two workers.
-  const int n = mesh.shape.size();
+  // The piece that it keeps for another too: then every piece is again with two workers.
   for (const std::string& piece :
-       {std::string("replicated"), own_piece(worker.id.rank), own_piece((worker.id.rank + n - 1) % n)}) {
+       {std::string("replicated"), own_piece(worker.id.rank), own_piece(mesh.buddy_for(worker.id.rank))}) {
     PieceSource source{piece, "", ""};
     const auto& holders = mesh.holders[piece];
     if (holders.empty()) {
@@ -240,6 +239,7 @@ void Core::advance(MeshState& mesh) {
   }
   if (!all) return;
   mesh.phase = MeshState::Phase::kRunning;
+  mesh.ran = true;
   mesh.last_recovery_seconds = mesh.recovery_clock.seconds();
   if (mesh.recoveries > 0) {
     LOG_INFO("mesh {}: epoch {} runs again from watermark {} after {:.2f} s", mesh.name, mesh.epoch,
@@ -254,9 +254,8 @@ void Core::advance(MeshState& mesh) {
     worker.next_result = mesh.next_dispatch;
     if (mesh.restore_point == 0) continue;
     mesh.holders["replicated"].insert(worker.id.incarnation);
-    const int n = mesh.shape.size();
     mesh.holders[own_piece(worker.id.rank)].insert(worker.id.incarnation);
-    mesh.holders[own_piece((worker.id.rank + n - 1) % n)].insert(worker.id.incarnation);
+    mesh.holders[own_piece(mesh.buddy_for(worker.id.rank))].insert(worker.id.incarnation);
   }
   // Results that nobody holds any more are made again by the replay, and dropped again after it.
   const uint64_t last = mesh.tail.empty() ? mesh.restore_point : mesh.tail.back()->command.sequence;

@@ -1,4 +1,4 @@
-// The thread of a worker that makes snapshots while commands go on: bytes, a copy for the neighbour, a file.
+// The thread of a worker that makes snapshots while commands go on: bytes, a copy for another rank, a file.
 //
 // Threads: submit() from any. What was submitted and not begun when it is destroyed is dropped.
 #pragma once

@@ -1,4 +1,4 @@
-// A worker's snapshots in memory: its own, and the copies that it keeps for its neighbour.
+// A worker's snapshots in memory: its own, and the copies that it keeps for another rank.
 //
 // Pieces are named "replicated" and "rank-<r>". The last complete watermark and the one being made are kept,
 // older ones dropped when told that a newer one is complete everywhere.

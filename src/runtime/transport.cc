@@ -170,6 +170,10 @@ Result<Socket> Transport::bind(int type, const std::string& endpoint) {
     socket.endpoint = socket.zmq.get(zmq::sockopt::last_endpoint);
     return socket;
   } catch (const zmq::error_t& error) {
+    if (error.num() == EADDRINUSE) return make_error(ErrorCode::kExists, "{}: the port is in use", endpoint);
+    if (error.num() == EADDRNOTAVAIL || error.num() == ENODEV) {
+      return make_error(ErrorCode::kInvalid, "{}: not an address of this machine", endpoint);
+    }
     return zmq_error("cannot listen at " + endpoint, error);
   }
 }

@@ -45,7 +45,7 @@ void Core::consider_watermark(MeshState& mesh) {
     order.epoch = mesh.epoch;
     order.watermark = mesh.making;
     order.complete = mesh.watermark;
-    if (n > 1) order.buddy = mesh.workers[static_cast<size_t>((worker.id.rank + 1) % n)].peer_endpoint;
+    if (n > 1) order.buddy = mesh.workers[static_cast<size_t>(mesh.buddy_of(worker.id.rank))].peer_endpoint;
     if (mesh.making_durable) order.folder = watermark_folder(mesh, mesh.making);
     order.writes_replicated = worker.id.rank == 0;
     (void)commands.send_to(worker.identity, pack(MessageType::kWatermark, order));
@@ -100,7 +100,8 @@ void Core::complete_watermark(MeshState& mesh) {
   for (size_t rank = 0; rank < n; ++rank) {
     const uint64_t own = mesh.workers[rank].id.incarnation;
     auto& holders = mesh.holders[fmt::format("rank-{}", rank)];
-    holders = {own, mesh.workers[(rank + 1) % n].id.incarnation};
+    const int buddy = mesh.buddy_of(static_cast<int>(rank));
+    holders = {own, mesh.workers[static_cast<size_t>(buddy)].id.incarnation};
     mesh.holders["replicated"].insert(own);
   }
   mesh.released.erase(mesh.released.begin(),

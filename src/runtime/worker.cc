@@ -1,6 +1,9 @@
 #include "runtime/worker.h"
 
+#include <poll.h>
 #include <unistd.h>
+
+#include <cstdlib>
 
 #include "base/env.h"
 #include "base/json.h"
@@ -221,7 +224,46 @@ int run_worker(const WorkerConfig& config) {
   }
 }
 
+namespace {
+
+constexpr int64_t kStdinPatienceMs = 10'000;
+
+// Lines NAME=VALUE on stdin become environment variables. Before any thread is started.
+Result<void> take_environment_from_stdin() {
+  std::string text;
+  for (const Deadline deadline = Deadline::after_ms(kStdinPatienceMs);;) {
+    pollfd in{STDIN_FILENO, POLLIN, 0};
+    if (::poll(&in, 1, static_cast<int>(deadline.remaining_ms())) == 0) {
+      return make_error(ErrorCode::kDeadline, "stdin neither says how to reach the controller nor ends");
+    }
+    char buffer[4096];
+    const ssize_t n = ::read(STDIN_FILENO, buffer, sizeof buffer);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) break;
+    text.append(buffer, static_cast<size_t>(n));
+  }
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const size_t equals = text.find('=', at);
+    if (equals < end) {
+      const std::string name = text.substr(at, equals - at),
+                        value = text.substr(equals + 1, end - equals - 1);
+      ::setenv(name.c_str(), value.c_str(), 1);  // NOLINT(concurrency-mt-unsafe): there is one thread
+    }
+    at = end + 1;
+  }
+  return {};
+}
+
+}  // namespace
+
 int worker_main() {
+  if (env::get("FLYWHEEL_WORKER").empty() && ::isatty(STDIN_FILENO) == 0) {
+    if (const auto taken = take_environment_from_stdin(); !taken.ok()) {
+      LOG_ERROR("{}", taken.error().message);
+      return 2;
+    }
+  }
   const auto config = WorkerConfig::from_env();
   if (!config.ok()) {
     LOG_ERROR("{}", config.error().message);

@@ -6,6 +6,10 @@
 // dies (the launcher asks the kernel for that), and when it has not heard of its controller for the lease:
 // so no worker outlives its run, whatever was cut.
 //
+// What it must know comes in its environment, FLYWHEEL_WORKER and FLYWHEEL_WORKER_KEYS. Where the first is
+// not set (ssh passes none on) lines NAME=VALUE are read from stdin to its end, and become its environment:
+// keys are on no command line, which other users of the host could read.
+//
 //   int main(int argc, char** argv) {
 //     if (argc > 1 && std::string_view(argv[1]) == "worker") return flywheel::runtime::worker_main();
 //     ...
@@ -35,12 +39,15 @@ struct WorkerConfig {
   static Result<WorkerConfig> from_env();
 };
 
+// Exit code of a worker that has not heard of its controller for its lease.
+constexpr int kLeaseOverExitCode = 3;
+
 // The name by which a controller's sockets know a worker: "mesh/rank/incarnation".
 std::string identity_of(const WorkerId& id);
 
 // Runs until told to end; the exit code.
 int run_worker(const WorkerConfig& config);
-// The same with the configuration from the environment.
+// The same with the configuration from the environment or stdin.
 int worker_main();
 
 }  // namespace flywheel::runtime

@@ -163,7 +163,7 @@ void ControlThread::on_control(std::string_view message) {
 
 void ControlThread::leave(const std::string& why) {
   if (!why.empty()) LOG_WARN("worker {} ends: {}", identity_of(config_.id), why);
-  std::_Exit(why.empty() ? 0 : 3);
+  std::_Exit(why.empty() ? 0 : kLeaseOverExitCode);
 }
 
 }  // namespace flywheel::runtime

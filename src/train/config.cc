@@ -2,12 +2,32 @@
 
 #include <cmath>
 #include <numbers>
+#include <set>
 
 namespace flywheel::train {
 namespace {
 
 void require(bool holds, const char* key, const std::string& what) {
   if (!holds) throw UserError(key, what);
+}
+
+void check_hosts(const MeshConfig& mesh) {
+  require(mesh.hosts.empty() == mesh.address.empty(), "mesh.address",
+          mesh.address.empty() ? "is not set: workers on mesh.hosts reach this machine at it"
+                               : "is for workers on other hosts; name them in mesh.hosts");
+  require(mesh.port == 0 || !mesh.hosts.empty(), "mesh.port",
+          "is for workers on other hosts; name them in mesh.hosts");
+  require(mesh.port >= 0 && mesh.port <= 65533, "mesh.port",
+          "must be 0 (any free ones) or from 1 to 65533: it and the next two are used");
+  require(mesh.num_hosts() <= mesh.workers(), "mesh.hosts",
+          fmt::format("{} hosts share {} workers: one would have none", mesh.num_hosts(), mesh.workers()));
+  std::set<std::string> names;
+  for (const HostConfig& host : mesh.hosts) {
+    require(!host.name.empty(), "mesh.hosts", "a host has no name");
+    require(names.insert(host.name).second, "mesh.hosts", "two hosts are called " + host.name);
+    require(!host.address.empty(), "mesh.hosts",
+            "host " + host.name + " has no address, at which the others reach it");
+  }
 }
 
 }  // namespace
@@ -24,6 +44,7 @@ void check(const TrainConfig& c) {
   require(!c.mesh.sequence_parallel || c.mesh.tensor > 1, "mesh.sequence_parallel",
           "cuts rows over the tensor axis; set mesh.tensor to 2 or more");
   require(c.mesh.threads >= 0, "mesh.threads", "must be 0 (share the cores out) or more");
+  check_hosts(c.mesh);
   require(!c.data.train.empty(), "data.train",
           "is not set; give a dataset artifact or a folder of token shards");
   require(c.batch.length >= 1, "batch.length", "must be at least 1");

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -78,6 +79,17 @@ struct OptimizerConfig {
   }
 };
 
+// A machine where workers run. It has this program and the same files at the same paths.
+struct HostConfig {
+  std::string name;                 // for messages
+  std::string address;              // at which the other hosts reach it: IPv4, or a name that has one
+  std::vector<std::string> prefix;  // words in front of a worker's command, as [ssh, node7]; none: it is here
+  template <typename V>
+  void fields(V& v) {
+    v("name", name), v("address", address), v("prefix", prefix);
+  }
+};
+
 // Workers: data * tensor * pipeline. Every product computes the same loss.
 struct MeshConfig {
   int64_t data = 1;      // groups of workers, each with the whole model and a share of the batch
@@ -86,11 +98,16 @@ struct MeshConfig {
   ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;  // the order of a pipeline's work
   bool sequence_parallel = false;  // norms and residuals are cut over the tensor axis too: less memory
   int64_t threads = 0;             // of each worker; 0: the machine's cores shared out
+  std::vector<HostConfig> hosts;   // workers are dealt to them in blocks; none: all are on this machine
+  std::string address;             // of this machine, for workers on other hosts
+  int64_t port = 0;                // of this machine for them: this one and the next two; 0: any free ones
   int64_t workers() const { return data * tensor * pipeline; }
+  int64_t num_hosts() const { return hosts.empty() ? 1 : std::ssize(hosts); }
   template <typename V>
   void fields(V& v) {
     v("data", data), v("tensor", tensor), v("pipeline", pipeline), v("schedule", schedule);
     v("sequence_parallel", sequence_parallel), v("threads", threads);
+    v("hosts", hosts), v("address", address), v("port", port);
   }
 };
 

@@ -28,21 +28,23 @@ using store::Store;
 constexpr int64_t kStepsInFlight = 2;   // commands ahead of the workers, so that they never wait for us
 constexpr double kMetricsSeconds = 10;  // between two writes of metrics.prom
 
+// All hosts together; the others are taken to be like this one.
 Machine machine_of(const model::Decoder& decoder, const TrainConfig& config) {
   ThreadPool pool(static_cast<int>(usable_cores()));
   const auto dtype = config.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32;
   return {.flop_per_token = flop_per_token(decoder, config.batch.length),
-          .peak_flops = kernels::peak_flops(dtype, pool)};
+          .peak_flops = kernels::peak_flops(dtype, pool) * static_cast<double>(config.mesh.num_hosts())};
 }
 
 // One run's way from its inputs to its report; the functions are its stages, in order.
 class Program {
  public:
-  Program(const TrainConfig& config, const TrainOptions& options, const TrainHooks& hooks, Inputs inputs,
-          RunRecord record)
+  Program(const TrainConfig& config, const TrainOptions& options, const TrainHooks& hooks, Hosts hosts,
+          Inputs inputs, RunRecord record)
       : config_(config),
         options_(options),
         hooks_(hooks),
+        hosts_(std::move(hosts)),
         inputs_(std::move(inputs)),
         record_(std::move(record)),
         decoder_(model::describe(inputs_.decoder)),
@@ -66,10 +68,11 @@ class Program {
  private:
   Result<void> drive() {
     ASSIGN_OR_RETURN(layout_, make_layout(config_, decoder_));
-    ASSIGN_OR_RETURN(
-        workers_,
-        Workers::open(config_, layout_,
-                      {.folder = report_.folder, .run = report_.run, .command = options_.worker_command}));
+    ASSIGN_OR_RETURN(workers_, Workers::open(config_, layout_,
+                                             {.folder = report_.folder,
+                                              .run = report_.run,
+                                              .command = options_.worker_command,
+                                              .hosts = hosts_}));
     const bool resumed = workers_->controller().resumed();
     if (hooks_.on_start) hooks_.on_start(report_.run, report_.parameters, resumed);
     ASSIGN_OR_RETURN(const Start start, find_start(resumed));
@@ -275,6 +278,7 @@ class Program {
   TrainConfig config_;
   TrainOptions options_;
   TrainHooks hooks_;
+  Hosts hosts_;
   Inputs inputs_;
   RunRecord record_;
   model::Decoder decoder_;
@@ -294,10 +298,11 @@ class Program {
 Result<TrainReport> run_training(const TrainConfig& config, const TrainOptions& options,
                                  const TrainHooks& hooks) {
   check(config);
+  Hosts hosts = find_hosts(config.mesh);
   ASSIGN_OR_RETURN(Store store, Store::open());
   ASSIGN_OR_RETURN(Inputs inputs, find_inputs(store, config));
   ASSIGN_OR_RETURN(RunRecord record, RunRecord::open(std::move(store), config, options, inputs.refs()));
-  return Program(config, options, hooks, std::move(inputs), std::move(record)).run();
+  return Program(config, options, hooks, std::move(hosts), std::move(inputs), std::move(record)).run();
 }
 
 Result<TrainConfig> config_of_run(const std::string& run) {

@@ -25,9 +25,12 @@ Result<Workers> Workers::open(const TrainConfig& config, const Layout& layout,
   own.durable_interval_ms = std::max<int64_t>(30'000, 4 * own.watermark_interval_ms);
   own.launcher =
       runtime::make_local_launcher({.command = options.command, .log_folder = options.folder + "/workers"});
+  own.address = options.hosts.address;
+  own.port = static_cast<int>(config.mesh.port);
   Workers workers;
   ASSIGN_OR_RETURN(workers.controller_, Controller::open(std::move(own)));
-  ASSIGN_OR_RETURN(workers.mesh_, workers.controller_->mesh("train", layout.shape.axes()));
+  ASSIGN_OR_RETURN(workers.mesh_,
+                   workers.controller_->mesh("train", layout.shape.axes(), {.hosts = options.hosts.list}));
   std::map<std::string, int> first;
   for (const runtime::Axis& axis : layout.shape.axes()) first[axis.name] = 0;
   ASSIGN_OR_RETURN(workers.first_, workers.mesh_.slice(first));
@@ -36,7 +39,9 @@ Result<Workers> Workers::open(const TrainConfig& config, const Layout& layout,
 
 runtime::Future Workers::create(const TrainConfig& config, const Inputs& inputs,
                                 const std::string& state) const {
-  const int64_t share = std::max<int64_t>(1, usable_cores() / config.mesh.workers());
+  // Other hosts are taken to be like this one.
+  const int64_t hosts = config.mesh.num_hosts(), per_host = (config.mesh.workers() + hosts - 1) / hosts;
+  const int64_t share = std::max<int64_t>(1, usable_cores() / per_host);
   const TrainSetup setup{.config = dump_config(config),
                          .decoder = model::decoder_config_to_hf(inputs.decoder, "float32").dump(),
                          .data = inputs.data.folder,

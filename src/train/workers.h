@@ -19,6 +19,7 @@
 #include "base/result.h"
 #include "runtime/controller.h"
 #include "train/config.h"
+#include "train/hosts.h"
 #include "train/inputs.h"
 #include "train/layout.h"
 
@@ -29,6 +30,7 @@ struct WorkersOptions {
   std::string run;
   std::vector<std::string> command;   // starts a worker
   int64_t snapshot_interval_ms = -1;  // -1: by the model's size
+  Hosts hosts;                        // of config.mesh
 };
 
 class Workers {

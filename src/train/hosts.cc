@@ -1,0 +1,42 @@
+#include "train/hosts.h"
+
+#include "runtime/addresses.h"
+
+namespace flywheel::train {
+namespace {
+
+constexpr int kPorts = 3;  // a controller's channels: commands, results, control
+
+}  // namespace
+
+Hosts find_hosts(const MeshConfig& mesh) {
+  Hosts hosts;
+  if (mesh.hosts.empty()) return hosts;
+  hosts.address = runtime::resolve_address(mesh.address).value_or_throw("mesh.address");
+  runtime::check_can_listen(hosts.address).value_or_throw("mesh.address");
+  if (mesh.port != 0) {
+    const auto free = runtime::check_can_listen(hosts.address, static_cast<int>(mesh.port), kPorts);
+    if (!free.ok()) {
+      throw UserError(
+          "mesh.port", free.error().message,
+          fmt::format("ports {} to {} are needed; 0 takes any free ones", mesh.port, mesh.port + kPorts - 1));
+    }
+  }
+  for (const HostConfig& host : mesh.hosts) {
+    const std::string where = "mesh.hosts: host " + host.name;
+    const std::string address = runtime::resolve_address(host.address).value_or_throw(where);
+    if (host.prefix.empty()) {
+      const auto local = runtime::check_can_listen(address);
+      if (!local.ok()) {
+        throw UserError(where, local.error().message,
+                        "its workers are started here because it has no prefix; for another machine give "
+                        "prefix: [ssh, " +
+                            host.name + "]");
+      }
+    }
+    hosts.list.push_back({host.name, host.prefix, address});
+  }
+  return hosts;
+}
+
+}  // namespace flywheel::train
