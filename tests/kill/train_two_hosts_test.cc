@@ -47,7 +47,8 @@ Result<void> write_shards(const std::string& folder) {
           static_cast<int32_t>((tokens.back() * 5 + 1 + static_cast<int32_t>(rng.below(3))) % 97));
     RETURN_IF_ERROR(writer.add(tokens));
   }
-  return writer.seal();
+  RETURN_IF_ERROR(writer.seal());
+  return {};
 }
 
 std::string config_text(const std::string& shards, const std::string& hosts) {
