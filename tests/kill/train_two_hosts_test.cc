@@ -5,7 +5,7 @@
 //   side b is killed         all its processes, by SIGKILL: back to a snapshot that a keeps in memory
 //   side b is cut off        its cable: only missing heartbeats tell. Before, a worker without the run's key
 //                            knocks, and is refused
-//   side a is killed         the controller with it: the same command, given again, goes on
+//   side a is killed         the controller with it: `flywheel train --resume` goes on
 //
 // and a host with an address that is not its own is an error that says so.
 //
@@ -89,13 +89,8 @@ class Run {
     write_file(folder_ / "train.yaml", config).value();
   }
 
-  Result<void> start() {
-    ASSIGN_OR_RETURN(
-        process_,
-        Process::start(network_.inside("a", {flywheel_, "train", folder_ / "train.yaml", "--json"}),
-                       {.env = {{"FLYWHEEL_HOME", folder_ / "home"}}, .output_file = folder_ / "said"}));
-    return {};
-  }
+  Result<void> start() { return start({folder_ / "train.yaml"}); }
+  Result<void> resume() { return start({"--resume", "two-hosts-1"}); }
   bool running() { return process_.running(); }
   std::string said() const { return read_file(folder_ / "said").value_or(""); }
 
@@ -146,6 +141,14 @@ class Run {
   }
 
  private:
+  Result<void> start(const std::vector<std::string>& what) {
+    std::vector<std::string> words = network_.inside("a", {flywheel_, "train", "--json"});
+    words.insert(words.end(), what.begin(), what.end());
+    ASSIGN_OR_RETURN(process_, Process::start(words, {.env = {{"FLYWHEEL_HOME", folder_ / "home"}},
+                                                      .output_file = folder_ / "said"}));
+    return {};
+  }
+
   const Network& network_;
   const std::string flywheel_;
   TempFolder folder_;
@@ -245,7 +248,7 @@ class Cases {
       REQUIRE(!limit.expired(), "workers on b outlive their controller");
     ASSIGN_OR_RETURN(const int code, run.exit_code());
     REQUIRE(code == 128 + SIGKILL, "flywheel train ended with {}, not by SIGKILL", code);
-    RETURN_IF_ERROR(run.start());
+    RETURN_IF_ERROR(run.resume());
     return same_result(run, "taken up again");
   }
 
