@@ -2,15 +2,12 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "model/jinja_format.h"
 #include "model/jinja_text.h"
 #include "model/unicode.h"
 
 namespace flywheel::model::jinja {
 namespace {
-
-[[noreturn]] void fail(const std::string& message) {
-  throw JinjaError(message);
-}
 
 using Given = const Arguments&;
 using Method = Value (*)(Renderer&, const Value& self, Given);

@@ -86,10 +86,9 @@ class Renderer {
   std::map<std::string, Value> globals_;
 };
 
-// methods.cc: the method `name` of a string, list or dict, bound to it; undefined without one.
+// jinja_methods.cc: the method `name` of a string, list or dict, bound to it; undefined without one.
 Value method_of(const Value& object, const std::string& name);
-// Python's `format % arguments`.
-std::string percent_format(Renderer& renderer, const std::string& format, const Value& arguments);
+// jinja_globals.cc: range, dict, namespace, ...
 std::map<std::string, Value> make_globals(Renderer& renderer,
                                           std::vector<std::weak_ptr<Namespace>>& namespaces);
 

@@ -22,8 +22,4 @@ std::vector<std::string> split_spaces(std::string_view text, int64_t most);
 std::vector<std::string> split_at(std::string_view text, std::string_view separator, int64_t most,
                                   bool from_right);
 
-// Python's str.format and format(value, spec).
-std::string brace_format(Renderer& renderer, const std::string& format, const Arguments& given);
-std::string format_value(const Value& value, std::string_view spec);
-
 }  // namespace flywheel::model::jinja

@@ -26,6 +26,10 @@ struct JinjaError : std::runtime_error {
   int line = 0;  // where known
 };
 
+[[noreturn]] inline void fail(const std::string& message) {
+  throw JinjaError(message);
+}
+
 // Values nested deeper than this are refused: everything that walks a value recurses.
 constexpr int kMostDepth = 200;
 // ... and values that would be larger than this when written out: a list may hold one part many times, and

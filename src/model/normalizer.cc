@@ -245,7 +245,7 @@ void Normalizer::add_bert(const Json& spec) {
   if (lower) add(lower_case);
 }
 
-void Normalizer::add_replace(std::string from, std::string to) {
+void Normalizer::add_replace(const std::string& from, const std::string& to) {
   if (from.empty()) return;
   add(
       [from, to](AlignedText& text) {
@@ -259,7 +259,7 @@ void Normalizer::add_replace(std::string from, std::string to) {
       [from](std::string_view text) { return text.find(from) == std::string_view::npos; });
 }
 
-void Normalizer::add_prepend(std::string prefix) {
+void Normalizer::add_prepend(const std::string& prefix) {
   add([prefix](AlignedText& text) {
     if (text.text.empty()) return;
     Rewriter rewriter(text);

@@ -25,8 +25,8 @@ class Normalizer {
   bool is_identity() const { return steps_.empty(); }
 
   // Steps for tokenizers that come in other forms than JSON.
-  void add_replace(std::string from, std::string to);
-  void add_prepend(std::string prefix);  // unless the text is empty
+  void add_replace(const std::string& from, const std::string& to);
+  void add_prepend(const std::string& prefix);  // unless the text is empty
   Result<void> add_charsmap(std::string_view precompiled, bool by_grapheme);
   // SentencePiece: no white space at both ends, and single spaces between.
   void add_squeeze_spaces();
