@@ -52,6 +52,7 @@ Result<std::unique_ptr<Bpe>> Bpe::create(Vocabulary vocabulary, const std::vecto
   std::unique_ptr<Bpe> bpe(new Bpe(std::move(vocabulary), std::move(options)));
   const TokenId size = bpe->vocabulary_.size();
   bpe->slots_.assign(std::bit_ceil(merges.size() * 2 + 2), {kEmptyKey, {}});
+  bpe->maybe_.assign(std::bit_ceil(merges.size() * 16 + 64) / 64, 0);
   for (const BpeMerge& merge : merges) {
     for (const TokenId id : {merge.left, merge.right, merge.result}) {
       if (id < 0 || id >= size) {
@@ -76,6 +77,7 @@ Result<std::unique_ptr<Bpe>> Bpe::create(Vocabulary vocabulary, const std::vecto
     bpe->has_byte_tokens_ = !bytes.empty();
     std::copy(bytes.begin(), bytes.end(), bpe->bytes_.begin());
   }
+  bpe->boundaries_ = bpe->find_boundaries(merges);
   bpe->words_begin_with_mark_ = bpe->find_word_boundary_rule(merges);
   bpe->whole_ = std::make_unique<std::atomic<uint8_t>[]>(static_cast<size_t>(size) + 1);
   return bpe;
@@ -123,17 +125,35 @@ void Bpe::find_whole_characters(const std::vector<BpeMerge>& merges) {
 }
 
 bool Bpe::find_word_boundary_rule(const std::vector<BpeMerge>& merges) const {
-  if (options_.byte_level || !options_.continuing_prefix.empty() || !options_.end_suffix.empty())
-    return false;
+  if (options_.byte_level || !plain_) return false;
   return vocabulary_.find(kWordMark) != kNoToken &&
          std::none_of(merges.begin(), merges.end(),
                       [&](const BpeMerge& merge) { return has_inner_mark(vocabulary_.text(merge.result)); });
+}
+
+// None where a byte has no token, or a merge makes something else than its two sides in a row.
+std::optional<BpeBoundaries> Bpe::find_boundaries(const std::vector<BpeMerge>& merges) const {
+  if (!options_.byte_level) return std::nullopt;
+  for (const TokenId id : bytes_) {
+    if (id == kNoToken) return std::nullopt;
+  }
+  std::vector<std::string_view> made;
+  for (const BpeMerge& merge : merges) {
+    const std::string_view left = vocabulary_.text(merge.left), right = vocabulary_.text(merge.right),
+                           text = vocabulary_.text(merge.result);
+    if (text.size() != left.size() + right.size() || !text.starts_with(left) || !text.ends_with(right)) {
+      return std::nullopt;
+    }
+    made.push_back(text);
+  }
+  return BpeBoundaries(made);
 }
 
 void Bpe::insert(const BpeMerge& merge) {
   const uint64_t key = key_of(merge.left, merge.right);
   size_t at = hash_of(key) & (slots_.size() - 1);
   while (slots_[at].key != kEmptyKey && slots_[at].key != key) at = (at + 1) & (slots_.size() - 1);
+  maybe_[(hash_of(key) / 64) & (maybe_.size() - 1)] |= uint64_t{1} << hash_of(key) % 64;
   // Listed twice: the later one holds, as it does where merges are kept in a map.
   slots_[at] = {key, {merge.rank, merge.result}};
 }
@@ -141,7 +161,9 @@ void Bpe::insert(const BpeMerge& merge) {
 Bpe::Pair Bpe::find_pair(TokenId left, TokenId right) const {
   if ((left | right) < 0) return {};
   const uint64_t key = key_of(left, right);
-  for (size_t at = hash_of(key) & (slots_.size() - 1);; at = (at + 1) & (slots_.size() - 1)) {
+  const size_t hash = hash_of(key);
+  if ((maybe_[(hash / 64) & (maybe_.size() - 1)] >> hash % 64 & 1) == 0) return {};
+  for (size_t at = hash & (slots_.size() - 1);; at = (at + 1) & (slots_.size() - 1)) {
     if (slots_[at].key == key) return slots_[at].pair;
     if (slots_[at].key == kEmptyKey) return {};
   }
@@ -161,29 +183,49 @@ void Bpe::encode(std::string_view piece, std::vector<TokenId>& ids, std::vector<
 void Bpe::encode_word(std::string_view word, std::vector<TokenId>& ids, std::vector<uint32_t>* ends,
                       uint32_t base) const {
   if (word.empty()) return;
-  const bool plain = options_.continuing_prefix.empty() && options_.end_suffix.empty();
-  const TokenId whole = plain ? vocabulary_.find(word) : kNoToken;
-  std::atomic<uint8_t>* known = whole == kNoToken ? nullptr : &whole_[static_cast<size_t>(whole)];
-  if (whole != kNoToken && (options_.whole_piece_first || known->load(std::memory_order_relaxed) == 1)) {
+  const TokenId whole = find_whole(word);
+  if (whole != kNoToken && (options_.whole_piece_first || is_known(whole))) {
     ids.push_back(whole);
     if (ends) ends->push_back(base + static_cast<uint32_t>(word.size()));
     return;
   }
+  encode_parts(word, whole, ids, ends, base);
+}
+
+// A word that is not known to be one token. `whole` here and below: the token of the very text, if there is
+// one.
+void Bpe::encode_parts(std::string_view word, TokenId whole, std::vector<TokenId>& ids,
+                       std::vector<uint32_t>* ends, uint32_t base) const {
+  for (size_t at = 0, end = 0; at < word.size(); at = end) {
+    end = boundaries_ ? boundaries_->next(word, at) : word.size();
+    const std::string_view part = word.substr(at, end - at);
+    const TokenId token = part.size() == word.size() ? whole : find_whole(part);
+    if (token != kNoToken && is_known(token)) {
+      ids.push_back(token);
+      if (ends) ends->push_back(base + static_cast<uint32_t>(end));
+    } else {
+      merge(part, token, ids, ends, base + static_cast<uint32_t>(at));
+    }
+  }
+}
+
+void Bpe::merge(std::string_view part, TokenId whole, std::vector<TokenId>& ids, std::vector<uint32_t>* ends,
+                uint32_t base) const {
   thread_local Symbols symbols;
   symbols.clear();
   if (options_.byte_level) {
-    begin_with_bytes(word, symbols);
+    begin_with_bytes(part, symbols);
   } else {
-    begin_with_characters(word, symbols);
+    begin_with_characters(part, symbols);
   }
   if (symbols.ids.size() <= kFewSymbols) {
     merge_few(symbols);
   } else {
     merge_many(symbols);
   }
-  if (known) {
+  if (whole != kNoToken) {
     const bool same = symbols.ids.size() == 1 && symbols.ids[0] == whole;
-    known->store(same ? 1 : 2, std::memory_order_relaxed);
+    whole_[static_cast<size_t>(whole)].store(same ? 1 : 2, std::memory_order_relaxed);
   }
   ids.insert(ids.end(), symbols.ids.begin(), symbols.ids.end());
   if (ends) {
@@ -227,13 +269,12 @@ void Bpe::begin_with_bytes(std::string_view word, Symbols& symbols) const {
 }
 
 void Bpe::begin_with_characters(std::string_view word, Symbols& symbols) const {
-  const bool plain = options_.continuing_prefix.empty() && options_.end_suffix.empty();
   bool last_unknown = false;
   std::string decorated;
   for (size_t at = 0; at < word.size();) {
     const size_t size = decode_utf8(word, at).size_bytes;
     std::string_view text = word.substr(at, size);
-    if (!plain) {
+    if (!plain_) {
       decorated = at > 0 ? options_.continuing_prefix : "";
       decorated += text;
       if (at + size == word.size()) decorated += options_.end_suffix;
@@ -343,48 +384,6 @@ std::vector<BpeMerge> merges_of_vocabulary(const Vocabulary& vocabulary,
     }
   }
   return merges;
-}
-
-namespace {
-
-// Printable Latin-1 bytes stand for themselves; the rest are U+0100 and up, in order.
-struct ByteAlphabet {
-  std::array<char32_t, 256> character{};
-  std::array<int, 0x180> byte{};
-  ByteAlphabet() {
-    byte.fill(-1);
-    char32_t next = 0x100;
-    for (int b = 0; b < 256; ++b) {
-      const bool printable = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
-      const char32_t c = printable ? static_cast<char32_t>(b) : next++;
-      character[static_cast<size_t>(b)] = c;
-      byte[c] = b;
-    }
-  }
-};
-const ByteAlphabet& byte_alphabet() {
-  static const ByteAlphabet alphabet;
-  return alphabet;
-}
-
-}  // namespace
-
-std::optional<std::string> bytes_of_byte_level(std::string_view text) {
-  std::string bytes;
-  for (size_t at = 0; at < text.size();) {
-    const CodePoint c = decode_utf8(text, at);
-    const int byte = c.value < 0x180 ? byte_alphabet().byte[c.value] : -1;
-    if (byte < 0 || !c.valid) return std::nullopt;
-    bytes += static_cast<char>(byte);
-    at += c.size_bytes;
-  }
-  return bytes;
-}
-
-std::string byte_level_of_bytes(std::string_view bytes) {
-  std::string text;
-  for (const char c : bytes) append_utf8(text, byte_alphabet().character[static_cast<unsigned char>(c)]);
-  return text;
 }
 
 }  // namespace flywheel::model

@@ -17,6 +17,7 @@
 #include <optional>
 
 #include "base/result.h"
+#include "model/bpe_boundaries.h"
 #include "model/tokenizer_model.h"
 
 namespace flywheel::model {
@@ -56,12 +57,23 @@ class Bpe final : public TokenModel {
   static constexpr uint32_t kNever = UINT32_MAX;
 
   Bpe(Vocabulary vocabulary, BpeOptions options)
-      : vocabulary_(std::move(vocabulary)), options_(std::move(options)) {}
+      : vocabulary_(std::move(vocabulary)),
+        options_(std::move(options)),
+        plain_(options_.continuing_prefix.empty() && options_.end_suffix.empty()) {}
   Pair find_pair(TokenId left, TokenId right) const;
   void insert(const BpeMerge& merge);
   bool find_word_boundary_rule(const std::vector<BpeMerge>& merges) const;
+  std::optional<BpeBoundaries> find_boundaries(const std::vector<BpeMerge>& merges) const;
   void encode_word(std::string_view word, std::vector<TokenId>& ids, std::vector<uint32_t>* ends,
                    uint32_t base) const;
+  void encode_parts(std::string_view word, TokenId whole, std::vector<TokenId>& ids,
+                    std::vector<uint32_t>* ends, uint32_t base) const;
+  TokenId find_whole(std::string_view part) const { return plain_ ? vocabulary_.find(part) : kNoToken; }
+  bool is_known(TokenId whole) const {
+    return whole_[static_cast<size_t>(whole)].load(std::memory_order_relaxed) == 1;
+  }
+  void merge(std::string_view part, TokenId whole, std::vector<TokenId>& ids, std::vector<uint32_t>* ends,
+             uint32_t base) const;
   void begin_with_bytes(std::string_view word, Symbols& symbols) const;
   void begin_with_characters(std::string_view word, Symbols& symbols) const;
   void find_whole_characters(const std::vector<BpeMerge>& merges);
@@ -70,7 +82,11 @@ class Bpe final : public TokenModel {
 
   Vocabulary vocabulary_;
   BpeOptions options_;
-  std::vector<Slot> slots_;           // open addressing; key kEmptyKey: free
+  bool plain_;               // a symbol's text is the text it stands for
+  std::vector<Slot> slots_;  // open addressing; key kEmptyKey: free
+  // A bit for each of 16 times as many hashes: most pairs are no merge, and this part of the answer fits the
+  // cache.
+  std::vector<uint64_t> maybe_;
   std::vector<Pair> byte_pairs_;      // [256 * 256], byte level only: the first round without hashing
   std::array<TokenId, 256> bytes_{};  // byte level: the token of each byte; byte fallback: <0xNN>
   bool has_byte_tokens_ = false;
@@ -78,6 +94,7 @@ class Bpe final : public TokenModel {
   // together before anything else can touch them, so that merging may begin with it. kNoToken: begin with
   // bytes.
   std::vector<TokenId> whole_characters_;
+  std::optional<BpeBoundaries> boundaries_;  // byte level only
   // No merge joins a character with a "▁" after it: a text may be cut there, and each word merged alone.
   bool words_begin_with_mark_ = false;
   // Does merging a token's own text give that token? 0 not known yet, 1 yes, 2 no. Found out when asked.
@@ -89,10 +106,5 @@ class Bpe final : public TokenModel {
 constexpr uint32_t kNoRank = UINT32_MAX;
 std::vector<BpeMerge> merges_of_vocabulary(const Vocabulary& vocabulary,
                                            const std::vector<uint32_t>& rank_of_token);
-
-// GPT-2's alphabet: every byte as a printable character. Text of it as bytes; nullopt where a character is
-// not one of the 256.
-std::optional<std::string> bytes_of_byte_level(std::string_view text);
-std::string byte_level_of_bytes(std::string_view bytes);
 
 }  // namespace flywheel::model

@@ -8,7 +8,7 @@
 
 #include "base/hash.h"
 #include "base/json.h"
-#include "model/bpe.h"
+#include "model/byte_level.h"
 #include "model/pretokenizer_pattern.h"
 #include "model/unicode.h"
 

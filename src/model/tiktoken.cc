@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "model/bpe.h"
+#include "model/byte_level.h"
 #include "model/sentencepiece_charsmap.h"
 #include "model/tokenizer_internal.h"
 

@@ -1,6 +1,6 @@
 #include "model/tokenizer_decoder.h"
 
-#include "model/bpe.h"
+#include "model/byte_level.h"
 #include "model/tokenizer_model.h"
 #include "model/unicode.h"
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "model/bpe.h"
+#include "model/byte_level.h"
 #include "model/gguf.h"
 #include "model/tokenizer_internal.h"
 #include "model/tokenizer_scores.h"

@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "model/bpe.h"
+#include "model/byte_level.h"
 #include "model/tokenizer_internal.h"
 #include "model/unigram.h"
 #include "model/wordpiece.h"

@@ -26,7 +26,7 @@ Vocabulary::Vocabulary(const std::vector<std::string>& tokens) {
 }
 
 TokenId Vocabulary::find(std::string_view text) const {
-  if (slots_.empty() || text.empty()) return kNoToken;
+  if (text.empty() || text.size() > longest_) return kNoToken;
   const uint64_t hash = xxh64(text);
   const auto tag = static_cast<uint32_t>(hash >> 32);
   for (size_t at = hash & (slots_.size() - 1);; at = (at + 1) & (slots_.size() - 1)) {
