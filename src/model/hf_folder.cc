@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "base/file.h"
+#include "model/gguf.h"
+#include "model/tokenizer_gguf_json.h"
 
 namespace flywheel::model {
 namespace {
@@ -57,6 +59,13 @@ Result<void> export_hf_folder(const std::string& folder, const OpenModel& model,
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "tokenizer.model",
                            "generation_config.json", "special_tokens_map.json", "chat_template.jinja"}) {
     if (auto text = read_file(model.path + "/" + name); text.ok()) files[name] = std::move(text).value();
+  }
+  if (model.path.ends_with(".gguf")) {
+    ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(model.path));
+    if (file.has("tokenizer.ggml.model")) {
+      ASSIGN_OR_RETURN(files["tokenizer.json"], tokenizer_json_of(file));
+      ASSIGN_OR_RETURN(files["tokenizer_config.json"], tokenizer_config_of(file));
+    }
   }
   return write_hf_folder(folder, model.decoder, tensors, files);
 }

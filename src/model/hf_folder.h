@@ -27,7 +27,8 @@ Result<void> write_hf_folder(const std::string& folder, const Decoder& decoder,
                              const std::map<std::string, std::string>& files = {},
                              const SafetensorsOptions& options = {});
 
-// A model from anywhere (a GGUF is dequantized) to such a folder, in a float dtype.
+// A model from anywhere to such a folder, in a float dtype. A GGUF is dequantized, and its vocabulary becomes
+// tokenizer.json and tokenizer_config.json.
 Result<void> export_hf_folder(const std::string& folder, const OpenModel& model, kernels::DType dtype);
 
 }  // namespace flywheel::model

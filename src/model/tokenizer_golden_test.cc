@@ -5,7 +5,11 @@
 
 #include "base/env.h"
 #include "base/file.h"
+#include "base/philox.h"
+#include "model/gguf_writer_for_tests.h"
 #include "model/tokenizer.h"
+#include "model/tokenizer_gguf_internal.h"
+#include "model/tokenizer_gguf_json.h"
 
 namespace flywheel::model {
 namespace {
@@ -59,6 +63,71 @@ TEST_P(Golden, SameIds) {
     for (const TokenId id : encoding.ids) streamed += stream.push(id);
     streamed += stream.finish();
     EXPECT_EQ(streamed, tokenizer->decode(encoding.ids));
+  }
+}
+
+// A vocabulary written as tokenizer.json is the same tokenizer.
+TEST_P(Golden, SameIdsAsTokenizerJson) {
+  const std::string name = GetParam();
+  const std::string path = env::test_data() + "/tokenizers/golden/ggml-vocab-" + name + ".gguf";
+  if (env::test_data().empty() || !path_exists(path)) GTEST_SKIP() << "no FLYWHEEL_TEST_DATA: " << path;
+  const GgufFile file = GgufFile::open(path).value();
+  const Result<std::string> json = tokenizer_json_of(file);
+  if (name == "bert-bge") {
+    EXPECT_EQ(json.error().code, ErrorCode::kInvalid);
+    return;
+  }
+  ASSERT_TRUE(json.ok()) << json.error().message;
+  const Tokenizer from_gguf = Tokenizer::from_gguf(file).value();
+  const auto from_json = Tokenizer::from_json(json.value(), tokenizer_config_of(file).value());
+  ASSERT_TRUE(from_json.ok()) << from_json.error().message;
+  EXPECT_EQ(from_json->vocab_size(), from_gguf.vocab_size());
+  EXPECT_EQ(from_json->bos(), from_gguf.bos());
+  EXPECT_EQ(from_json->eos(), from_gguf.eos());
+  std::vector<std::string> texts = texts_of(read_file(path + ".inp").value());
+  Philox rng(17);
+  static const char* const kParts[] = {
+      "the ", " world",        "123",  "é",  "日本", "\n\n", "  ", "don't", "<s>",
+      "</s>", "<|endoftext|>", "🙂", "\t", "ΑΒ",   "।",    ".",  "_x",    "\xE2\x96\x81"};
+  for (int i = 0; i < 300; ++i) {
+    std::string text;
+    for (uint64_t n = rng.below(20); n-- > 0;) text += kParts[rng.below(std::size(kParts))];
+    texts.push_back(text);
+  }
+  for (const std::string& text : texts) {
+    for (const bool special : {false, true}) {
+      const EncodeOptions options{.add_special = special, .parse_special = special};
+      ASSERT_EQ(from_json->encode(text, options), from_gguf.encode(text, options)) << text;
+    }
+    const std::vector<TokenId> ids = from_gguf.encode(text);
+    ASSERT_EQ(from_json->decode(ids), from_gguf.decode(ids));
+  }
+}
+
+TEST(GgufPretokenizers, EveryNameLoadsAndAnUnknownOneIsSaid) {
+  const auto file_with = [](const std::string& pre) {
+    GgufWriterForTests w;
+    w.string("tokenizer.ggml.model", "gpt2").string("tokenizer.ggml.pre", pre);
+    w.strings("tokenizer.ggml.tokens", {"a", "b", "ab", "\xC4\xA0"})
+        .strings("tokenizer.ggml.merges", {"a b"});
+    return w.finish();
+  };
+  for (const std::string& name : gguf_pretokenizer_names()) {
+    const std::string bytes = file_with(name);
+    const GgufFile file = GgufFile::parse(bytes, "vocab.gguf").value();
+    const auto tokenizer = Tokenizer::from_gguf(file);
+    ASSERT_TRUE(tokenizer.ok()) << name << ": " << tokenizer.error().message;
+    EXPECT_EQ(tokenizer->encode("ab ab"), (std::vector<TokenId>{2, 3, 2})) << name;
+    const auto json = Tokenizer::from_json(tokenizer_json_of(file).value());
+    ASSERT_TRUE(json.ok()) << name << ": " << json.error().message;
+    EXPECT_EQ(json->encode("ab ab"), (std::vector<TokenId>{2, 3, 2})) << name;
+  }
+  const std::string bytes = file_with("of-tomorrow");
+  const auto unknown = Tokenizer::from_gguf(GgufFile::parse(bytes, "vocab.gguf").value());
+  ASSERT_FALSE(unknown.ok());
+  EXPECT_EQ(unknown.error().code, ErrorCode::kInvalid);
+  for (const char* said : {"vocab.gguf", "of-tomorrow", "tokenizer.json", "llama-bpe"}) {
+    EXPECT_NE(unknown.error().message.find(said), std::string::npos) << unknown.error().message;
   }
 }
 
