@@ -110,7 +110,8 @@ Value map(Renderer& renderer, const Value& value, Given given) {
     for (const Value& item : renderer.items(value)) {
       renderer.step();
       Value found = nested(renderer, item, *attribute);
-      out.push_back(found.is_undefined() && fallback ? *fallback : std::move(found));
+      if (found.is_undefined() && fallback) found = *fallback;
+      out.push_back(std::move(found));
     }
     return Value::list(std::move(out));
   }

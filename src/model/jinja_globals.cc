@@ -45,7 +45,7 @@ std::map<std::string, Value> make_globals(Renderer&, std::vector<std::weak_ptr<N
     return pairs;
   };
   add("dict", [pairs_from](Renderer&, Given given) { return Value::dict(pairs_from(given)); });
-  add("namespace", [pairs_from, &namespaces](Renderer& renderer, Given given) -> Value {
+  add("namespace", [pairs_from, &namespaces](Renderer&, Given given) -> Value {
     auto space = std::make_shared<Namespace>();
     const Value attributes = Value::dict(pairs_from(given));
     for (const auto& [name, value] : attributes.dict().pairs) {
