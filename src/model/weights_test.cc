@@ -32,7 +32,8 @@ std::string tiny_llama(int64_t heads, int64_t kv_heads, int64_t head_dim, bool w
       for (int64_t i = 0; i < head_dim / 2; ++i) {
         for (int64_t j = 0; j < 2; ++j) {
           for (int64_t k = 0; k < hidden; ++k) {
-            rows.push_back(static_cast<float>((h * head_dim + j * head_dim / 2 + i) * hidden + k));
+            const int64_t row = h * head_dim + j * (head_dim / 2) + i;
+            rows.push_back(static_cast<float>(row * hidden + k));
           }
         }
       }

@@ -15,11 +15,8 @@ namespace flywheel::serve {
 
 class ApiError : public std::runtime_error {
  public:
-  ApiError(int status, std::string message, std::string param = "", std::string code = "")
-      : std::runtime_error(std::move(message)),
-        status(status),
-        param(std::move(param)),
-        code(std::move(code)) {}
+  ApiError(int status, const std::string& message, std::string param = "", std::string code = "")
+      : std::runtime_error(message), status(status), param(std::move(param)), code(std::move(code)) {}
 
   int status;
   std::string param;      // the request field, "" when none
