@@ -46,14 +46,11 @@ Result<void> export_model(const std::string& folder, const model::Decoder& decod
   return model::write_safetensors_folder(folder, tensors);
 }
 
-Result<void> write_checkpoint(const std::string& folder, const model::Decoder& decoder, DType dtype,
-                              const TrainerSnapshot& snapshot, double loss,
-                              const std::string& tokenizer_folder) {
-  const std::string sha256 = snapshot.sha256();
-  // A replay writes what is there already, and somebody may be reading it.
-  const auto there = read_checkpoint_info(folder);
-  if (there.ok() && there->step == snapshot.next_step && there->sha256 == sha256) return {};
-  RETURN_IF_ERROR(remove_all(folder));
+namespace {
+
+Result<void> write_files(const std::string& folder, const model::Decoder& decoder, DType dtype,
+                         const TrainerSnapshot& snapshot, const CheckpointInfo& info,
+                         const std::string& tokenizer_folder) {
   RETURN_IF_ERROR(export_model(folder + "/model", decoder, dtype, snapshot.weights));
   for (const char* name : kTokenizerFiles) {
     const std::string from = tokenizer_folder + "/" + name;
@@ -65,13 +62,28 @@ Result<void> write_checkpoint(const std::string& folder, const model::Decoder& d
   RETURN_IF_ERROR(state.write(snapshot.header()));
   for (const std::string_view buffer : snapshot.buffers()) RETURN_IF_ERROR(state.write(buffer));
   RETURN_IF_ERROR(state.commit());
-  const Json info = {{"version", 1},
-                     {"step", snapshot.next_step},
-                     {"data_cursor", snapshot.next_step},
+  const Json json = {{"version", 1},
+                     {"step", info.step},
+                     {"data_cursor", info.step},
                      {"generator_key", snapshot.seed},
-                     {"loss", loss},
-                     {"sha256", sha256}};
-  return write_file(checkpoint_path(folder), info.dump(2) + "\n");
+                     {"loss", info.loss},
+                     {"sha256", info.sha256}};
+  return write_file(checkpoint_path(folder), json.dump(2) + "\n");
+}
+
+}  // namespace
+
+Result<void> write_checkpoint(const std::string& folder, const model::Decoder& decoder, DType dtype,
+                              const TrainerSnapshot& snapshot, double loss,
+                              const std::string& tokenizer_folder) {
+  const CheckpointInfo info = {.step = snapshot.next_step, .loss = loss, .sha256 = snapshot.sha256()};
+  // A replay writes what is there already, and somebody may be reading it.
+  const auto there = read_checkpoint_info(folder);
+  if (there.ok() && there->step == info.step && there->sha256 == info.sha256) return {};
+  RETURN_IF_ERROR(remove_all(folder));
+  Result<void> written = write_files(folder, decoder, dtype, snapshot, info, tokenizer_folder);
+  if (!written.ok()) (void)remove_all(folder);
+  return written;
 }
 
 Result<CheckpointInfo> read_checkpoint_info(const std::string& folder) {

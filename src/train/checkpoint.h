@@ -6,8 +6,8 @@
 //   there is no checkpoint
 //
 // Matrices are in the compute dtype (what the products saw), norms and biases in f32: the engine then
-// computes with the very weights that the trainer had. Errors: those of the files; on an error an older
-// checkpoint in the same folder is gone.
+// computes with the very weights that the trainer had. Errors: those of the files; on an error the folder is
+// gone, with an older checkpoint that was in it: a full disk gets its room back.
 #pragma once
 
 #include <string>

@@ -24,6 +24,8 @@ TrainMetrics::TrainMetrics(const std::string& run)
       tokens(counter(run, "flywheel_train_tokens_total", "Tokens trained on")),
       recoveries(counter(run, "flywheel_train_recoveries_total", "Workers lost and replaced")),
       checkpoints(counter(run, "flywheel_train_checkpoints_total", "Checkpoints recorded")),
+      checkpoints_missed(
+          counter(run, "flywheel_train_checkpoints_missed_total", "Checkpoints that could not be written")),
       loss(gauge(run, "flywheel_train_loss_nats", "Loss per token of the last step")),
       validation_loss(
           gauge(run, "flywheel_train_validation_loss_nats", "Loss per token of the last evaluation")),

@@ -1,13 +1,13 @@
 #include "train/operations.h"
 
 #include <cstring>
-#include <future>
 #include <mutex>
 
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "runtime/operation.h"
+#include "train/checkpoint_writer.h"
 
 namespace flywheel::train {
 
@@ -125,7 +125,7 @@ class WorkerTrainer : public runtime::State {
     trainer_->snapshot(*copy);
     // Replicas' bytes are equal, and say nothing of the rank.
     return [rank = static_cast<uint64_t>(layout_.splits_model() ? rank_ : 0), setup = setup_json_,
-            copy = std::move(copy), writing = writing_] {
+            copy = std::move(copy), writing = CheckpointWriter::of_this_process().last()] {
       if (writing.valid()) writing.wait();
       const uint64_t header[2] = {rank, setup.size()};
       runtime::Rope bytes(std::string(reinterpret_cast<const char*>(header), sizeof header) + setup +
@@ -162,23 +162,14 @@ class WorkerTrainer : public runtime::State {
   }
   // The whole model's state comes together on rank 0, which writes while training goes on.
   Result<void> save(const std::string& folder, double loss, const Links& links) {
-    if (writing_.valid()) RETURN_IF_ERROR(writing_.get());
     ASSIGN_OR_RETURN(TrainerSnapshot whole, trainer_->whole_snapshot(links));
     if (Links::rank(links.all) > 0) return {};
-    writing_ = std::async(std::launch::async, [folder, loss, decoder = trainer_->decoder(),
-                                               dtype = trainer_->parameters().compute(),
-                                               snapshot = std::move(whole), tokenizer = setup_.tokenizer] {
-                 return write_checkpoint(folder, decoder, dtype, snapshot, loss, tokenizer);
-               }).share();
+    CheckpointWriter::of_this_process().begin(
+        folder, [folder, loss, decoder = trainer_->decoder(), dtype = trainer_->parameters().compute(),
+                 snapshot = std::move(whole), tokenizer = setup_.tokenizer] {
+          return write_checkpoint(folder, decoder, dtype, snapshot, loss, tokenizer);
+        });
     return {};
-  }
-  Result<CheckpointInfo> saved(const std::string& folder) {
-    if (writing_.valid()) {
-      const Result<void> written = writing_.get();
-      writing_ = {};
-      if (!written.ok()) return written.error();
-    }
-    return read_checkpoint_info(folder);
   }
   std::string digest() const { return trainer_->sha256(); }
 
@@ -204,7 +195,6 @@ class WorkerTrainer : public runtime::State {
   TrainConfig config_;
   Data data_, validation_;
   std::unique_ptr<Trainer> trainer_;
-  std::shared_future<Result<void>> writing_;
   std::shared_ptr<SnapshotMemory> memory_ = std::make_shared<SnapshotMemory>();
 };
 
@@ -259,10 +249,12 @@ REGISTER_OPERATION("train.save", Kind::kStateful, [](Call& call) -> Result<std::
   return std::string();
 });
 
-REGISTER_OPERATION("train.saved", Kind::kStateful, [](Call& call) -> Result<std::string> {
-  ASSIGN_OR_RETURN(WorkerTrainer * trainer, call.state<WorkerTrainer>(kState));
-  ASSIGN_OR_RETURN(const CheckpointInfo info, trainer->saved(std::string(call.args())));
-  return Json{{"step", info.step}, {"loss", info.loss}, {"sha256", info.sha256}}.dump();
+// What a disk says is chance: a call that failed on a full one would fail in every replay, with room or not.
+// So the answer is a value, which the log keeps, and the program may ask again.
+REGISTER_OPERATION("train.saved", Kind::kNondeterministic, [](Call& call) -> Result<std::string> {
+  const auto info = CheckpointWriter::of_this_process().wait(std::string(call.args()), call.deadline());
+  if (!info.ok()) return Json{{"error", info.error().message}}.dump();
+  return Json{{"step", info->step}, {"loss", info->loss}, {"sha256", info->sha256}}.dump();
 });
 
 REGISTER_OPERATION("train.digest", Kind::kStateful, [](Call& call) -> Result<std::string> {

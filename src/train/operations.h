@@ -5,10 +5,11 @@
 //   train.step      cursor: the step -> StepOutcome
 //   train.evaluate  number of sequences -> mean loss
 //   train.save      folder, loss -> ""        begins to write a checkpoint (rank 0 does) and returns
-//   train.saved     folder -> CheckpointInfo   waits until it is on disk
+//   train.saved     folder -> CheckpointInfo   waits until it is on disk; "error" says why it is not (full?)
 //   train.digest    -> SHA-256 over weights and optimizer state of the rank
 //
-// Results travel as JSON and hold nothing that a replay would not give again: no times.
+// Results travel as JSON and hold nothing that a replay would not give again: no times. train.saved alone is
+// nondeterministic: the log keeps its answer.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 #include "train/run_training.h"
 
 #include <deque>
+#include <utility>
 
 #include "base/cpu.h"
 #include "base/file.h"
@@ -27,6 +28,7 @@ using store::Store;
 
 constexpr int64_t kStepsInFlight = 2;   // commands ahead of the workers, so that they never wait for us
 constexpr double kMetricsSeconds = 10;  // between two writes of metrics.prom
+constexpr int kAsked = 20;  // times for one checkpoint, each of its writers lost before it answered
 
 // All hosts together; the others are taken to be like this one.
 Machine machine_of(const model::Decoder& decoder, const TrainConfig& config) {
@@ -214,24 +216,70 @@ class Program {
   // Starts to write a checkpoint; the one before is finished and recorded first. Training goes on meanwhile.
   Result<void> save(int64_t done) {
     RETURN_IF_ERROR(take_steps(0));
-    RETURN_IF_ERROR(record_checkpoint());
+    RETURN_IF_ERROR(end_save());
     saving_ = done;
     const std::string args = Json{{"folder", record_.checkpoint_folder(done)}, {"loss", report_.loss}}.dump();
     return workers_->all().call(kSave, args).wait();
   }
 
-  Result<void> record_checkpoint() {
+  // A checkpoint on the way that finds no room is missed, and the next one is tried.
+  Result<void> end_save() {
     if (saving_ == 0) return {};
-    const int64_t step = saving_;
-    saving_ = 0;
-    const std::string folder = record_.checkpoint_folder(step);
-    const Future future = workers_->first().call(kSaved, folder, {.want_value = true});
-    ASSIGN_OR_RETURN(const std::string text, future.get(0));
-    ASSIGN_OR_RETURN(const Json info, parse_json(text));
-    report_.sha256 = info.value("sha256", std::string());
-    ASSIGN_OR_RETURN(const Artifact artifact, record_.put_checkpoint(step, info));
+    ASSIGN_OR_RETURN(const Saved saved, wait_for_save());
+    const Result<void> recorded = record_checkpoint(saved);
+    if (recorded.ok() || saved.replayed) return {};
+    metrics_.checkpoints_missed.add(1);
+    LOG_WARN("run {}: no checkpoint of step {}: {}; training goes on, and the next one is tried", report_.run,
+             saved.step, recorded.error().message);
+    return {};
+  }
+
+  // Without the last one there is nothing to show. The log answers again what failed for an earlier
+  // controller, which may find more room now: it is written anew.
+  Result<void> save_last() {
+    for (;;) {
+      RETURN_IF_ERROR(save(config_.steps));
+      ASSIGN_OR_RETURN(const Saved saved, wait_for_save());
+      const Result<void> recorded = record_checkpoint(saved);
+      if (recorded.ok()) return {};
+      if (saved.replayed && !saved.error.empty()) continue;
+      return make_error(recorded.error().code,
+                        "the last checkpoint could not be written: {}; all steps are done: make room and "
+                        "`flywheel train --resume {}` writes it",
+                        recorded.error().message, report_.run);
+    }
+  }
+
+  // What came of the checkpoint under way.
+  struct Saved {
+    int64_t step = 0;
+    Json info;
+    std::string error;  // why it is not on disk
+    bool replayed = false;
+  };
+  Result<Saved> wait_for_save() {
+    Saved saved{.step = std::exchange(saving_, 0)};
+    const std::string folder = record_.checkpoint_folder(saved.step);
+    for (int asked = 1;; ++asked) {
+      const Future future = workers_->first().call(kSaved, folder, {.want_value = true});
+      const auto text = future.get(0);
+      // Its replacement has written it again, or finds it on disk.
+      if (!text.ok() && text.error().code == ErrorCode::kPeerLost && asked < kAsked) continue;
+      if (!text.ok()) return text.error();
+      ASSIGN_OR_RETURN(saved.info, parse_json(*text));
+      saved.error = saved.info.value("error", std::string());
+      saved.replayed = future.replayed();
+      return saved;
+    }
+  }
+
+  // It becomes an artifact. kIo: it is not on disk, or its artifact is not.
+  Result<void> record_checkpoint(const Saved& saved) {
+    if (!saved.error.empty()) return make_error(ErrorCode::kIo, "{}", saved.error);
+    report_.sha256 = saved.info.value("sha256", std::string());
+    ASSIGN_OR_RETURN(const Artifact artifact, record_.put_checkpoint(saved.step, saved.info));
     report_.checkpoint = artifact.ref();
-    if (future.replayed()) return {};  // workers may be about to write those before it once more
+    if (saved.replayed) return {};  // workers may be about to write those before it once more
     metrics_.checkpoints.add(1);
     // A disk that cannot be tidied up is no reason to stop a run; the next checkpoint tries again.
     if (const Result<void> pruned = record_.prune_checkpoints(); !pruned.ok()) {
@@ -241,8 +289,7 @@ class Program {
   }
 
   Result<void> finish() {
-    RETURN_IF_ERROR(save(config_.steps));
-    RETURN_IF_ERROR(record_checkpoint());
+    RETURN_IF_ERROR(save_last());
     RETURN_IF_ERROR(compare_digests());
     Json metadata = {{"loss", report_.loss},
                      {"parameters", report_.parameters},

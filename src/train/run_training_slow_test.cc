@@ -5,6 +5,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
 
 #include "base/env.h"
 #include "base/file.h"
@@ -138,6 +143,73 @@ TEST_F(RunTraining, AKilledWorkerChangesNoBit) {
   EXPECT_EQ(killed.sha256, undisturbed.sha256);
   EXPECT_EQ(killed.losses, undisturbed.losses);
   EXPECT_EQ(killed.evaluation_losses, undisturbed.evaluation_losses);
+}
+
+// A full disk as workers see it, the controller's own files left alone: no file of theirs may grow beyond
+// this. They inherit that SIGXFSZ is ignored; what they write fails then, as it does without room.
+void let_files_grow_to(rlim_t bytes, const Progress& p) {
+  for (const int64_t pid : p.worker_pids) {
+    const rlimit limit{bytes, RLIM_INFINITY};
+    EXPECT_EQ(prlimit(static_cast<pid_t>(pid), RLIMIT_FSIZE, &limit, nullptr), 0) << strerror(errno);
+  }
+}
+constexpr rlim_t kFull = 1000;
+
+std::vector<int64_t> steps_of_checkpoints(const std::string& run) {
+  std::vector<int64_t> steps;
+  const auto all = store::Store::open().value().list_artifacts({.kind = "checkpoint"}).value();
+  for (const store::Artifact& artifact : all)
+    if (artifact.run == run) steps.push_back(artifact.metadata.value("step", int64_t{0}));
+  std::ranges::sort(steps);
+  return steps;
+}
+
+// Checkpoints at 10, 20 and 30; there is no room from step 5 to 25. That of step 10 has been given up by
+// then, because the next one waits for it.
+TEST_F(RunTraining, AFullDiskCostsCheckpointsAndNoMore) {
+  ASSERT_NE(signal(SIGXFSZ, SIG_IGN), SIG_ERR);
+  const TrainReport undisturbed = run();
+  const TrainReport report = run({.on_step = [](const Progress& p) {
+    if (p.step == 5) let_files_grow_to(kFull, p);
+    if (p.step == 25) let_files_grow_to(RLIM_INFINITY, p);
+  }});
+  EXPECT_EQ(report.sha256, undisturbed.sha256);
+  EXPECT_EQ(report.losses, undisturbed.losses);
+  const std::vector<int64_t> steps = steps_of_checkpoints(report.run);
+  EXPECT_THAT(steps, ::testing::Not(::testing::Contains(10)));
+  EXPECT_THAT(steps, ::testing::Contains(30));
+  EXPECT_FALSE(path_exists(report.folder + "/checkpoints/step-00000010")) << "what was written of it is left";
+}
+
+// The last checkpoint has to be written: the run ends with an error, once because the disk is full and once
+// because it is not even there; and a third time it goes well.
+TEST_F(RunTraining, AFullDiskAtTheEndIsAnErrorThatResumeMends) {
+  ASSERT_NE(signal(SIGXFSZ, SIG_IGN), SIG_ERR);
+  const TrainReport undisturbed = run();
+  std::string id;
+  const auto expect_no_last_checkpoint = [&](const TrainOptions& options, const TrainHooks& hooks) {
+    const auto failed = run_training(config_, options, hooks);
+    ASSERT_FALSE(failed.ok());
+    EXPECT_THAT(failed.error().message, ::testing::HasSubstr("the last checkpoint could not be written"));
+    EXPECT_THAT(failed.error().message, ::testing::HasSubstr("flywheel train --resume " + id));
+  };
+  expect_no_last_checkpoint({.fresh = true},
+                            {.on_start = [&](const std::string& run, int64_t, bool) { id = run; },
+                             .on_step =
+                                 [](const Progress& p) {
+                                   if (p.step == 25) let_files_grow_to(kFull, p);
+                                 }});
+  const std::string checkpoints = env::home() + "/runs/" + id + "/checkpoints";
+  ASSERT_EQ(rename(checkpoints.c_str(), (checkpoints + ".away").c_str()), 0);
+  ASSERT_TRUE(write_file(checkpoints, "not a folder").ok());
+  expect_no_last_checkpoint({.resume = id}, {});
+  ASSERT_TRUE(remove_all(checkpoints).ok());
+  ASSERT_EQ(rename((checkpoints + ".away").c_str(), checkpoints.c_str()), 0);
+  const TrainReport resumed = run({}, {.resume = id});
+  EXPECT_EQ(resumed.run, id);
+  EXPECT_EQ(resumed.sha256, undisturbed.sha256);
+  EXPECT_EQ(resumed.losses, undisturbed.losses);
+  EXPECT_EQ(steps_of_checkpoints(id), (std::vector<int64_t>{10, 20, 30}));
 }
 
 struct ControllerDies {};
