@@ -143,11 +143,11 @@ void Core::shutdown() {
 void Core::take_up(MeshState& mesh, const LoggedMesh& before) {
   mesh.epoch = before.epoch;
   mesh.durable_on_disk = before.durable;
-  while (!mesh.durable_on_disk.empty() &&
-         !path_exists(watermark_folder(mesh, mesh.durable_on_disk.back()) + "/replicated")) {
-    mesh.durable_on_disk.pop_back();
-  }
-  if (!mesh.durable_on_disk.empty()) mesh.durable = mesh.durable_on_disk.back();
+  // In the log's order; but one that was given up may have been made again after older ones.
+  std::sort(mesh.durable_on_disk.begin(), mesh.durable_on_disk.end());
+  mesh.durable_on_disk.erase(std::unique(mesh.durable_on_disk.begin(), mesh.durable_on_disk.end()),
+                             mesh.durable_on_disk.end());
+  find_durable(mesh);
   mesh.watermark = mesh.durable;
   for (const auto& call : history.calls) {
     if (call.command.mesh == mesh.id && call.command.sequence > mesh.durable)

@@ -109,10 +109,12 @@ struct MeshState {
   double freeze_seconds = 0;  // of the last snapshot: commands waited
   double cost_seconds = 0;    // that, and the processor time of making its bytes
   uint64_t dispatched_since_watermark = 0, watermarks = 0;
-  std::vector<uint64_t> durable_on_disk;
+  std::vector<uint64_t> durable_on_disk;  // those that can be had, oldest first; `durable` is the last
+  std::vector<uint64_t> unusable;         // on disk too, but they could not be restored
 
   int recoveries = 0, fruitless = 0;  // fruitless: in a row, without a call completing between
   bool restore_failed = false;        // memory would not do: from disk next time
+  bool from_disk = false;             // where the restore point is
   Stopwatch recovery_clock;
   double last_recovery_seconds = 0;
 };
@@ -228,6 +230,8 @@ struct Core : std::enable_shared_from_this<Core> {
   void start_worker(MeshState& mesh, int rank);
   void advance(MeshState& mesh);
   bool choose_restore_point(MeshState& mesh);
+  void give_up_durable(MeshState& mesh, const std::string& why);
+  void find_durable(MeshState& mesh) const;
   Result<void> reload_tail(MeshState& mesh, uint64_t from);
   RollbackMessage rollback_for(MeshState& mesh, const WorkerState& worker);
   void on_restored(const RestoredMessage& restored);

@@ -28,7 +28,7 @@ void Core::recover(MeshState& mesh, const std::set<int>& lost, const std::string
   if (!first) {
     ++mesh.recoveries;
     recoveries.add(1);
-    LOG_WARN("mesh {}: {}; going back to watermark {}", mesh.name, reason, mesh.watermark);
+    LOG_WARN("mesh {}: {}", mesh.name, reason);
     if (++mesh.fruitless > 20) {
       return fail_mesh(
           mesh, make_error(ErrorCode::kPeerLost, "{} recoveries in a row without a result; the last: {}",
@@ -141,7 +141,30 @@ bool Core::choose_restore_point(MeshState& mesh) {
   if (!in_memory) mesh.holders.clear();
   mesh.restore_failed = false;
   mesh.restore_point = mesh.watermark;
+  mesh.from_disk = !in_memory && mesh.restore_point > 0;
   return true;
+}
+
+// The newest durable watermark turned out to be damaged: the one before it takes its place; without one,
+// everything since the first call is done again.
+void Core::give_up_durable(MeshState& mesh, const std::string& why) {
+  mesh.unusable.push_back(mesh.durable);
+  std::erase(mesh.durable_on_disk, mesh.durable);
+  find_durable(mesh);
+  LOG_WARN(
+      "mesh {}: watermark {} on disk cannot be used ({}); going back to {}, which costs time and changes no "
+      "result",
+      mesh.name, mesh.unusable.back(), why,
+      mesh.durable > 0 ? fmt::format("watermark {}", mesh.durable) : "the first command");
+}
+
+// The newest of those in the log that is still there.
+void Core::find_durable(MeshState& mesh) const {
+  while (!mesh.durable_on_disk.empty() &&
+         !path_exists(watermark_folder(mesh, mesh.durable_on_disk.back()) + "/replicated")) {
+    mesh.durable_on_disk.pop_back();
+  }
+  mesh.durable = mesh.durable_on_disk.empty() ? 0 : mesh.durable_on_disk.back();
 }
 
 // Calls up to the watermark were forgotten; those after an older one come back from the log.
@@ -276,11 +299,15 @@ void Core::on_restored(const RestoredMessage& restored) {
   if (worker == nullptr || restored.epoch != mesh->epoch || mesh->phase != MeshState::Phase::kRestoring)
     return;
   if (!restored.error.empty()) {
-    if (mesh->restore_point == mesh->durable && mesh->holders.empty()) {
+    if (mesh->restore_point == 0) {  // which needs nothing
       return fail_mesh(*mesh,
-                       make_error(ErrorCode::kCorrupt, "watermark {} cannot be restored on rank {}: {}",
-                                  mesh->restore_point, restored.from.rank, restored.error));
+                       make_error(ErrorCode::kCorrupt,
+                                  "rank {} cannot even go back to before the first command: {}; start a "
+                                  "new run",
+                                  restored.from.rank, restored.error));
     }
+    if (mesh->from_disk)
+      give_up_durable(*mesh, fmt::format("rank {}: {}", restored.from.rank, restored.error));
     mesh->restore_failed = true;
     return recover(*mesh, {},
                    fmt::format("rank {} could not restore: {}", restored.from.rank, restored.error));

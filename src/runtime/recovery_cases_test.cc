@@ -6,10 +6,13 @@
 //   kill worker 1 2 after command 17     when the program has seen it }
 //   stop worker 1 after command 17       SIGSTOP
 //   stop worker 1 for 300 ms after ...   and SIGCONT
+//   stop controller for 2500 ms after ...
 //   continue worker 1 after command 30   SIGCONT to the process that was stopped
 //   kill controller after command 20     the same program is started again
 //   watermark after command 20           waits until one at 20 or later is in memory
 //   checkpoint after command 20          and on disk
+//   damage replicated of the last watermark after command 20      a bit of that piece on disk, of the newest
+//   damage rank-1 of every watermark after command 20             ... or of all
 //   cut 7 bytes of the log               while no controller runs, before it is started again
 //   flip a bit of the log
 //   workers cannot be killed             as on a host that nobody reaches
@@ -26,6 +29,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -45,10 +49,21 @@ namespace {
 constexpr int64_t kPatienceMs = 20'000;
 
 struct Harm {
-  enum class What { kKill, kStop, kContinue, kController, kWatermark, kCheckpoint } what = What::kKill;
+  enum class What {
+    kKill,
+    kStop,
+    kContinue,
+    kController,
+    kStopController,
+    kWatermark,
+    kCheckpoint,
+    kDamage
+  } what = What::kKill;
   uint64_t after = 0;
   std::vector<int> ranks;
   int64_t for_ms = 0;
+  std::string piece;   // that is damaged
+  bool every = false;  // of every watermark
 };
 
 struct Case {
@@ -74,11 +89,15 @@ Harm parse_harm(const std::vector<std::string>& words) {
                                                           {"stop", Harm::What::kStop},
                                                           {"continue", Harm::What::kContinue},
                                                           {"watermark", Harm::What::kWatermark},
-                                                          {"checkpoint", Harm::What::kCheckpoint}};
+                                                          {"checkpoint", Harm::What::kCheckpoint},
+                                                          {"damage", Harm::What::kDamage}};
   Harm harm;
   harm.what = kWhat.at(words[0]);
+  if (harm.what == Harm::What::kDamage) harm.piece = words.at(1);
   for (size_t i = 1; i < words.size(); ++i) {
-    if (words[i] == "controller") harm.what = Harm::What::kController;
+    if (words[i] == "controller")
+      harm.what = harm.what == Harm::What::kStop ? Harm::What::kStopController : Harm::What::kController;
+    if (words[i] == "every") harm.every = true;
     if (words[i] == "for")
       harm.for_ms = std::stoll(words.at(++i)), ++i;
     else if (words[i] == "command")
@@ -251,12 +270,40 @@ class Program {
       case Harm::What::kController:
         ::raise(SIGKILL);
         break;
+      case Harm::What::kStopController: {
+        const pid_t self = ::getpid();
+        const pid_t other = ::fork();
+        if (other == 0) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(harm.for_ms));
+          ::kill(self, SIGCONT);
+          ::_exit(0);
+        }
+        ::raise(SIGSTOP);
+        ::waitpid(other, nullptr, 0);
+        break;
+      }
+      case Harm::What::kDamage:
+        return damage(harm);
       case Harm::What::kWatermark:
         if (!eventually([&] { return mesh_.status().watermark >= harm.after; }))
           return make_error(ErrorCode::kDeadline, "no watermark at {}", harm.after);
         break;
       case Harm::What::kCheckpoint:
         return controller_->checkpoint(Deadline::after_ms(kPatienceMs));
+    }
+    return {};
+  }
+
+  Result<void> damage(const Harm& harm) const {
+    const std::string watermarks = folder_ + "/run/watermarks/m";
+    ASSIGN_OR_RETURN(std::vector<std::string> names, list_folder(watermarks));
+    std::ranges::sort(names, {}, [](const std::string& name) { return std::stoll(name); });
+    if (!harm.every) names.erase(names.begin(), names.end() - 1);
+    for (const std::string& name : names) {
+      const std::string path = fmt::format("{}/{}/{}", watermarks, name, harm.piece);
+      ASSIGN_OR_RETURN(std::string bytes, read_file(path));
+      bytes.back() ^= 4;
+      RETURN_IF_ERROR(write_file(path, bytes));
     }
     return {};
   }

@@ -115,6 +115,9 @@ void Core::complete_watermark(MeshState& mesh) {
     mesh.want_durable = false;
     mesh.since_durable.restart();
     mesh.durable_on_disk.push_back(mesh.durable);
+    std::erase(mesh.unusable, mesh.durable);  // made again
+    for (const uint64_t damaged : mesh.unusable) (void)remove_all(watermark_folder(mesh, damaged));
+    mesh.unusable.clear();
     while (mesh.durable_on_disk.size() > 2) {  // the one before stays until this one is surely in the log
       (void)remove_all(watermark_folder(mesh, mesh.durable_on_disk.front()));
       mesh.durable_on_disk.erase(mesh.durable_on_disk.begin());
