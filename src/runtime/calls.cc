@@ -1,7 +1,5 @@
 // Calls as the program makes them: matched with the log or written to it; their results waited for and
 // fetched.
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 #include <iterator>
@@ -21,12 +19,6 @@ bool same_call(const Command& logged, const Command& now) {
 
 std::string brief(const Command& command) {
   return fmt::format("{}({} bytes, cursor {})", command.operation, command.args.size(), command.cursor);
-}
-
-// A short wait without sleeping: an answer that is on its way takes less time than waking up for it.
-void spin_for(const std::atomic<bool>& done) {
-  for (const Stopwatch clock; !done.load(std::memory_order_acquire) && clock.seconds() < 100e-6;)
-    ::sched_yield();
 }
 
 // A call that could not be made.
@@ -104,7 +96,6 @@ std::shared_ptr<CallState> Core::issue(MeshState& mesh, const std::vector<int>& 
 }
 
 Result<Outcome> Core::fetch(const std::shared_ptr<CallState>& call, size_t index, Deadline deadline) {
-  spin_for(call->done);
   std::unique_lock lock(mutex);
   RETURN_IF_ERROR(wait(lock, deadline, "a result", [&] { return call->done.load(); }));
   if (call->error) return *call->error;
@@ -153,7 +144,6 @@ bool Future::done() const {
 Result<void> Future::wait(Deadline deadline) const {
   CHECK(state_ != nullptr, "an empty Future");
   if (state_->core == nullptr) return *state_->error;
-  spin_for(state_->done);
   std::unique_lock lock(state_->core->mutex);
   RETURN_IF_ERROR(state_->core->wait(lock, deadline, "a result", [&] { return state_->done.load(); }));
   if (state_->error) return *state_->error;

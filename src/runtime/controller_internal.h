@@ -171,7 +171,9 @@ struct Core : std::enable_shared_from_this<Core> {
                                    const CallOptions& call);
   Result<Outcome> fetch(const std::shared_ptr<CallState>& call, size_t index, Deadline deadline);
   void release(CallState& call);
-  // Waits for `ready` under `lock`, until the deadline.
+  // Waits for `ready` under `lock`, until the deadline. It sleeps at once: an answer comes through six other
+  // threads, which need the cores more than a wait that spins. Where all cores are busy, as in training, who
+  // spins has used up his time when the answer comes, and waits for milliseconds behind the others.
   template <typename Ready>
   Result<void> wait(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what, Ready ready) {
     Result<void> result;

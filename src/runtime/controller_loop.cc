@@ -75,10 +75,9 @@ void Core::show_finished() {
   if (finished.empty()) return;
   for (const auto& call : finished) call->done = true;
   finished.clear();
-  if (waiters > 0) {
-    std::scoped_lock lock(mutex);
-    changed.notify_all();
-  }
+  if (waiters == 0) return;
+  { const std::scoped_lock lock(mutex); }  // who has looked already sleeps now
+  changed.notify_all();                    // and who wakes up finds it free
 }
 
 void Core::tell_failures() {
