@@ -1,5 +1,7 @@
 // flywheel log show: the command log of a run, for people and for machines.
+#include <algorithm>
 #include <cstdio>
+#include <span>
 
 #include "base/env.h"
 #include "base/file.h"
@@ -38,11 +40,11 @@ int show(const Options& options) {
     std::fprintf(stderr, "%s\n", lines.error().to_string().c_str());
     return 1;
   }
-  if (options.last > 0 && std::ssize(*lines) > options.last)
-    lines->erase(lines->begin(), lines->end() - options.last);
+  const size_t last =
+      options.last > 0 ? std::min(static_cast<size_t>(options.last), lines->size()) : lines->size();
   if (options.json) {
     Json out = Json::array();
-    for (const auto& line : *lines) {
+    for (const auto& line : std::span(*lines).last(last)) {
       out.push_back({{"offset", line.offset},
                      {"sequence", line.sequence},
                      {"epoch", line.epoch},
@@ -54,7 +56,7 @@ int show(const Options& options) {
     }
     print_json(out);
   } else {
-    std::printf("%s", runtime::log_table(*lines).c_str());
+    std::printf("%s", runtime::log_table(*lines, last).c_str());
   }
   if (content->torn_bytes > 0) {
     std::fprintf(stderr, "%s ends with %zu bytes of an unfinished write, which the next start cuts off\n",
@@ -74,7 +76,8 @@ int verb_log(const std::vector<std::string>& args) {
                                       "  flywheel log show tiny-1 --last 20\n"
                                       "  flywheel log show ~/.flywheel/runs/tiny-1 its folder\n");
   command->add_option("run", options.run, "Id of the run, its folder, or a log file")->required();
-  command->add_option("--last", options.last, "Only the last N lines")->check(at_least(1));
+  command->add_option("--last", options.last, "Only the last N lines; the sum below is over all")
+      ->check(at_least(1));
   if (auto exit = parse(app, "log", args)) return *exit;
   return subcommands.run();
 }

@@ -88,6 +88,8 @@ class LogCase {
       append_record(bytes, RecordType::kWatermark, watermark);
     } else if (verb == "close") {
       append_record(bytes, RecordType::kClose, CloseRecord{});
+    } else if (verb == "last") {
+      words >> last_;
     } else if (verb == "sync") {
       write();
     } else if (verb == "cut") {
@@ -116,7 +118,7 @@ class LogCase {
     if (!content.ok()) return content.error().to_string() + "\n";
     const auto lines = log_lines(*content);
     if (!lines.ok()) return lines.error().to_string() + "\n";
-    std::string text = log_table(*lines);
+    std::string text = log_table(*lines, last_);
     if (content->torn_bytes > 0) text += fmt::format("torn {} bytes\n", content->torn_bytes);
     return text;
   }
@@ -172,6 +174,7 @@ class LogCase {
   }
   std::string path_, waiting_;
   uint64_t epoch_ = 0;
+  size_t last_ = SIZE_MAX;
 };
 
 TEST(CommandLog, TextCases) {

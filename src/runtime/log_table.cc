@@ -96,7 +96,7 @@ std::string date_text(int64_t unix_ms) {
 }
 
 // What a person asks first: how far it is, whether it was hurt, whether it ended.
-std::string summary(const std::vector<LogLine>& lines) {
+std::string summary(std::span<const LogLine> lines) {
   size_t commands = 0, open = 0, failed = 0, epochs = 0, meshes = 0, watermarks = 0, lives = 0;
   bool ended = false;
   for (const auto& line : lines) {
@@ -196,7 +196,8 @@ Result<std::vector<LogLine>> log_lines(const LogContent& content) {
   return lines;
 }
 
-std::string log_table(const std::vector<LogLine>& lines) {
+std::string log_table(std::span<const LogLine> all, size_t last) {
+  const std::span<const LogLine> lines = all.last(std::min(last, all.size()));
   using Row = std::array<std::string, 7>;
   std::vector<Row> rows{{"#", "epoch", "mesh", "operation", "ranks", "arguments", "result"}};
   std::set<std::string> meshes;
@@ -233,7 +234,7 @@ std::string log_table(const std::vector<LogLine>& lines) {
                            line.what);
     }
   }
-  return table + summary(lines) + "\n";
+  return table + summary(all) + "\n";
 }
 
 }  // namespace flywheel::runtime

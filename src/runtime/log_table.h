@@ -8,6 +8,8 @@
 //     245 commands, 3 watermarks, 1 recovery; the program ended
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,7 +29,7 @@ struct LogLine {
 // One line per record; a command's result stands in its own line. kCorrupt as read_history.
 Result<std::vector<LogLine>> log_lines(const LogContent& content);
 // With a head, columns aligned, and a last line that sums up. A result is its digest and what is known of it;
-// ranks that differ are told apart by |.
-std::string log_table(const std::vector<LogLine>& lines);
+// ranks that differ are told apart by |. `last`: only so many lines of it; the sum is over all of them.
+std::string log_table(std::span<const LogLine> lines, size_t last = SIZE_MAX);
 
 }  // namespace flywheel::runtime
