@@ -18,6 +18,7 @@ namespace {
 
 constexpr char kMagic[4] = {'F', 'W', 'L', '1'};
 constexpr size_t kHeaderBytes = 24;
+constexpr double kSayAgainSeconds = 10;  // between two warnings of a full disk
 
 template <typename T>
 T load(const char* p) {
@@ -188,9 +189,10 @@ CommandLog::Write CommandLog::write_group() {
     }
     if (auto written = file_.append(make_frame(left.substr(0, take), file_.size_bytes())); !written.ok()) {
       writing_ = std::string(left);  // append() cut the file back: the same frame is tried again
-      LOG_WARN("command log: {}; waiting for room", written.error().message);
+      say_full(written.error());
       return Write::kRefused;
     }
+    say_room();
     left.remove_prefix(take);
   }
   // A failed sync may have dropped pages that a second one would not write: never tried again.
@@ -208,6 +210,21 @@ CommandLog::Write CommandLog::write_group() {
   }
   progress_.notify_all();
   return Write::kDone;
+}
+
+// At once and then now and then: the write is tried ten times a second.
+void CommandLog::say_full(const Error& error) {
+  if (warned_ && warned_->seconds() < kSayAgainSeconds) return;
+  if (!full_since_) full_since_.emplace();
+  warned_.emplace();
+  LOG_WARN("command log: {}; waiting for room (for {:.0f} s so far, of {:.0f})", error.message,
+           full_since_->seconds(), static_cast<double>(options_.full_wait_ms) / 1000);
+}
+
+void CommandLog::say_room() {
+  if (!full_since_) return;
+  LOG_WARN("command log: there is room again, after {:.1f} s", full_since_->seconds());
+  full_since_.reset(), warned_.reset();
 }
 
 void CommandLog::loop() {

@@ -21,11 +21,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <vector>
 
+#include "base/deadline.h"
 #include "base/file.h"
 #include "runtime/log_records.h"
 
@@ -87,12 +89,16 @@ class CommandLog {
   void loop();
   enum class Write { kNothing, kDone, kRefused };
   Write write_group();  // under io_mutex_
+  void say_full(const Error& error);
+  void say_room();
   void fail(const Error& error);
   Options options_;
   OnDurable on_durable_;
   OnError on_error_;
   AppendFile file_;
-  std::mutex io_mutex_;  // held while a frame is written; taken before mutex_
+  std::mutex io_mutex_;                  // held while a frame is written; taken before mutex_
+  std::optional<Stopwatch> full_since_;  // the disk took nothing; under io_mutex_, as the next
+  std::optional<Stopwatch> warned_;      // since that was said
   mutable std::mutex mutex_;
   std::condition_variable wake_, progress_;
   std::string waiting_, writing_;

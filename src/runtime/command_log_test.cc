@@ -333,9 +333,10 @@ TEST(CommandLog, AFullDiskIsWaitedForAndThenAnError) {
     ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &now), 0);
   };
   bool failed = false;
+  testing::internal::CaptureStderr();
   {
     auto log = CommandLog::open(
-                   path, 0, {.full_wait_ms = 300}, [](uint64_t) {},
+                   path, 0, {.full_wait_ms = 600}, [](uint64_t) {},
                    [&](const Error& error) {
                      failed = true;
                      EXPECT_EQ(error.code, ErrorCode::kFull);
@@ -355,6 +356,14 @@ TEST(CommandLog, AFullDiskIsWaitedForAndThenAnError) {
     EXPECT_EQ(log->sync(Deadline::after_ms(5000)).error().code, ErrorCode::kFull);
   }
   limit(before.rlim_cur);
+  const std::string said = testing::internal::GetCapturedStderr();
+  const auto times = [&](const std::string& what) {
+    int n = 0;
+    for (size_t at = said.find(what); at != std::string::npos; at = said.find(what, at + 1)) ++n;
+    return n;
+  };
+  EXPECT_EQ(times("waiting for room"), 2) << said;  // each time it became full, and not at every attempt
+  EXPECT_EQ(times("there is room again"), 1) << said;
   EXPECT_TRUE(failed);
   const auto content = read_log(path);
   ASSERT_TRUE(content.ok());
