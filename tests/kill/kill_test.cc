@@ -4,9 +4,10 @@
 //
 // Some runs go on at the same time (--jobs): most of a run is waiting.
 //
-// Every run must end with the SHA-256 of the undisturbed one. A recovery is timed from the signal to the next
-// result that the program sees (for the controller: to the first new result of its successor), and must take
-// less than 5 s.
+// Every run must end with the SHA-256 of the undisturbed one. A controller that was stopped for a second or
+// two goes on with the workers that it had; the others are replaced. A recovery is timed from the signal to
+// the next result that the program sees (for the controller: to the first new result of its successor, or
+// after it goes on), and must take less than 5 s.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -109,15 +110,21 @@ class Attacker {
       if (ended(controller)) return make_error(ErrorCode::kAborted, "the program gave up (exit {})", status_);
       if (tally_.done() || !path_exists(folder + "/step")) continue;
       const auto pids = numbers_in(folder + "/pids");
-      const uint64_t kind =
-          rng_.below(5);  // 0-1: kill a worker, 2: stop one, 3: both workers, 4: the controller
-      const int64_t since = now_ms();
+      // 0-1: kill a worker, 2: stop one, 3: kill both, 4: kill the controller, 5: stop it for a moment
+      const uint64_t kind = rng_.below(6);
+      int64_t since = now_ms();
       Attack attack;
       if (kind == 4) {
         attack.what = "kill controller";
         ::kill(controller, SIGKILL);
         ::waitpid(controller, nullptr, 0);
         controller = start(folder);
+      } else if (kind == 5) {
+        attack.what = "stop controller";
+        ::kill(controller, SIGSTOP);
+        std::this_thread::sleep_for(std::chrono::milliseconds(1000 + rng_.below(1000)));
+        ::kill(controller, SIGCONT);
+        since = now_ms();
       } else {
         const size_t victim = rng_.below(2);
         attack.what = kind == 2 ? "stop worker" : kind == 3 ? "kill both workers" : "kill worker";
@@ -137,6 +144,10 @@ class Attacker {
         pause();
       }
       attack.recovery_seconds = static_cast<double>(now_ms() - since) / 1000;
+      if (kind == 5 && numbers_in(folder + "/pids") != pids) {
+        ::kill(controller, SIGKILL);
+        return make_error(ErrorCode::kPeerLost, "workers were lost because their controller had stopped");
+      }
       tally_.add(attack);
     }
     for (const Deadline limit = Deadline::after_ms(30'000); !ended(controller) && !limit.expired();) pause();
