@@ -1,13 +1,17 @@
 // The same weights, the same tokens: the engine's log-probabilities have the bits of the trainer's forward,
-// in f32 and bf16, however the engine cuts the sequence into chunks and whatever else is in its batch.
+// in f32 and bf16, however the engine cuts the sequence into chunks and whatever else is in its batch, for
+// every family of decoders.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstring>
+#include <future>
 #include <random>
+#include <tuple>
 
 #include "base/file.h"
 #include "base/philox.h"
+#include "engine/engine.h"
 #include "engine/executor.h"
 #include "kernels/cross_entropy.h"
 #include "train/checkpoint.h"
@@ -87,6 +91,112 @@ TEST_P(TrainerEngine, LogProbabilitiesAreEqualBitForBit) {
 
 INSTANTIATE_TEST_SUITE_P(Precisions, TrainerEngine, ::testing::Values(DType::kF32, DType::kBF16),
                          [](const auto& info) { return kernels::dtype_name(info.param); });
+
+// What sets the families apart: biases, norms of queries and keys, windows over some or all layers, an output
+// matrix of its own.
+struct Family {
+  const char* name;
+  void (*change)(model::DecoderConfig&);
+};
+
+const Family kFamilies[] = {
+    {"llama", [](model::DecoderConfig& c) { c.qkv_bias = c.output_bias = c.mlp_bias = true; }},
+    {"mistral", [](model::DecoderConfig& c) { c.sliding_window = 21; }},
+    {"qwen2",
+     [](model::DecoderConfig& c) {
+       c.qkv_bias = c.tied_embeddings = true;
+       c.sliding_window = 30, c.first_windowed_layer = 1;
+     }},
+    {"qwen3", [](model::DecoderConfig& c) { c.qk_norm = c.qkv_bias = c.output_bias = true; }},
+};
+
+class FamilyThroughEngine : public ::testing::TestWithParam<std::tuple<DType, Family>> {};
+
+// Requests to a whole engine, in company and with a shared beginning: the log-probability of every token that
+// it generates is the trainer's.
+TEST_P(FamilyThroughEngine, GeneratedTokensHaveTheTrainersLogProbabilities) {
+  const auto& [dtype, family] = GetParam();
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  Philox rng(seed);
+  model::DecoderConfig config;
+  config.family = family.name;
+  config.vocab_size = 301, config.hidden_size = 96, config.intermediate_size = 200, config.num_layers = 3;
+  config.num_heads = 6, config.num_kv_heads = 2, config.head_dim = 16, config.max_positions = 128;
+  family.change(config);
+  ThreadPool pool(2);
+  const model::Decoder decoder = model::describe(config);
+  const train::LocalDecoder local = train::whole(decoder);
+  train::Parameters parameters(local, dtype, pool);
+  parameters.initialize(seed);
+  for (float& w : parameters.weights()) w = 3 * w + 0.05f * rng.normal();  // biases too are not 0
+  parameters.pack();
+  train::Links alone;
+  train::Network network(local, parameters, alone, {}, pool);
+
+  const TempFolder folder;
+  ASSERT_TRUE(train::export_model(folder.path(), decoder, dtype, parameters.weights()).ok());
+  model::OpenModel opened;
+  opened.name = family.name, opened.decoder = decoder;
+  opened.source = model::open_weights(folder.path()).value();
+  constexpr int64_t kPrompt = 45, kOutput = 60;
+  struct Call {
+    std::vector<int32_t> tokens;
+    std::vector<float> logprobs;
+    std::promise<void> done;
+  };
+  std::vector<Call> calls(6);  // callbacks refer to them: they outlive the engine
+  auto engine = engine::Engine::open({.step_tokens = 50}, std::move(opened)).value();
+
+  const auto ends = [](Call& call) {
+    return call.done.get_future().wait_for(std::chrono::seconds(60)) == std::future_status::ready;
+  };
+  for (Call& call : calls) {
+    if (&call == &calls[3]) {  // the rest begins as those before it did, and finds their blocks
+      for (size_t i = 0; i < 3; ++i) ASSERT_TRUE(ends(calls[i]));
+    }
+    const size_t index = static_cast<size_t>(&call - calls.data());
+    for (int64_t t = 0; t < kPrompt; ++t) {
+      call.tokens.push_back(index >= 3 && t < 33 ? calls[index - 3].tokens[static_cast<size_t>(t)]
+                                                 : static_cast<int32_t>(rng.below(301)));
+    }
+    const auto id = engine->submit({.prompt = call.tokens,
+                                    .sampling = {.temperature = 1, .seed = rng.next_u64()},
+                                    .max_tokens = kOutput,
+                                    .ignore_end_tokens = true,
+                                    .logprobs = 0},
+                                   [&call](const engine::GenerationEvent& event) {
+                                     for (const auto& token : event.tokens) {
+                                       call.tokens.push_back(token.id);
+                                       call.logprobs.push_back(token.logprob);
+                                     }
+                                     if (event.last) call.done.set_value();
+                                   });
+    ASSERT_TRUE(id.ok()) << id.error().message;
+  }
+  for (size_t i = 3; i < calls.size(); ++i) ASSERT_TRUE(ends(calls[i]));
+  EXPECT_GT(engine->stats().prefix_hit_tokens, 0u);
+
+  for (const Call& call : calls) {
+    ASSERT_EQ(call.tokens.size(), static_cast<size_t>(kPrompt + kOutput));
+    const int64_t length = kPrompt + kOutput - 1;
+    std::vector<float> trainer(static_cast<size_t>(length));
+    network.evaluate({1, length, call.tokens}, trainer.data());
+    for (int64_t t = 0; t < kOutput; ++t) {
+      ASSERT_EQ(kernels::bits_of(call.logprobs[static_cast<size_t>(t)]),
+                kernels::bits_of(trainer[static_cast<size_t>(kPrompt - 1 + t)]))
+          << "call " << &call - calls.data() << ", token " << t;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, FamilyThroughEngine,
+                         ::testing::Combine(::testing::Values(DType::kF32, DType::kBF16),
+                                            ::testing::ValuesIn(kFamilies)),
+                         [](const auto& info) {
+                           return std::string(kernels::dtype_name(std::get<0>(info.param))) + "_" +
+                                  std::get<1>(info.param).name;
+                         });
 
 }  // namespace
 }  // namespace flywheel
