@@ -20,7 +20,8 @@ int64_t head_bytes(const KvLayout& l) {
 }
 
 void check_layout(const KvLayout& l) {
-  CHECK(l.head_dim > 0 && l.head_dim <= 512 && l.kv_heads > 0, "{} KV heads of {}", l.kv_heads, l.head_dim);
+  CHECK(l.head_dim > 0 && l.head_dim <= kMaxHeadDim && l.kv_heads > 0, "{} KV heads of {}", l.kv_heads,
+        l.head_dim);
   CHECK(l.dtype <= DType::kBF16, "a KV cache of {}", dtype_name(l.dtype));
 }
 

@@ -23,10 +23,11 @@
 namespace flywheel::kernels {
 
 inline constexpr int64_t kKvBlockTokens = 16;
+inline constexpr int64_t kMaxHeadDim = 512;
 
 struct KvLayout {
   DType dtype;                 // f32, bf16 or f16: what keys and values are rounded to
-  int64_t kv_heads, head_dim;  // head_dim: even, at most 512
+  int64_t kv_heads, head_dim;  // head_dim: even, at most kMaxHeadDim
   int64_t element_bytes() const { return dtype == DType::kF32 ? 4 : 2; }
   // A value's row is padded to whole vectors of 16.
   int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }

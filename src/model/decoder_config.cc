@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "kernels/attention.h"
+
 namespace flywheel::model {
 namespace {
 
@@ -126,7 +128,7 @@ Result<void> validate(const DecoderConfig& c) {
   RETURN_IF_ERROR(bounded("num_layers", c.num_layers, 4096));
   RETURN_IF_ERROR(bounded("num_heads", c.num_heads, 4096));
   RETURN_IF_ERROR(bounded("num_kv_heads", c.num_kv_heads, 4096));
-  RETURN_IF_ERROR(bounded("head_dim", c.head_dim, 4096));
+  RETURN_IF_ERROR(bounded("head_dim", c.head_dim, kernels::kMaxHeadDim));
   RETURN_IF_ERROR(bounded("max_positions", c.max_positions, int64_t{1} << 30));
   if (c.num_heads % c.num_kv_heads != 0) {
     return make_error(ErrorCode::kInvalid, "model config: {} heads do not divide among {} KV heads",

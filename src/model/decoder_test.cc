@@ -154,6 +154,8 @@ TEST(DecoderConfig, RefusesWhatItDoesNotCompute) {
   EXPECT_THAT(message("num_key_value_heads", 3), testing::HasSubstr("do not divide"));
   EXPECT_THAT(message("rope_parameters", {{"rope_type", "yarn"}}), testing::HasSubstr("\"yarn\""));
   EXPECT_THAT(message("head_dim", 7), testing::HasSubstr("odd"));
+  EXPECT_EQ(message("head_dim", 512), "accepted");
+  EXPECT_THAT(message("head_dim", 514), testing::HasSubstr("head_dim is 514; it must be 1 to 512"));
   EXPECT_FALSE(decoder_config_from_hf(Json::array()).ok());
 }
 
