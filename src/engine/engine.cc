@@ -1,5 +1,7 @@
 #include "engine/engine.h"
 
+#include <pthread.h>
+
 #include "base/log.h"
 #include "engine/engine_internal.h"
 
@@ -30,12 +32,17 @@ Engine::Impl::Impl(const EngineConfig& config, model::OpenModel opened, std::uni
 }
 
 Engine::Impl::~Impl() {
+  stop();
+}
+
+void Engine::Impl::stop() {
   {
     const std::lock_guard lock(mutex);
     stopping = true;
   }
   mail.notify_all();
-  thread.join();
+  const std::lock_guard one_joins(joining);
+  if (thread.joinable()) thread.join();
 }
 
 Result<RequestId> Engine::Impl::submit(GenerationRequest request, EventCallback callback) {
@@ -51,6 +58,10 @@ Result<RequestId> Engine::Impl::submit(GenerationRequest request, EventCallback 
     return make_error(ErrorCode::kInvalid,
                       "max_tokens: {} beside a prompt of {} tokens; the context holds {}",
                       *request.max_tokens, prompt, max_context_tokens);
+  }
+  if (request.n > config.max_waiting) {
+    return make_error(ErrorCode::kInvalid, "n: {} sequences; at most {} may wait (max_waiting)", request.n,
+                      config.max_waiting);
   }
   auto active = std::make_shared<ActiveRequest>();
   active->max_tokens = request.max_tokens.value_or(room);
@@ -100,6 +111,7 @@ bool Engine::Impl::read_mail() {
 }
 
 void Engine::Impl::run() {
+  pthread_setname_np(pthread_self(), "engine");  // for top, gdb and perf
   try {
     while (read_mail()) {
       heartbeat_ms = now_ms();
@@ -157,6 +169,9 @@ Result<RequestId> Engine::submit(GenerationRequest request, EventCallback callba
 void Engine::cancel(RequestId id) {
   impl_->cancel(id);
 }
+void Engine::stop() {
+  impl_->stop();
+}
 bool Engine::healthy() const {
   return why_unhealthy().empty();
 }
@@ -175,6 +190,9 @@ const model::Tokenizer& Engine::tokenizer() const {
 }
 int64_t Engine::max_context_tokens() const {
   return impl_->max_context_tokens;
+}
+int64_t Engine::max_waiting() const {
+  return impl_->config.max_waiting;
 }
 
 }  // namespace flywheel::engine

@@ -10,8 +10,8 @@
 // Threads: every function may be called from any thread. Callbacks run on the engine's thread: they must not
 // block (hand the event over and return) and may call submit() and cancel().
 // Errors: submit() gives kFull when the queue is full (try later), kInvalid for a request that can never be
-// served (naming the field), kUnavailable when the engine is dead or stopping. A request that was accepted
-// always ends with an event whose `last` is true.
+// served (its message begins with the field: "top_p: ..."), kUnavailable when the engine is dead or stopping.
+// A request that was accepted always ends with an event whose `last` is true.
 //
 //   ASSIGN_OR_RETURN(auto engine, Engine::open({.model = "smollm2"}));
 //   auto id = engine->submit({.prompt = engine->tokenizer().encode("Once"), .max_tokens = 20},
@@ -78,14 +78,16 @@ class Engine {
   static Result<std::unique_ptr<Engine>> open(const EngineConfig& config);
   // A model that is open already (tests, and programs that made one).
   static Result<std::unique_ptr<Engine>> open(const EngineConfig& config, model::OpenModel model);
-  // Cancels what is left, waits for the step in progress.
-  ~Engine();
+  ~Engine();  // stop()
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
   Result<RequestId> submit(GenerationRequest request, EventCallback callback);
   // Unknown or finished ids are ignored.
   void cancel(RequestId id);
+  // Cancels what is left and waits for the step in progress; nothing is accepted any more. Again: does
+  // nothing. Not from a callback.
+  void stop();
 
   // Whether tokens can be expected: the thread lives, and no step has been stuck for stall_ms.
   bool healthy() const;
@@ -96,6 +98,7 @@ class Engine {
   const model::OpenModel& model() const;
   const model::Tokenizer& tokenizer() const;
   int64_t max_context_tokens() const;
+  int64_t max_waiting() const;  // more sequences than this never fit into the queue
 
  private:
   struct Impl;

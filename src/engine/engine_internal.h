@@ -19,6 +19,7 @@ struct Engine::Impl {
 
   Result<RequestId> submit(GenerationRequest request, EventCallback callback);
   void cancel(RequestId id);
+  void stop();
   std::string why_unhealthy() const;
   EngineStats stats() const;
 
@@ -44,6 +45,7 @@ struct Engine::Impl {
 
   std::atomic<int64_t> heartbeat_ms;  // when the thread last began or ended a step, or woke up idle
   EngineLoop loop;                    // the thread's alone
+  std::mutex joining;                 // of `thread`
   std::thread thread;
 };
 

@@ -231,8 +231,12 @@ TEST(Engine, RefusesWhatCanNeverFinish) {
               testing::HasSubstr("temperature: -1"));
   EXPECT_THAT(refusal({.prompt = {1}, .sampling = {.temperature = std::nanf("")}}),
               testing::HasSubstr("temperature"));
-  EXPECT_THAT(refusal({.prompt = {1}, .sampling = {.top_p = 0}}), testing::HasSubstr("top_p"));
-  EXPECT_THAT(refusal({.prompt = {1}, .stop = {""}}), testing::HasSubstr("stop"));
+  EXPECT_THAT(refusal({.prompt = {1}, .sampling = {.top_p = 1.5f}}), testing::HasSubstr("top_p"));
+  GenerationRequest request{.prompt = {1}};
+  for (const size_t bytes : {0, 5000}) {
+    request.stop = {std::string(bytes, 'x')};
+    EXPECT_THAT(refusal(request), testing::StartsWith(fmt::format("stop: a string of {} bytes", bytes)));
+  }
   EXPECT_THAT(refusal({.prompt = {1}, .n = 0}), testing::HasSubstr("n: 0"));
   // The longest that fits does finish, to the last token.
   const Outcome outcome = generate(*engine, {.prompt = std::vector<TokenId>(30, 1), .max_tokens = 34});
@@ -254,6 +258,18 @@ TEST(Engine, AFullQueueSaysSo) {
   }
   EXPECT_GE(refused, 40);
   EXPECT_TRUE(engine->healthy());
+  // What the queue could not hold were it empty is not told to wait.
+  const auto never = engine->submit({.prompt = {1}, .n = 3}, [](const GenerationEvent&) { FAIL(); });
+  EXPECT_EQ(never.error().code, ErrorCode::kInvalid);
+  EXPECT_THAT(never.error().message, testing::StartsWith("n: 3 sequences; at most 2"));
+}
+
+TEST(Engine, TopPOfZeroIsTheLikeliestToken) {
+  auto engine = Engine::open({}, random_model(tiny_config(), DType::kF32, 5)).value();
+  GenerationRequest request{.prompt = {3, 4, 5}, .sampling = {.temperature = 0}, .max_tokens = 30};
+  const std::string greedy = bits(generate(*engine, request));
+  request.sampling = {.temperature = 2, .top_p = 0, .seed = 1};
+  EXPECT_EQ(bits(generate(*engine, request)), greedy);
 }
 
 TEST(Engine, StopTokensAndMinTokens) {
@@ -301,6 +317,25 @@ TEST(Engine, EndsEveryRequestWhenItIsClosed) {
     }
   }
   for (Collector& collector : collectors) EXPECT_EQ(collector.wait().finish.size(), 1u);
+}
+
+TEST(Engine, StopEndsEverythingOnce) {
+  const EngineConfig one_at_a_time = {.max_running = 1};  // the last cannot be done when it is stopped
+  auto engine = Engine::open(one_at_a_time, random_model(tiny_config(), DType::kF32, 5)).value();
+  std::vector<Collector> collectors(200);
+  for (Collector& collector : collectors) {
+    ASSERT_TRUE(engine->submit({.prompt = {1}, .max_tokens = 500, .n = 2}, collector.callback()).ok());
+  }
+  collectors[0].wait_for_tokens(1);
+  std::thread other([&] { engine->stop(); });
+  engine->stop();
+  other.join();
+  for (Collector& collector : collectors) EXPECT_EQ(collector.wait().finish.size(), 2u);
+  EXPECT_EQ(collectors.back().wait().finish.at(1), FinishReason::kCancelled);
+  EXPECT_EQ(engine->stats().free_blocks, engine->stats().blocks);
+  EXPECT_EQ(engine->submit({.prompt = {1}}, [](const GenerationEvent&) {}).error().code,
+            ErrorCode::kUnavailable);
+  engine->stop();
 }
 
 // A callback that throws is a bug elsewhere; the engine then says that it is dead, and why.

@@ -5,6 +5,8 @@
 namespace flywheel::engine {
 namespace {
 
+constexpr size_t kMaxStopBytes = 4096;
+
 template <typename T>
 Result<void> in_range(const char* field, T value, T low, T high) {
   if (value >= low && value <= high) return {};  // false for NaN
@@ -40,7 +42,7 @@ Result<void> validate(const GenerationRequest& request, int64_t vocab_size) {
     return make_error(ErrorCode::kInvalid, "prompt: is empty; it needs at least one token");
   for (const TokenId id : request.prompt) RETURN_IF_ERROR(is_token("prompt", id, vocab_size));
   RETURN_IF_ERROR(in_range("temperature", s.temperature, 0.0f, 100.0f));
-  RETURN_IF_ERROR(in_range("top_p", s.top_p, 1e-6f, 1.0f));
+  RETURN_IF_ERROR(in_range("top_p", s.top_p, 0.0f, 1.0f));
   RETURN_IF_ERROR(in_range("top_k", s.top_k, 0, 1 << 24));
   RETURN_IF_ERROR(in_range("min_p", s.min_p, 0.0f, 1.0f));
   RETURN_IF_ERROR(in_range("repetition_penalty", s.repetition_penalty, 1e-3f, 1e3f));
@@ -56,8 +58,11 @@ Result<void> validate(const GenerationRequest& request, int64_t vocab_size) {
   RETURN_IF_ERROR(in_range("n", request.n, 1, 128));
   if (request.logprobs) RETURN_IF_ERROR(in_range("logprobs", *request.logprobs, 0, 100));
   RETURN_IF_ERROR(in_range<size_t>("stop", request.stop.size(), 0, 64));
-  for (const std::string& stop : request.stop)
-    RETURN_IF_ERROR(in_range<size_t>("stop", stop.size(), 1, 4096));
+  for (const std::string& stop : request.stop) {
+    if (!stop.empty() && stop.size() <= kMaxStopBytes) continue;
+    return make_error(ErrorCode::kInvalid, "stop: a string of {} bytes; it must have 1 to {}", stop.size(),
+                      kMaxStopBytes);
+  }
   for (const TokenId id : request.stop_tokens) RETURN_IF_ERROR(is_token("stop_tokens", id, vocab_size));
   return {};
 }

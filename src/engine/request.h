@@ -19,10 +19,10 @@ using TokenId = int32_t;
 using RequestId = uint64_t;
 
 struct SamplingParams {
-  float temperature = 1.0f;         // 0: the most likely token
-  float top_p = 1.0f;               // the smallest set of tokens with at least this probability together
-  int top_k = 0;                    // 0: all
-  float min_p = 0.0f;               // at least this share of the likeliest token's probability
+  float temperature = 1.0f;  // 0: the most likely token
+  float top_p = 1.0f;        // the smallest set of tokens with at least this probability together; 0: one
+  int top_k = 0;             // 0: all
+  float min_p = 0.0f;        // at least this share of the likeliest token's probability
   float repetition_penalty = 1.0f;  // over prompt and output (Keskar et al. 2019)
   float presence_penalty = 0.0f;    // over output, once for each token seen
   float frequency_penalty = 0.0f;   // over output, for each time that it was seen

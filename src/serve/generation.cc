@@ -12,10 +12,13 @@ Generation::~Generation() {
 
 Result<void> Generation::submit(engine::GenerationRequest request) {
   const int n = request.n, first = choices_;
-  auto id =
-      engine_.submit(std::move(request), [events = events_, first](const engine::GenerationEvent& event) {
-        events->push({first + event.index, event});
-      });
+  const bool keep_tokens = request.logprobs.has_value();  // nobody else reads them
+  auto id = engine_.submit(std::move(request),
+                           [events = events_, first, keep_tokens](const engine::GenerationEvent& event) {
+                             ChoiceEvent out{first + event.index, event};
+                             if (!keep_tokens) out.event.tokens = {};
+                             events->push(std::move(out));
+                           });
   if (!id.ok()) return id.error();
   ids_.push_back(*id);
   choices_ += n;
@@ -29,7 +32,7 @@ std::optional<ChoiceEvent> Generation::counted(std::optional<ChoiceEvent> event)
 }
 
 asio::awaitable<std::optional<ChoiceEvent>> Generation::next() {
-  co_return counted(co_await events_->pop(500));
+  co_return counted(co_await events_->pop(250));
 }
 
 std::optional<ChoiceEvent> Generation::try_next() {

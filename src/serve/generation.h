@@ -28,7 +28,7 @@ class Generation {
 
   // On an error nothing of this prompt was accepted; earlier ones go on until this object ends.
   Result<void> submit(engine::GenerationRequest request);
-  // The next event; nothing after half a second without one (look whether the client is still there).
+  // The next event; nothing after a quarter of a second without one (look whether the client is still there).
   asio::awaitable<std::optional<ChoiceEvent>> next();
   std::optional<ChoiceEvent> try_next();
   // Every prompt has had its last event.

@@ -14,6 +14,12 @@
 #include "serve/http_server_internal.h"
 
 namespace flywheel::serve {
+namespace {
+
+// How long closed connections' handlers may take to notice and return: they may be in a prompt's tokenizing.
+constexpr int64_t kLetGoMs = 5000;
+
+}  // namespace
 
 asio::awaitable<void> HttpServer::State::accept_loop() {
   const auto self = shared_from_this();
@@ -120,32 +126,42 @@ int64_t HttpServer::open_connections() const {
   return state_->connections;
 }
 
-void HttpServer::drain(Deadline deadline) {
+// Closes connections, those of requests under way too where `at_once`.
+void HttpServer::State::close_all(bool at_once) {
+  std::vector<std::shared_ptr<HttpConnection>> alive;  // let go of outside the lock: the last one destroys
+  {
+    const std::lock_guard lock(mutex);
+    for (HttpConnection* connection : open) {
+      if (auto one = connection->weak_from_this().lock()) alive.push_back(std::move(one));
+    }
+  }
+  for (const auto& connection : alive) connection->close_soon(at_once);
+}
+
+bool HttpServer::finish(Deadline deadline) {
   State& s = *state_;
-  if (s.threads.empty()) return;
+  if (s.threads.empty()) return true;
   s.draining = true;
   asio::post(s.io, [state = state_] {
     error_code ignored;
     state->acceptor.close(ignored);
   });
-  const auto close_all = [&](bool at_once) {
-    std::vector<std::shared_ptr<HttpConnection>> alive;  // let go of outside the lock: the last one destroys
-    {
-      const std::lock_guard lock(s.mutex);
-      for (HttpConnection* connection : s.open) {
-        if (auto one = connection->weak_from_this().lock()) alive.push_back(std::move(one));
-      }
-    }
-    for (const auto& connection : alive) connection->close_soon(at_once);
-  };
-  close_all(false);
+  s.close_all(false);
   while (s.connections > 0 && !deadline.expired()) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    close_all(false);
+    s.close_all(false);
   }
-  close_all(true);
-  const Deadline last = Deadline::after_ms(2000);  // handlers notice that their client is gone
+  return s.connections == 0;
+}
+
+void HttpServer::drain(Deadline deadline) {
+  State& s = *state_;
+  if (s.threads.empty()) return;
+  finish(deadline);
+  s.close_all(true);
+  const Deadline last = Deadline::after_ms(kLetGoMs);
   while (s.connections > 0 && !last.expired()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  if (s.connections > 0) LOG_WARN("{} requests have not ended with their connections", s.connections.load());
   s.keep_running.reset();
   s.io.stop();
   for (auto& thread : s.threads) thread.join();

@@ -6,7 +6,7 @@
 // large headers (431) and bodies (413), slow senders (408), two framings in one request (400), too many
 // connections (503).
 //
-// Ownership: the server owns its threads and connections. Threads: start/drain/port from any.
+// Ownership: the server owns its threads and connections. Threads: start/finish/drain/port from any.
 // Errors: bind() and start() give kUnavailable when the address is taken or not ours.
 //
 //   HttpServer server({.port = 8000}, [](HttpExchange& exchange) -> asio::awaitable<void> {
@@ -14,7 +14,8 @@
 //   });
 //   server.start().value();
 //   ...
-//   server.drain(Deadline::after_ms(30'000));
+//   server.finish(Deadline::after_ms(30'000));
+//   server.drain(Deadline::after_ms(1000));
 #pragma once
 
 #include <utility>  // first: Boost 1.74's awaitable.hpp needs it and does not include it
@@ -106,7 +107,11 @@ class HttpServer {
   // The port that it listens on, after start().
   int port() const;
   int64_t open_connections() const;
-  // Takes no more connections, lets requests under way finish until the deadline, closes the rest.
+  // Takes no more connections and waits for the requests under way; false: the deadline came before their
+  // end.
+  bool finish(Deadline deadline);
+  // finish(), then closes what is left. Handlers see that their client is gone and are to return within
+  // seconds.
   void drain(Deadline deadline);
 
   struct State;  // the implementation's

@@ -167,6 +167,21 @@ TEST_F(HttpServerTest, DrainFinishesWhatIsUnderWay) {
   EXPECT_FALSE(http_get(url_ + "/echo").ok());
 }
 
+TEST_F(HttpServerTest, DrainCutsWhatDoesNotFinish) {
+  RawClient client(server_->port());
+  client.send("GET /wait HTTP/1.1\r\nHost: a\r\n\r\n");
+  for (int i = 0; i < 200 && waiting_ == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  ASSERT_EQ(waiting_, 1);
+  EXPECT_FALSE(server_->finish(Deadline::after_ms(100)));
+  EXPECT_EQ(waiting_, 1);  // still under way
+  const Stopwatch clock;
+  server_->drain(Deadline::after_ms(100));
+  EXPECT_LT(clock.seconds(), 2 * kSlowness);
+  EXPECT_EQ(waiting_, 0);
+  EXPECT_EQ(client.read(), "");
+  EXPECT_TRUE(server_->finish(Deadline::after_ms(100)));
+}
+
 TEST_F(HttpServerTest, ThousandConnections) {
   std::vector<std::unique_ptr<RawClient>> clients;
   for (int i = 0; i < 1000; ++i) {

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <random>
 
+#include "base/deadline.h"
 #include "base/log.h"
 #include "serve/generation.h"
 #include "serve/offload.h"
@@ -14,6 +15,7 @@ namespace {
 
 constexpr const char* kJson = "application/json";
 constexpr int64_t kDefaultCompletionTokens = 16;  // OpenAI's default for /v1/completions
+constexpr size_t kMostInOneWrite = 64 << 10;      // each has its own deadline, which a slow reader must meet
 
 int64_t now_s() {
   return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
@@ -73,6 +75,30 @@ void check_context(const ServedModel& served, const std::vector<model::TokenId>&
   }
 }
 
+// More sequences than the queue holds never fit into it: to wait would not help.
+void check_sequences(const ServedModel& served, int64_t prompts, int64_t n) {
+  const int64_t most = served.engine->max_waiting();
+  if (prompts * n <= most) return;
+  const char* field = prompts > 1 ? "prompt" : "n";
+  throw ApiError(400,
+                 fmt::format("'{}' asks for {} sequences; this server takes at most {} in one request (its "
+                             "max_waiting)",
+                             field, prompts * n, most),
+                 field);
+}
+
+// The engine's kInvalid begins with the engine's name of the field ("stop_tokens: ..."); a client knows the
+// API's.
+ApiError refused_by_engine(const Error& error, Api api) {
+  const size_t colon = error.message.find(": ");
+  if (error.code != ErrorCode::kInvalid || colon == std::string::npos) return ApiError::from(error);
+  std::string field = error.message.substr(0, colon);
+  if (field == "stop_tokens") field = "stop_token_ids";
+  if (api == Api::kChat && field == "prompt") field = "messages";
+  if (api == Api::kChat && field == "logprobs") field = "top_logprobs";
+  return ApiError(400, "'" + field + "'" + error.message.substr(colon), field);
+}
+
 // A call under way: where its events go, as one answer or as a stream.
 class Call {
  public:
@@ -86,7 +112,7 @@ class Call {
   // Several prompts are accepted together or not at all: a refusal ends this call, and with it the others.
   void submit(engine::GenerationRequest request) {
     if (auto accepted = generation_.submit(std::move(request)); !accepted.ok())
-      throw ApiError::from(accepted.error());
+      throw refused_by_engine(accepted.error(), info_.api);
   }
 
   asio::awaitable<void> answer(int64_t choices_per_prompt) {
@@ -94,11 +120,9 @@ class Call {
     for (size_t i = 0; i < choices.size(); ++i) choices[i].text = echo_of(i, choices_per_prompt);
     while (!generation_.finished()) {
       auto next = co_await generation_.next();
-      if (!next) {
-        if (exchange_.client_gone()) co_return;  // the generation is cancelled with this object
-        continue;
-      }
-      if (next->event.finish == engine::FinishReason::kError) throw ApiError(500, next->event.error);
+      if (client_gone()) co_return;  // the generation is cancelled with this object
+      if (!next) continue;
+      if (const auto failure = failure_of(next->event)) throw *failure;
       count(*next);
       Choice& choice = choices[static_cast<size_t>(next->choice)];
       choice.text += next->event.text;
@@ -109,39 +133,26 @@ class Call {
   }
 
   asio::awaitable<void> stream(int64_t choices_per_prompt) {
-    std::vector<bool> begun(static_cast<size_t>(generation_.choices()));
-    std::vector<size_t> offsets(begun.size());
     // The first event is waited for before the status goes out, so that an early failure is a real status.
     auto next = co_await first_event();
     if (!next) co_return;
     HttpHeaders headers = {{"Cache-Control", "no-cache"}};  // named: GCC 12 refuses it inside co_await
     if (!co_await exchange_.begin_stream(200, "text/event-stream", std::move(headers))) co_return;
+    std::vector<Growing> choices;
+    for (int i = 0; i < generation_.choices(); ++i) choices.emplace_back(tokenizer_);
     while (next || !generation_.finished()) {
       std::string out;
-      for (; next; next = generation_.try_next()) {
-        if (next->event.finish == engine::FinishReason::kError) {
-          out += "data: " + ApiError(500, next->event.error).body() + "\n\n";
-          continue;
-        }
-        count(*next);
-        const auto index = static_cast<size_t>(next->choice);
-        Choice piece{std::move(next->event.text), std::move(next->event.tokens), ""};
-        if (next->event.finish) piece.finish_reason = engine::finish_reason_name(*next->event.finish);
-        if (!begun[index]) piece.text = echo_of(index, choices_per_prompt) + piece.text;
-        if (begun[index] && piece.text.empty() && piece.tokens.empty() && piece.finish_reason.empty())
-          continue;
-        out += event(chunk_json(info_, next->choice, piece, !begun[index], offsets[index], tokenizer_));
-        begun[index] = true;
-        offsets[index] += piece.text.size();
+      for (; next && out.size() < kMostInOneWrite; next = generation_.try_next()) {
+        out += chunk(*next, choices[static_cast<size_t>(next->choice)], choices_per_prompt);
       }
-      if (generation_.finished()) {
+      if (!next && generation_.finished()) {
         if (info_.stream_usage) out += event(usage_chunk_json(info_, usage_));
         out += "data: [DONE]\n\n";
       }
-      if (!co_await exchange_.write(std::move(out)) || exchange_.client_gone()) co_return;
+      if (!co_await exchange_.write(std::move(out)) || client_gone()) co_return;
       while (!next && !generation_.finished()) {
         next = co_await generation_.next();
-        if (!next && exchange_.client_gone()) co_return;
+        if (client_gone()) co_return;
       }
     }
     co_await exchange_.end_stream();
@@ -150,6 +161,28 @@ class Call {
  private:
   static std::string event(const OrderedJson& json) { return "data: " + to_wire(json) + "\n\n"; }
 
+  // A choice while it is streamed.
+  struct Growing {
+    explicit Growing(const model::Tokenizer& tokenizer) : offset(tokenizer) {}
+    bool begun = false;
+    TextOffset offset;
+  };
+
+  // What the client is sent for one event; may be nothing.
+  std::string chunk(ChoiceEvent& next, Growing& choice, int64_t choices_per_prompt) {
+    if (const auto failure = failure_of(next.event)) return "data: " + failure->body() + "\n\n";
+    count(next);
+    Choice piece{std::move(next.event.text), std::move(next.event.tokens), ""};
+    if (next.event.finish) piece.finish_reason = engine::finish_reason_name(*next.event.finish);
+    if (!choice.begun) {
+      piece.text = echo_of(static_cast<size_t>(next.choice), choices_per_prompt) + piece.text;
+    } else if (piece.text.empty() && piece.tokens.empty() && piece.finish_reason.empty()) {
+      return "";
+    }
+    const bool first = !std::exchange(choice.begun, true);
+    return event(chunk_json(info_, next.choice, piece, first, choice.offset, tokenizer_));
+  }
+
   std::string echo_of(size_t choice, int64_t choices_per_prompt) const {
     return echoes_.empty() ? "" : echoes_[choice / static_cast<size_t>(choices_per_prompt)];
   }
@@ -157,9 +190,28 @@ class Call {
   asio::awaitable<std::optional<ChoiceEvent>> first_event() {
     for (;;) {
       auto next = co_await generation_.next();
-      if (next && next->event.finish == engine::FinishReason::kError) throw ApiError(500, next->event.error);
-      if (next || exchange_.client_gone()) co_return next;
+      if (client_gone()) co_return std::nullopt;
+      if (!next) continue;
+      if (const auto failure = failure_of(next->event)) throw *failure;
+      co_return next;
     }
+  }
+
+  // One look at the socket each 100 ms, however many events come and also when they never cease.
+  bool client_gone() {
+    if (since_look_.seconds() < 0.1) return false;
+    since_look_.restart();
+    return exchange_.client_gone();
+  }
+
+  // Why a sequence ended before its time; nothing when it did not.
+  static std::optional<ApiError> failure_of(const engine::GenerationEvent& event) {
+    if (event.finish == engine::FinishReason::kError) return ApiError(500, event.error);
+    // Calls cancel only what they no longer listen to: it was the engine that stopped.
+    if (event.finish == engine::FinishReason::kCancelled) {
+      return ApiError::from(make_error(ErrorCode::kUnavailable, "the server is shutting down"));
+    }
+    return std::nullopt;
   }
 
   void count(const ChoiceEvent& next) {
@@ -176,6 +228,7 @@ class Call {
   std::vector<std::string> echoes_;
   Generation generation_;
   Usage usage_;
+  Stopwatch since_look_;
 };
 
 }  // namespace
@@ -243,6 +296,7 @@ asio::awaitable<void> OpenaiApi::completions(HttpExchange& exchange) {
   if (request.echo && fields.logprobs) {
     throw ApiError(400, "'echo' together with 'logprobs' is not supported by this server", "echo");
   }
+  check_sequences(*served, static_cast<int64_t>(request.prompts.size()), fields.n);
   std::vector<std::string> echoes;
   std::vector<std::vector<model::TokenId>> prompts = co_await offload([&] {
     std::vector<std::vector<model::TokenId>> out;
@@ -263,6 +317,30 @@ asio::awaitable<void> OpenaiApi::completions(HttpExchange& exchange) {
   }
 }
 
+namespace {
+
+std::string render_chat(const ServedModel& served, const ChatRequest& request) {
+  const model::Tokenizer& tokenizer = served.engine->tokenizer();
+  const auto render = [&](const OrderedJson& kwargs) {
+    model::ChatOptions options;
+    options.add_generation_prompt = request.add_generation_prompt;
+    if (kwargs.is_object()) options.extra = kwargs;
+    for (const auto& [name, id] :
+         {std::pair("bos_token", tokenizer.bos()), std::pair("eos_token", tokenizer.eos())}) {
+      if (id && !options.extra.contains(name)) options.extra[name] = tokenizer.token(*id);
+    }
+    return served.chat_template->render(request.messages, options);
+  };
+  auto text = render(request.chat_template_kwargs);
+  if (text.ok()) return std::move(text).value();
+  // Whose fault it is shows without the client's variables.
+  const bool kwargs_fault = !request.chat_template_kwargs.empty() && render(nullptr).ok();
+  throw ApiError(400, "the chat template refused: " + text.error().message,
+                 kwargs_fault ? "chat_template_kwargs" : "messages");
+}
+
+}  // namespace
+
 asio::awaitable<void> OpenaiApi::chat_completions(HttpExchange& exchange) {
   const ChatRequest request = parse_chat_request(exchange.request().body);
   const GenerationFields& fields = request.generation;
@@ -270,18 +348,10 @@ asio::awaitable<void> OpenaiApi::chat_completions(HttpExchange& exchange) {
   if (!served->chat_template) {
     throw ApiError(400, "the model " + served->name + " has no chat template; use /v1/completions", "model");
   }
-  const model::Tokenizer& tokenizer = *served->engine->model().tokenizer;
+  check_sequences(*served, 1, fields.n);
   std::vector<model::TokenId> prompt = co_await offload([&] {
-    model::ChatOptions options;
-    options.add_generation_prompt = request.add_generation_prompt;
-    if (request.chat_template_kwargs.is_object()) options.extra = request.chat_template_kwargs;
-    for (const auto& [name, id] :
-         {std::pair("bos_token", tokenizer.bos()), std::pair("eos_token", tokenizer.eos())}) {
-      if (id && !options.extra.contains(name)) options.extra[name] = tokenizer.token(*id);
-    }
-    auto text = served->chat_template->render(request.messages, options);
-    if (!text.ok()) throw ApiError(400, "the chat template refused: " + text.error().message, "messages");
-    return tokenizer.encode(*text, {.add_special = false, .parse_special = true});
+    return served->engine->tokenizer().encode(render_chat(*served, request),
+                                              {.add_special = false, .parse_special = true});
   });
   check_context(*served, prompt, fields, "messages");
   Call call(exchange, *served, call_info(Api::kChat, fields), {});

@@ -102,7 +102,6 @@ GenerationFields read_generation(Fields& fields) {
   g.model = *model;
   g.temperature = fields.number("temperature", 1, 0, 2);
   g.top_p = fields.number("top_p", 1, 0, 1);
-  if (g.top_p == 0) g.top_p = std::numeric_limits<double>::min();  // OpenAI takes 0: only the likeliest
   g.min_p = fields.number("min_p", 0, 0, 1);
   g.top_k = std::max<int64_t>(0, fields.integer("top_k", -1, INT32_MAX).value_or(0));
   g.repetition_penalty = fields.number("repetition_penalty", 1, 0.01, 100);
@@ -196,10 +195,15 @@ std::string content_text(const OrderedJson& content, const std::string& field) {
   if (!content.is_array()) refuse(field, "'" + field + "' must be a string or a list of parts");
   std::string text;
   for (const auto& part : content) {
-    const bool is_text = part.is_object() && part.value("type", "") == "text" && part.contains("text") &&
-                         part["text"].is_string();
-    if (!is_text) refuse(field, "'" + field + "': only parts of type text are supported");
-    text += part["text"].get<std::string>();
+    const auto string_of = [&part](const char* key) -> const std::string* {
+      const auto it = part.is_object() ? part.find(key) : part.end();
+      return it == part.end() || !it->is_string() ? nullptr : &it->get_ref<const std::string&>();
+    };
+    const std::string *type = string_of("type"), *part_text = string_of("text");
+    if (type == nullptr || *type != "text" || part_text == nullptr) {
+      refuse(field, "'" + field + "': only parts of type text, with a string as text, are supported");
+    }
+    text += *part_text;
   }
   return text;
 }
@@ -238,7 +242,7 @@ CompletionRequest parse_completion_request(std::string_view body) {
   request.generation = read_generation(fields);
   request.prompts = read_prompts(fields.take("prompt"));
   request.echo = fields.boolean("echo", false);
-  request.generation.max_tokens = fields.integer("max_tokens", request.echo ? 0 : 1, INT32_MAX);
+  request.generation.max_tokens = fields.integer("max_tokens", 1, INT32_MAX);
   if (const auto logprobs = fields.integer("logprobs", 0, kMaxTopLogprobs)) {
     request.generation.logprobs = true;
     request.generation.top_logprobs = *logprobs;

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
+
+#include "base/mutation_for_tests.h"
 #include "base/philox.h"
 
 namespace flywheel::serve {
@@ -76,35 +79,76 @@ TEST(OpenaiRequest, NamesTheFieldThatIsWrong) {
   EXPECT_THAT(refusal(parse_chat_request, std::string(100'000, '[')), testing::HasSubstr("nested deeper"));
 }
 
-// Any bytes: an ApiError or a request, nothing else.
+TEST(OpenaiRequest, TopPOfZeroIsTaken) {
+  EXPECT_EQ(parse_completion_request(R"({"model":"m","prompt":"p","top_p":0})").generation.top_p, 0);
+}
+
+TEST(OpenaiRequest, PartsOfContentAreChecked) {
+  for (const char* parts :
+       {R"({"type":5,"text":"x"})", R"({"type":null,"text":"x"})", R"({"type":["text"],"text":"x"})",
+        R"({"type":"text","text":5})", R"({"type":"text"})", R"({"text":"x"})", "5", "null", "[]"}) {
+    EXPECT_THAT(
+        refusal(parse_chat_request,
+                std::string(R"({"model":"m","messages":[{"role":"user","content":[)") + parts + "]}]}"),
+        testing::StartsWith("messages[0].content:"))
+        << parts;
+  }
+}
+
+// Every field that there is.
+const std::vector<std::string> kWholeRequests = {
+    R"({"model":"m","messages":[{"role":"system","content":"s"},{"role":"user","name":"u","content":[{"type":"text","text":"hi"}]},
+        {"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]},
+        {"role":"tool","tool_call_id":"1","content":"r"}],"n":1,"stop":["a","b"],"logit_bias":{"1":2},"seed":3,
+        "temperature":1,"top_p":0.5,"top_k":4,"min_p":0.1,"max_completion_tokens":7,"max_tokens":8,"logprobs":true,
+        "top_logprobs":2,"stream":true,"stream_options":{"include_usage":true,"include_obfuscation":false},
+        "chat_template_kwargs":{"a":[1]},"add_generation_prompt":true,"user":"u","metadata":{"a":"b"}})",
+    R"({"model":"m","messages":[{"role":"user","content":"x"}],"tools":[],"tool_choice":"none","parallel_tool_calls":true,
+        "functions":[],"function_call":"none","response_format":{"type":"text"},"modalities":["text"],"audio":null})",
+    R"({"model":"m","prompt":["a","b"],"max_tokens":5,"echo":true,"logprobs":null,"best_of":2,"n":2,"suffix":"",
+        "frequency_penalty":-2,"presence_penalty":2,"repetition_penalty":1.5,"ignore_eos":true,"stop_token_ids":[1,2]})",
+    R"({"model":"m","prompt":[[1,2],[3]],"stop":"x"})"};
+
+// An ApiError or a request, nothing else; the refused field is named.
+void expect_answer(const std::string& body) {
+  for (const bool chat : {true, false}) {
+    try {
+      chat ? (void)parse_chat_request(body) : (void)parse_completion_request(body);
+    } catch (const ApiError& error) {
+      EXPECT_EQ(error.status, 400) << body;
+    } catch (const std::exception& error) {
+      FAIL() << error.what() << " of " << body;
+    }
+  }
+}
+
+TEST(OpenaiRequest, AnyValueMayStandAnywhere) {
+  const auto others = OrderedJson::parse(
+      R"([null, true, 5, -1, 1.5, 1e300, 18446744073709551615, "", "text", [], {}, [1], [null], ["text"], {"a": 1}, [[]], [{}]])");
+  for (const std::string& seed : kWholeRequests) {
+    const auto flat = OrderedJson::parse(seed).flatten();
+    std::set<std::string> places;  // each value, and each list and object that holds one
+    for (const auto& [path, value] : flat.items()) {
+      for (size_t end = path.size(); end != std::string::npos && end > 0; end = path.rfind('/', end - 1))
+        places.insert(path.substr(0, end));
+    }
+    EXPECT_GT(places.size(), 3u);
+    for (const std::string& place : places) {
+      for (const auto& other : others) {
+        OrderedJson changed = OrderedJson::parse(seed);
+        changed[OrderedJson::json_pointer(place)] = other;
+        expect_answer(changed.dump());
+      }
+    }
+  }
+}
+
 TEST(OpenaiRequest, SurvivesMutations) {
-  const std::string seed_text =
-      R"({"model":"m","messages":[{"role":"user","content":"hi"}],"n":1,"stop":["a"],"logit_bias":{"1":2},"seed":3})";
   Philox rng(2026, 11);
   for (int i = 0; i < 20'000; ++i) {
-    std::string text = seed_text;
-    for (uint64_t k = 0, edits = 1 + rng.below(4); k < edits; ++k) {
-      const size_t at = rng.below(text.size());
-      switch (rng.below(3)) {
-        case 0:
-          text[at] = static_cast<char>(rng.below(256));
-          break;
-        case 1:
-          text.erase(at, rng.below(8));
-          break;
-        default:
-          text.insert(at, text.substr(rng.below(text.size()), rng.below(12)));
-      }
-      if (text.empty()) text = "{";
-    }
-    try {
-      parse_chat_request(text);
-    } catch (const ApiError&) {
-    }
-    try {
-      parse_completion_request(text);
-    } catch (const ApiError&) {
-    }
+    std::string text = kWholeRequests[rng.below(kWholeRequests.size())];
+    mutate(text, rng, {.alphabet = "{}[]:,\"0-1.e", .most_edits = 4, .most_inserted = 12, .most_erased = 8});
+    expect_answer(text);
   }
 }
 

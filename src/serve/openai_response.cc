@@ -1,5 +1,9 @@
 #include "serve/openai_response.h"
 
+#include <algorithm>
+
+#include "model/unicode.h"
+
 namespace flywheel::serve {
 namespace {
 
@@ -39,36 +43,60 @@ OrderedJson chat_logprobs(const std::vector<engine::GeneratedToken>& tokens, con
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
+// A token as /v1/completions writes it: its text, or "bytes:\xe3\x81" for what is no whole character. Parts
+// of different characters stay different that way, also as keys.
+std::string token_name(const std::string& bytes) {
+  if (model::is_valid_utf8(bytes)) return bytes;
+  std::string name = "bytes:";
+  for (const char c : bytes) {
+    const bool printable = c >= ' ' && c <= '~';
+    name += printable ? std::string(1, c) : fmt::format("\\x{:02x}", static_cast<uint8_t>(c));
+  }
+  return name;
+}
+
 OrderedJson completion_logprobs(const std::vector<engine::GeneratedToken>& tokens, const CallInfo& call,
-                                size_t text_offset, const model::Tokenizer& tokenizer) {
+                                TextOffset& offset, const model::Tokenizer& tokenizer) {
   OrderedJson out = {{"text_offset", OrderedJson::array()},
                      {"token_logprobs", OrderedJson::array()},
                      {"tokens", OrderedJson::array()},
                      {"top_logprobs", OrderedJson::array()}};
   for (const auto& token : tokens) {
-    const std::string text = tokenizer.token_bytes(token.id);
-    out["text_offset"].push_back(text_offset);
+    out["text_offset"].push_back(offset.of_next(token.id));
     out["token_logprobs"].push_back(token.logprob);
-    out["tokens"].push_back(text);
+    out["tokens"].push_back(token_name(tokenizer.token_bytes(token.id)));
     OrderedJson tops = OrderedJson::object();
     for (const auto& top : token.top) {
       if (static_cast<int64_t>(tops.size()) == call.top_logprobs) break;
-      tops[tokenizer.token_bytes(top.id)] = top.logprob;
+      tops.emplace(token_name(tokenizer.token_bytes(top.id)), top.logprob);  // of two alike the likelier
     }
     out["top_logprobs"].push_back(std::move(tops));
-    text_offset += text.size();
   }
   return out;
 }
 
-OrderedJson logprobs_json(const CallInfo& call, const Choice& choice, size_t text_offset,
+OrderedJson logprobs_json(const CallInfo& call, const Choice& choice, TextOffset& offset,
                           const model::Tokenizer& tokenizer) {
   if (!call.logprobs) return nullptr;
   if (call.api == Api::kChat) return chat_logprobs(choice.tokens, call, tokenizer);
-  return completion_logprobs(choice.tokens, call, text_offset, tokenizer);
+  return completion_logprobs(choice.tokens, call, offset, tokenizer);
 }
 
 }  // namespace
+
+size_t TextOffset::of_next(model::TokenId id) {
+  const size_t before = characters_;
+  characters_ += model::count_code_points(text_.push(id));
+  const std::string bytes = tokenizer_.token_bytes(id);
+  const bool goes_on = !bytes.empty() && (static_cast<uint8_t>(bytes.front()) & 0xc0) == 0x80;
+  if (goes_on) return before;
+  // A character that was begun before and never ended came out together with this token, and stands before
+  // it.
+  const std::string whole =
+      model::repair_utf8(bytes.substr(0, bytes.size() - model::incomplete_utf8_tail(bytes)));
+  const size_t own = model::count_code_points(whole);
+  return characters_ > before + own ? characters_ - own : before;
+}
 
 OrderedJson usage_json(const Usage& usage) {
   return {{"prompt_tokens", usage.prompt_tokens},
@@ -88,7 +116,8 @@ OrderedJson response_json(const CallInfo& call, const std::vector<Choice>& choic
     } else {
       choice["text"] = choices[i].text;
     }
-    choice["logprobs"] = logprobs_json(call, choices[i], 0, tokenizer);
+    TextOffset offset(tokenizer);
+    choice["logprobs"] = logprobs_json(call, choices[i], offset, tokenizer);
     choice["finish_reason"] = or_null(choices[i].finish_reason);
     out["choices"].push_back(std::move(choice));
   }
@@ -96,7 +125,7 @@ OrderedJson response_json(const CallInfo& call, const std::vector<Choice>& choic
   return out;
 }
 
-OrderedJson chunk_json(const CallInfo& call, int index, const Choice& piece, bool first, size_t text_offset,
+OrderedJson chunk_json(const CallInfo& call, int index, const Choice& piece, bool first, TextOffset& offset,
                        const model::Tokenizer& tokenizer) {
   OrderedJson out = object_head(call, true);
   OrderedJson choice = {{"index", index}};
@@ -109,7 +138,7 @@ OrderedJson chunk_json(const CallInfo& call, int index, const Choice& piece, boo
     choice["text"] = piece.text;
   }
   choice["logprobs"] =
-      piece.tokens.empty() ? OrderedJson(nullptr) : logprobs_json(call, piece, text_offset, tokenizer);
+      piece.tokens.empty() ? OrderedJson(nullptr) : logprobs_json(call, piece, offset, tokenizer);
   choice["finish_reason"] = or_null(piece.finish_reason);
   out["choices"] = OrderedJson::array({std::move(choice)});
   if (call.stream_usage) out["usage"] = nullptr;

@@ -1,4 +1,4 @@
-// The JSON of OpenAI's answers, from the engine's events. Pure functions of their arguments.
+// The JSON of OpenAI's answers, from the engine's events. Functions of their arguments.
 #pragma once
 
 #include <cstdint>
@@ -35,13 +35,27 @@ struct Choice {
   std::string finish_reason;  // "" while it grows
 };
 
+// Where a choice's tokens begin in its text, in characters, as OpenAI counts them. Fed with every token in
+// order, so that it is the same streamed and whole. A token that goes on with a character begun before stands
+// where that began.
+class TextOffset {
+ public:
+  explicit TextOffset(const model::Tokenizer& tokenizer) : tokenizer_(tokenizer), text_(tokenizer) {}
+  size_t of_next(model::TokenId id);
+
+ private:
+  const model::Tokenizer& tokenizer_;
+  model::Detokenizer text_;
+  size_t characters_ = 0;  // of the tokens before
+};
+
 OrderedJson usage_json(const Usage& usage);
 // The whole answer of a call that does not stream.
 OrderedJson response_json(const CallInfo& call, const std::vector<Choice>& choices, const Usage& usage,
                           const model::Tokenizer& tokenizer);
 // One chunk of a stream: what is new in choice `index`. `first`: a chat's chunk also says the role.
-// `text_offset`: bytes of the choice's text before this chunk.
-OrderedJson chunk_json(const CallInfo& call, int index, const Choice& piece, bool first, size_t text_offset,
+// `offset` is the choice's own and goes on from chunk to chunk.
+OrderedJson chunk_json(const CallInfo& call, int index, const Choice& piece, bool first, TextOffset& offset,
                        const model::Tokenizer& tokenizer);
 // The chunk after the last: no choice, only figures.
 OrderedJson usage_chunk_json(const CallInfo& call, const Usage& usage);

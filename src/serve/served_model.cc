@@ -45,4 +45,8 @@ std::vector<std::shared_ptr<ServedModel>> ModelRegistry::list() const {
   return out;
 }
 
+void ModelRegistry::stop() {
+  for (const auto& served : list()) served->engine->stop();
+}
+
 }  // namespace flywheel::serve

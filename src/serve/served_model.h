@@ -30,6 +30,8 @@ class ModelRegistry {
   Result<void> load(const engine::EngineConfig& config);
   std::shared_ptr<ServedModel> find(const std::string& name) const;  // null: none such
   std::vector<std::shared_ptr<ServedModel>> list() const;
+  // Stops every engine; what they were computing ends as cancelled.
+  void stop();
 
  private:
   mutable std::mutex mutex_;

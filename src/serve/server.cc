@@ -1,6 +1,9 @@
 #include "serve/server.h"
 
 #include <openssl/crypto.h>
+#include <strings.h>
+
+#include <algorithm>
 
 #include "base/deadline.h"
 #include "base/hash.h"
@@ -55,17 +58,19 @@ struct Server::State {
 void Server::State::check_key(const HttpRequest& request) const {
   if (key_hashes.empty()) return;
   const std::string_view header = request.header("authorization");
-  constexpr std::string_view kBearer = "Bearer ";
-  if (!header.starts_with(kBearer)) {
+  const size_t space = std::min(header.find(' '), header.size());
+  const size_t key = std::min(header.find_first_not_of(' ', space), header.size());
+  const bool bearer = space == 6 && strncasecmp(header.data(), "Bearer", space) == 0;  // RFC 9110, 11.1
+  if (!bearer || key == header.size()) {
     throw ApiError(401, "You didn't provide an API key: send it as Authorization: Bearer KEY", "",
                    "invalid_api_key");
   }
-  const std::string given = sha256_hex(header.substr(kBearer.size()));
+  const std::string given = sha256_hex(header.substr(key));
   bool known = false;
   for (const auto& hash : key_hashes) known |= CRYPTO_memcmp(hash.data(), given.data(), hash.size()) == 0;
   if (!known) {
-    throw ApiError(401, "Incorrect API key provided: " + redacted(std::string(header.substr(kBearer.size()))),
-                   "", "invalid_api_key");
+    throw ApiError(401, "Incorrect API key provided: " + redacted(std::string(header.substr(key))), "",
+                   "invalid_api_key");
   }
 }
 
@@ -117,13 +122,21 @@ asio::awaitable<void> Server::State::handle(HttpExchange& exchange) {
 }
 
 Server::Server(ServerConfig config) : state_(std::make_unique<State>(std::move(config))) {}
-Server::~Server() = default;
+Server::~Server() {
+  drain(Deadline::after_ms(1000));
+}
 
 Result<void> Server::start() {
   if (!is_loopback(state_->config.http.host) && state_->config.api_keys.empty()) {
     throw UserError("http.host",
                     state_->config.http.host + " can be reached by others, and no API key is asked for",
                     "set api_keys (or --api-key), or bind to 127.0.0.1");
+  }
+  for (const std::string& key : state_->config.api_keys) {
+    const bool sendable = std::ranges::all_of(key, [](char c) { return c > ' ' && c < '\x7f'; });
+    if (!key.empty() && sendable) continue;
+    throw UserError("api_keys", key.empty() ? "a key is empty" : "a key holds spaces or other than ASCII",
+                    "nobody could send it: give a key of visible ASCII, or none at all");
   }
   const HttpServerConfig& http = state_->config.http;
   if (http.max_body_bytes < 1 || http.max_header_bytes < 256 || http.max_connections < 1 ||
@@ -147,7 +160,11 @@ std::vector<std::string> Server::model_names() const {
 }
 
 void Server::drain(Deadline deadline) {
-  state_->http.drain(deadline);
+  state_->http.finish(deadline);
+  // Whatever still waits for tokens gets its last event now, and has a second to say so to its client. Also,
+  // no engine may compute on when main() returns: its thread pool ends there.
+  state_->models.stop();
+  state_->http.drain(Deadline::after_ms(1000));
 }
 
 }  // namespace flywheel::serve

