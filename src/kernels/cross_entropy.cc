@@ -63,19 +63,13 @@ double linear_cross_entropy(float* logprob_M, const float* x_MD, const PackedWei
     }
     loss += pool.parallel_sum(rows, 1, [&](int64_t r, int64_t) {
       float* row = logits + r * V;
-      const bool valid = targets[r] != kIgnoredTarget;
-      CHECK(!valid || (targets[r] >= 0 && targets[r] < total), "target {} of a vocabulary of {}", targets[r],
-            total);
-      float logprob = 0;
-      if (valid) {
-        const float whole = shard == nullptr ? kernels.log_sum_exp(row, V) : lse[static_cast<size_t>(r)];
-        logprob = (shard == nullptr ? row[targets[r]] : target_logit[static_cast<size_t>(r)]) - whole;
-        if (gradient != nullptr) {
-          kernels.softmax_scaled(row, whole, gradient->scale, V);
-          if (mine(r)) row[targets[r] - first] -= gradient->scale;
-        }
-      } else if (gradient != nullptr) {
-        std::fill_n(row, V, 0.0f);
+      CHECK(targets[r] >= 0 && targets[r] < total, "target {} of a vocabulary of {}", targets[r], total);
+      const float whole = shard == nullptr ? kernels.log_sum_exp(row, V) : lse[static_cast<size_t>(r)];
+      const float logprob =
+          (shard == nullptr ? row[targets[r]] : target_logit[static_cast<size_t>(r)]) - whole;
+      if (gradient != nullptr) {
+        kernels.softmax_scaled(row, whole, gradient->scale, V);
+        if (mine(r)) row[targets[r] - first] -= gradient->scale;
       }
       if (logprob_M != nullptr) logprob_M[m + r] = logprob;
       return -static_cast<double>(logprob);

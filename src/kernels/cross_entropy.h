@@ -5,9 +5,8 @@
 // logits give the same log-probability bit for bit on both sides.
 //
 //   float lse = log_sum_exp(logits, V);  float logprob = logits[id] - lse;
-//   CrossEntropyGradient gradient{.weight_transposed = &wt, .scale = 1.0f / valid, .dx_MD = dx, .dw_VD = dw};
-//   double loss = linear_cross_entropy(logprob_M, x, weight, targets, M, &gradient, pool);  // sum over valid
-//   rows
+//   CrossEntropyGradient gradient{.weight_transposed = &wt, .scale = 1.0f / M, .dx_MD = dx, .dw_VD = dw};
+//   double loss = linear_cross_entropy(logprob_M, x, weight, targets, M, &gradient, pool);  // sum over rows
 #pragma once
 
 #include <cstdint>
@@ -18,8 +17,6 @@
 #include "kernels/linear.h"
 
 namespace flywheel::kernels {
-
-inline constexpr int32_t kIgnoredTarget = -100;
 
 float log_sum_exp(const float* logits_V, int64_t V);
 
@@ -40,10 +37,9 @@ struct VocabularyShard {
   std::function<void(std::span<float>)> max, sum;
 };
 
-// Sum over rows whose target is not kIgnoredTarget of -log softmax(x W^T)[target]; targets in [0, V).
-// logprob_M, if not null, gets each valid row's log-probability (0 where ignored). gradient: null to
-// evaluate. With a `shard`, `weight` is this rank's rows, every rank returns the whole sum, and dx is this
-// rank's part: its sum over the ranks is the gradient.
+// Sum over rows of -log softmax(x W^T)[target]; targets in [0, V). logprob_M, if not null, gets each row's
+// log-probability. gradient: null to evaluate. With a `shard`, `weight` is this rank's rows, every rank
+// returns the whole sum, and dx is this rank's part: its sum over the ranks is the gradient.
 double linear_cross_entropy(float* logprob_M, const float* x_MD, const PackedWeight& weight,
                             const int32_t* targets_M, int64_t M, const CrossEntropyGradient* gradient,
                             ThreadPool& pool, const VocabularyShard* shard = nullptr);

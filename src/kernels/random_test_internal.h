@@ -49,26 +49,31 @@ inline std::vector<float> rounded(std::vector<float> v, DType dtype) {
   return v;
 }
 
-// Largest |got - want| over the root mean square of want.
-inline double worst_error(const std::vector<float>& got, const std::vector<double>& want) {
-  double worst = 0, squares = 0;
+// Largest |got - want|; infinity for results of another number, or where one of them is not finite: no bound
+// is above that.
+inline double largest_difference(const std::vector<float>& got, const std::vector<double>& want) {
+  if (got.size() != want.size()) return HUGE_VAL;
+  double largest = 0;
   for (size_t i = 0; i < want.size(); ++i) {
-    const double error = std::abs(static_cast<double>(got[i]) - want[i]);
-    if (!(error <= worst)) worst = error;  // keeps a NaN
-    squares += want[i] * want[i];
+    const double difference = std::abs(static_cast<double>(got[i]) - want[i]);
+    if (!std::isfinite(difference)) return HUGE_VAL;
+    largest = std::max(largest, difference);
   }
-  return worst / (std::sqrt(squares / static_cast<double>(want.size())) + 1e-30);
+  return largest;
 }
 
-// The same over the largest |want|, for results that are nearly zero but for a few.
+// The same over the root mean square of want.
+inline double worst_error(const std::vector<float>& got, const std::vector<double>& want) {
+  double squares = 0;
+  for (const double x : want) squares += x * x;
+  return largest_difference(got, want) / (std::sqrt(squares / static_cast<double>(want.size())) + 1e-30);
+}
+
+// Over the largest |want|, for results that are nearly zero but for a few.
 inline double worst_error_of_largest(const std::vector<float>& got, const std::vector<double>& want) {
-  double worst = 0, largest = 1e-30;
-  for (size_t i = 0; i < want.size(); ++i) {
-    const double error = std::abs(static_cast<double>(got[i]) - want[i]);
-    if (!(error <= worst)) worst = error;  // keeps a NaN
-    largest = std::max(largest, std::abs(want[i]));
-  }
-  return worst / largest;
+  double largest = 1e-30;
+  for (const double x : want) largest = std::max(largest, std::abs(x));
+  return largest_difference(got, want) / largest;
 }
 
 #define FOR_EACH_ISA                          \

@@ -143,8 +143,20 @@ Trace train_on_mesh(const TrainConfig& config, const model::Decoder& decoder) {
 double worst(const std::vector<double>& got, const std::vector<double>& want) {
   if (got.size() != want.size()) return HUGE_VAL;
   double error = 0;
-  for (size_t i = 0; i < got.size(); ++i) error = std::max(error, std::abs(got[i] / want[i] - 1));
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double one = std::abs(got[i] / want[i] - 1);
+    if (!std::isfinite(one)) return HUGE_VAL;  // std::max would lose a NaN
+    error = std::max(error, one);
+  }
   return error;
+}
+
+TEST(Mesh, NoComparisonLosesANumberThatIsNotFinite) {
+  const double nan = std::nan("");
+  EXPECT_EQ(worst({1, nan, 1}, {1, 1, 1}), HUGE_VAL);
+  EXPECT_EQ(worst({1, HUGE_VAL, 1}, {1, 1, 1}), HUGE_VAL);
+  EXPECT_EQ(worst({1, 1, 1}, {1, nan, 1}), HUGE_VAL);
+  EXPECT_EQ(worst({1, 2}, {1, 1}), 1);
 }
 
 std::string describe_mesh(const TrainConfig& c) {

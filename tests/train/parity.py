@@ -27,7 +27,7 @@ for step in range(case["steps"]):
     loss = model(batch[:, :-1], batch[:, 1:])
     optimizer.zero_grad()
     loss.backward()
-    worst_loss = max(worst_loss, abs(loss.item() - case["losses"][step]) / loss.item())
+    worst_loss = float(np.maximum(worst_loss, abs(loss.item() - case["losses"][step]) / loss.item()))  # keeps a NaN
     offset = 0
     difference = total = 0.0
     for name in case["names"]:
@@ -37,7 +37,7 @@ for step in range(case["steps"]):
         difference += ((mine - theirs) ** 2).sum()
         total += (theirs**2).sum()
     steps.append((difference / total) ** 0.5)
-    worst_gradient = max(worst_gradient, steps[-1])
+    worst_gradient = float(np.maximum(worst_gradient, steps[-1]))
     torch.nn.utils.clip_grad_norm_(model.parameters(), case["optimizer"]["clip_norm"])
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(case["optimizer"], step, case["steps"])
