@@ -1,8 +1,6 @@
 #include "runtime/controller.h"
 
-#include <fcntl.h>
 #include <sys/eventfd.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -10,6 +8,7 @@
 
 #include "base/file.h"
 #include "runtime/controller_internal.h"
+#include "runtime/run_lock.h"
 
 namespace flywheel::runtime {
 namespace {
@@ -37,25 +36,8 @@ Core::~Core() {
   if (lock_fd >= 0) ::close(lock_fd);  // gives the run's lock back
 }
 
-// One controller at a time has a run: a lock that the kernel drops when its holder dies.
-Result<void> Core::take_run() {
-  RETURN_IF_ERROR(make_folders(options.folder));
-  const std::string path = options.folder + "/controller.lock";
-  lock_fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (lock_fd < 0) return make_error(ErrorCode::kIo, "cannot open {}: {}", path, std::strerror(errno));
-  // A controller that was killed a moment ago may still be on its way out.
-  for (const Deadline patience = Deadline::after_ms(3000); ::flock(lock_fd, LOCK_EX | LOCK_NB) != 0;) {
-    if (patience.expired()) {
-      return make_error(ErrorCode::kUnavailable,
-                        "run {} is in the hands of another controller ({} is locked)", options.run, path);
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  }
-  return {};
-}
-
 Result<void> Core::start() {
-  RETURN_IF_ERROR(take_run());
+  ASSIGN_OR_RETURN(lock_fd, lock_run(options.folder, options.run));
   log_path = options.folder + "/commands.log";
   {
     ASSIGN_OR_RETURN(const LogContent content, read_log(log_path));

@@ -157,7 +157,6 @@ struct Core : std::enable_shared_from_this<Core> {
 
   ~Core();
   // controller.cc
-  Result<void> take_run();
   void shutdown();
   Result<void> start();
   void take_up(MeshState& mesh, const LoggedMesh& before);

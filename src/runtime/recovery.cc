@@ -26,7 +26,7 @@ void Core::recover(MeshState& mesh, const std::set<int>& lost, const std::string
   mesh.recovery_clock.restart();
   mesh.suspect.reset();
   if (!first) {
-    ++mesh.recoveries;
+    if (!lost.empty()) ++mesh.recoveries;  // a command that failed cost no worker
     recoveries.add(1);
     LOG_WARN("mesh {}: {}", mesh.name, reason);
     if (++mesh.fruitless > 20) {

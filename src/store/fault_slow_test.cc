@@ -117,6 +117,29 @@ int work_forever(const std::string& address, const std::string& home, uint64_t s
   }
 }
 
+// Whoever starts the same command again at once must find a run to go on with, not one that still runs.
+TEST_P(FaultTest, ARunWhoseProcessWasKilledIsLostAtOnce) {
+  Child child([&] {
+    Store store = open();
+    const auto run = store.create_run({.name = "r"}).value();
+    return ::pause();
+  });
+  Store store = open();
+  for (const Deadline limit = Deadline::after_ms(20'000); !store.run_info("r-1").ok() && !limit.expired();)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_EQ(store.run_info("r-1").value().status, RunStatus::kRunning);
+  child.kill();
+  EXPECT_EQ(store.run_info("r-1").value().status, RunStatus::kLost);
+  EXPECT_EQ(store.list_runs().value().at(0).status, RunStatus::kLost);
+  const auto again = store.resume_run("r-1").value();
+  EXPECT_EQ(store.run_info("r-1").value().status, RunStatus::kRunning);
+  // Of a process on another host nothing is known but its heartbeat.
+  execute("UPDATE run SET host = 'elsewhere', pid = 999999999");
+  EXPECT_EQ(store.run_info("r-1").value().status, RunStatus::kRunning);
+  execute("UPDATE run SET heartbeat_ms = heartbeat_ms - 31000");
+  EXPECT_EQ(store.run_info("r-1").value().status, RunStatus::kLost);
+}
+
 TEST_P(FaultTest, KilledAtAnyMomentTheStoreIsConsistent) {
   (void)open();
   Philox rng(11);

@@ -32,7 +32,7 @@ namespace flywheel::store {
 struct Artifact;
 struct RunState;
 
-// kLost is never stored: it is how a running run without a heartbeat for 30 s is shown.
+// kLost is never stored: a running run whose process on this host is gone, or without a heartbeat for 30 s.
 enum class RunStatus { kRunning, kFinished, kFailed, kStopped, kLost };
 const char* run_status_name(RunStatus status);
 

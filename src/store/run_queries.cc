@@ -2,6 +2,7 @@
 #include <array>
 
 #include "base/config.h"
+#include "base/process_liveness.h"
 #include "store/metrics.h"
 #include "store/store.h"
 #include "store/store_internal.h"
@@ -14,11 +15,14 @@ constexpr const char* kRunColumns =
     "SELECT id, name, kind, owner, host, pid, status, note, config, created_ms, finished_ms, heartbeat_ms "
     "FROM run ";
 
-RunStatus status_of(const std::string& text, int64_t heartbeat_ms, int64_t now) {
+// Of a run with these fields. On this host its process is looked at, elsewhere its heartbeat must do.
+RunStatus status_of(const std::string& text, const RunInfo& run, int64_t now, const std::string& this_host) {
   for (const RunStatus status : {RunStatus::kFinished, RunStatus::kFailed, RunStatus::kStopped}) {
     if (text == run_status_name(status)) return status;
   }
-  return now - heartbeat_ms > kLostAfterMs ? RunStatus::kLost : RunStatus::kRunning;
+  // The heartbeat is by the database's clock, which may be another's: so much may they differ.
+  const bool gone = run.host == this_host && !process_lives(run.pid, run.heartbeat_ms + kLostAfterMs);
+  return gone || now - run.heartbeat_ms > kLostAfterMs ? RunStatus::kLost : RunStatus::kRunning;
 }
 
 Result<std::map<std::string, std::string>> read_pairs(Database& db, const std::string& table,
@@ -36,12 +40,12 @@ Result<std::vector<std::string>> read_refs(Database& db, const std::string& sql,
   return refs;
 }
 
-Result<RunInfo> read_run(Database& db, const Row& row, int64_t now) {
+Result<RunInfo> read_run(Database& db, const Row& row, int64_t now, const std::string& this_host) {
   RunInfo run;
   run.id = row.text(0), run.name = row.text(1), run.kind = row.text(2), run.owner = row.text(3);
   run.host = row.text(4), run.pid = row.integer(5), run.note = row.text(7), run.config = row.text(8);
   run.created_ms = row.integer(9), run.finished_ms = row.integer(10), run.heartbeat_ms = row.integer(11);
-  run.status = status_of(row.text(6), run.heartbeat_ms, now);
+  run.status = status_of(row.text(6), run, now, this_host);
   ASSIGN_OR_RETURN(run.params, read_pairs(db, "run_param", run.id));
   ASSIGN_OR_RETURN(run.tags, read_pairs(db, "run_tag", run.id));
   ASSIGN_OR_RETURN(
@@ -79,7 +83,7 @@ Result<RunInfo> Store::run_info(const std::string& id) {
     ASSIGN_OR_RETURN(const int64_t now, db.now_ms());
     ASSIGN_OR_RETURN(const Rows rows, db.execute(std::string(kRunColumns) + "WHERE id = $1", {id}));
     if (rows.empty()) return no_such_run(db, id);
-    return read_run(db, rows[0], now);
+    return read_run(db, rows[0], now, state_->host);
   });
 }
 
@@ -100,7 +104,7 @@ Result<std::vector<RunInfo>> Store::list_runs(const RunFilter& filter) {
       for (const auto& [key, value] : filter.tags)
         wanted = wanted && tags.contains(key) && tags.at(key) == value;
       if (!wanted) continue;
-      ASSIGN_OR_RETURN(RunInfo run, read_run(db, row, now));
+      ASSIGN_OR_RETURN(RunInfo run, read_run(db, row, now, state_->host));
       runs.push_back(std::move(run));
     }
     return runs;
