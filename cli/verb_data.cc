@@ -71,6 +71,16 @@ int report(const Options& options) {
   return 0;
 }
 
+// At most so many bytes of a text, cut at a space; without one near the end (many scripts have none), between
+// two characters.
+std::string beginning(const std::string& text, size_t bytes) {
+  if (text.size() <= bytes) return text;
+  const size_t space = text.find_last_of(" \n", bytes);
+  if (space != std::string::npos && space > bytes / 2) return text.substr(0, space);
+  while (bytes > 0 && (static_cast<unsigned char>(text[bytes]) & 0xC0) == 0x80) --bytes;  // inside one
+  return text.substr(0, bytes);
+}
+
 // A few documents, cut to a readable length.
 void print_documents(const std::string& output, int64_t count) {
   const Result<MappedFile> file = MappedFile::open(output + "/documents.jsonl");
@@ -81,8 +91,7 @@ void print_documents(const std::string& output, int64_t count) {
     const Result<data::Document> document = data::document_from_json(rest.substr(0, end));
     rest.remove_prefix(std::min(end + 1, rest.size()));
     if (!document.ok()) continue;
-    std::string text = document->text.substr(0, 300);
-    text.resize(text.size() == 300 ? text.find_last_of(' ') : text.size());
+    const std::string text = beginning(document->text, 300);
     std::printf("\n--- %s %s %s\n%s%s\n", document->id.c_str(), document->file.c_str(),
                 document->place.c_str(), text.c_str(), document->text.size() > text.size() ? " ..." : "");
   }

@@ -39,7 +39,9 @@ Result<std::string> decompress_gzip(std::string_view bytes, int64_t max_bytes) {
     if (static_cast<int64_t>(out.size()) > max_bytes) return too_large(max_bytes);
     if (stream.avail_in == 0 && fed < bytes.size()) feed();
     if (rc == Z_STREAM_END) {
-      if (stream.avail_in == 0) return out;
+      // Archives on tapes and of some tools are filled up with zero bytes, which gzip(1) takes too.
+      const std::string_view rest = bytes.substr(fed - stream.avail_in);
+      if (rest.find_first_not_of('\0') == std::string_view::npos) return out;
       if (inflateReset(&stream) != Z_OK) return make_error(ErrorCode::kIo, "zlib cannot go on");
     } else if (rc != Z_OK || (stream.avail_in == 0 && stream.avail_out != 0)) {
       return make_error(ErrorCode::kInvalid, "broken gzip data near byte {} of {}: {}", fed - stream.avail_in,

@@ -55,40 +55,88 @@ class Lister {
     const std::string scheme = uri_scheme(input);
     if (scheme == "file") input = input.substr(std::string_view("file://").size());
     if (!scheme.empty() && scheme != "file") return add_remote(input);
-    if (fs::is_directory(input)) return add_folder(input);
-    if (fs::exists(input)) return add_named(input);
+    std::error_code error;
+    if (fs::exists(input, error)) return add_path(input);
     glob_t found{};
     const int rc = glob(input.c_str(), 0, nullptr, &found);
     std::vector<std::string> paths(found.gl_pathv, found.gl_pathv + (rc == 0 ? found.gl_pathc : 0));
     globfree(&found);
     if (paths.empty()) throw UserError(input, "no such file or folder", "give a folder, a file or a pattern");
-    for (const std::string& path : paths) fs::is_directory(path) ? add_folder(path) : add_named(path);
+    for (const std::string& path : paths) add_path(path);
   }
 
   InputList finish() {
     std::sort(list_.files.begin(), list_.files.end(),
               [](const InputFile& a, const InputFile& b) { return a.path < b.path; });
+    std::sort(list_.not_read.begin(), list_.not_read.end(),
+              [](const NotRead& a, const NotRead& b) { return a.path < b.path; });
     return std::move(list_);
   }
 
  private:
+  void add_path(const std::string& path) {
+    std::error_code error;
+    const fs::file_type type = fs::status(path, error).type();
+    if (type == fs::file_type::directory) return add_folder(path);
+    if (type == fs::file_type::regular) return add_named(path);
+    throw UserError(path, error ? error.message() : "is neither a file nor a folder");
+  }
+
   void add_folder(const std::string& folder) {
     std::error_code error;
-    for (fs::recursive_directory_iterator it(folder, fs::directory_options::skip_permission_denied, error),
-         end;
-         it != end; it.increment(error)) {
-      if (error) throw UserError(folder, "cannot be listed: " + error.message());
-      const std::string relative = it->path().lexically_relative(folder).string();
-      const bool left_out = matches(config_.exclude, relative);
-      if (it->is_directory(error)) {
-        if (left_out) it.disable_recursion_pending();
-        continue;
-      }
-      if (!it->is_regular_file(error)) continue;
-      consider({.path = it->path().lexically_normal().string(), .size_bytes = it->file_size(error)}, relative,
-               left_out);
-    }
+    root_ = folder, real_root_ = fs::canonical(folder, error).string();
+    if (real_root_ == "/") real_root_.clear();  // everything is below it
+    if (!error) walk(folder, error);
     if (error) throw UserError(folder, "cannot be listed: " + error.message());
+  }
+
+  // Nothing below a folder is passed over in silence: an entry is walked, read, counted or named as not read.
+  void walk(const fs::path& folder, std::error_code& error) {
+    for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+      const std::string path = it->path().lexically_normal().string();
+      const std::string relative = it->path().lexically_relative(root_).string();
+      const bool left_out = matches(config_.exclude, relative);
+      std::error_code problem;
+      switch (it->symlink_status(problem).type()) {
+        case fs::file_type::directory:
+          if (!left_out) walk(it->path(), problem);
+          if (problem) not_read(path, "cannot be listed: " + problem.message());
+          break;
+        case fs::file_type::regular:
+          consider({.path = path, .size_bytes = it->file_size(problem)}, relative, left_out);
+          break;
+        case fs::file_type::symlink:
+          add_link(path, relative, left_out);
+          break;
+        default:
+          if (wanted_kind(path, relative, left_out)) not_read(path, "a pipe, socket or device");
+      }
+    }
+  }
+
+  // A link is followed where it stays below the input: who may write there must not have other files of this
+  // machine read into a dataset. What a link to a folder holds is read where it lies, once.
+  void add_link(const std::string& path, const std::string& relative, bool left_out) {
+    std::error_code broken, error;
+    const fs::path target = fs::canonical(path, broken);
+    const fs::file_type type = broken ? fs::file_type::none : fs::status(target, error).type();
+    const bool inside = target == real_root_ || target.string().starts_with(real_root_ + "/");
+    if (type == fs::file_type::directory) {
+      if (left_out) return;
+      if (!inside) return not_read(path, "a link that leaves the input: it leads to " + target.string());
+      ++list_.skipped["link to a folder of the input"];
+      return;
+    }
+    const auto kind = wanted_kind(path, relative, left_out);
+    if (!kind) return;
+    if (broken) return not_read(path, "a link that leads nowhere: " + broken.message());
+    if (!inside) return not_read(path, "a link that leaves the input: it leads to " + target.string());
+    if (type != fs::file_type::regular) return not_read(path, "a link to a pipe, socket or device");
+    put({.path = path, .kind = *kind, .size_bytes = fs::file_size(target, error)});
+  }
+
+  void not_read(const std::string& path, const std::string& reason) {
+    if (seen_.insert(path).second) list_.not_read.push_back({path, reason});
   }
 
   void add_remote(const std::string& uri) {
@@ -140,20 +188,26 @@ class Lister {
   }
 
   void consider(InputFile file, const std::string& relative, bool left_out) {
-    if (left_out || (!config_.include.empty() && !matches(config_.include, relative))) {
-      ++list_.skipped["excluded"];
-      return;
-    }
-    const auto kind = kind_of(file.path);
-    const bool wanted = kind && std::find(config_.formats.begin(), config_.formats.end(),
-                                          input_kind_name(*kind)) != config_.formats.end();
-    if (!wanted) {
-      const std::string ending = fs::path(file.path).extension().string();
-      ++list_.skipped[ending.empty() ? "no ending" : ending];
-      return;
-    }
+    const auto kind = wanted_kind(file.path, relative, left_out);
+    if (!kind) return;
     file.kind = *kind;
     put(std::move(file));
+  }
+
+  // The kind of a file that is to be read; others are counted.
+  std::optional<InputKind> wanted_kind(const std::string& path, const std::string& relative, bool left_out) {
+    if (left_out || (!config_.include.empty() && !matches(config_.include, relative))) {
+      ++list_.skipped["excluded"];
+      return std::nullopt;
+    }
+    const auto kind = kind_of(path);
+    if (kind && std::find(config_.formats.begin(), config_.formats.end(), input_kind_name(*kind)) !=
+                    config_.formats.end()) {
+      return kind;
+    }
+    const std::string ending = fs::path(path).extension().string();
+    ++list_.skipped[ending.empty() ? "no ending" : ending];
+    return std::nullopt;
   }
 
   // The same file through two inputs is one.
@@ -164,6 +218,8 @@ class Lister {
   const InputConfig& config_;
   InputList list_;
   std::set<std::string> seen_;
+  fs::path root_;          // the folder being walked, as it was given
+  std::string real_root_;  // without links
 };
 
 }  // namespace
@@ -194,6 +250,10 @@ InputList list_inputs(const std::vector<std::string>& inputs, const InputConfig&
     std::string skipped;
     for (const auto& [why, n] : list.skipped)
       skipped += fmt::format("{}{} {}", skipped.empty() ? "" : ", ", n, why);
+    if (!list.not_read.empty()) {
+      skipped += fmt::format("{}{} not read, the first: {}: {}", skipped.empty() ? "" : ", ",
+                             list.not_read.size(), list.not_read[0].path, list.not_read[0].reason);
+    }
     throw UserError("input", "no file to read" + (skipped.empty() ? "" : " (skipped: " + skipped + ")"),
                     "html, txt, md, rst, jsonl and parquet are read; see input.exclude and input.formats");
   }

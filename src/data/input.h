@@ -2,7 +2,8 @@
 // s3://bucket/raw/*.jsonl) into a sorted list, and a file's bytes, decompressed.
 //
 // A file's kind is known by its name (.html .htm .xhtml, .txt .text .md .rst, .jsonl .ndjson, .parquet), with
-// .gz or .zst behind it where it is compressed. Files of other kinds are skipped and counted by ending.
+// .gz or .zst behind it where it is compressed. Files of other kinds are skipped and counted by ending. Links
+// below a folder are followed only where they stay below it.
 //
 // Errors: UserError for an input that is not there or holds nothing to read. Threads: load_input() any.
 //
@@ -55,9 +56,16 @@ struct InputFile {
   std::string local;  // where a remote file was fetched to
 };
 
+// What lies below a folder and should be read, but cannot be or must not be: a link that leaves the folder, a
+// folder that may not be listed, a pipe.
+struct NotRead {
+  std::string path, reason;
+};
+
 struct InputList {
   std::vector<InputFile> files;            // by path
   std::map<std::string, int64_t> skipped;  // "excluded", ".pdf", ... -> files
+  std::vector<NotRead> not_read;           // by path; they are quarantined
 };
 
 InputList list_inputs(const std::vector<std::string>& inputs, const InputConfig& config);
@@ -78,7 +86,7 @@ bool is_compressed(const InputFile& file);
 // kInvalid for a broken or too large compressed file. A remote file must have been fetched.
 Result<LoadedFile> load_input(const InputFile& file, const InputConfig& config);
 
-// gzip (several members too) or zstd into memory.
+// gzip (several members too, and zero bytes behind them) or zstd into memory.
 Result<std::string> decompress_gzip(std::string_view bytes, int64_t max_bytes);
 Result<std::string> decompress_zstd(std::string_view bytes, int64_t max_bytes);
 

@@ -31,32 +31,58 @@ Result<Reader> open(std::string_view bytes) {
   }
 }
 
-// Calls use(row, text) for each value of a column of texts that is not null; false for another type.
+// Calls use(array) with the array's own type if it holds texts or bytes; false for another type.
+template <typename Use>
+bool with_texts(const arrow::Array& array, Use&& use) {
+  switch (array.type_id()) {
+    case arrow::Type::STRING:
+      use(static_cast<const arrow::StringArray&>(array));
+      return true;
+    case arrow::Type::LARGE_STRING:
+      use(static_cast<const arrow::LargeStringArray&>(array));
+      return true;
+    case arrow::Type::STRING_VIEW:
+      use(static_cast<const arrow::StringViewArray&>(array));
+      return true;
+    case arrow::Type::BINARY:
+      use(static_cast<const arrow::BinaryArray&>(array));
+      return true;
+    case arrow::Type::LARGE_BINARY:
+      use(static_cast<const arrow::LargeBinaryArray&>(array));
+      return true;
+    case arrow::Type::BINARY_VIEW:
+      use(static_cast<const arrow::BinaryViewArray&>(array));
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Calls use(row, text) for each value of a column of texts that is not null, also where rows are numbers of a
+// dictionary (what pandas calls categories); false for another type.
 template <typename Use>
 bool for_each_text(const arrow::ChunkedArray& column, Use&& use) {
-  int64_t row = 0;
-  const auto walk = [&](const auto& array) {
-    for (int64_t i = 0; i < array.length(); ++i, ++row) {
-      if (array.IsValid(i)) use(static_cast<size_t>(row), array.GetView(i));
+  size_t row = 0;
+  const auto all = [&](const auto& texts) {
+    for (int64_t i = 0; i < texts.length(); ++i, ++row) {
+      if (texts.IsValid(i)) use(row, texts.GetView(i));
     }
   };
   for (const auto& chunk : column.chunks()) {
-    switch (chunk->type_id()) {
-      case arrow::Type::STRING:
-        walk(static_cast<const arrow::StringArray&>(*chunk));
-        break;
-      case arrow::Type::LARGE_STRING:
-        walk(static_cast<const arrow::LargeStringArray&>(*chunk));
-        break;
-      case arrow::Type::BINARY:
-        walk(static_cast<const arrow::BinaryArray&>(*chunk));
-        break;
-      case arrow::Type::LARGE_BINARY:
-        walk(static_cast<const arrow::LargeBinaryArray&>(*chunk));
-        break;
-      default:
-        return false;
+    bool texts = false;
+    if (chunk->type_id() == arrow::Type::DICTIONARY) {
+      const auto& numbers = static_cast<const arrow::DictionaryArray&>(*chunk);
+      texts = with_texts(*numbers.dictionary(), [&](const auto& words) {
+        for (int64_t i = 0; i < numbers.length(); ++i, ++row) {
+          if (!numbers.IsValid(i)) continue;
+          const int64_t word = numbers.GetValueIndex(i);
+          if (word >= 0 && word < words.length() && words.IsValid(word)) use(row, words.GetView(word));
+        }
+      });
+    } else {
+      texts = with_texts(*chunk, all);
     }
+    if (!texts) return false;
   }
   return true;
 }

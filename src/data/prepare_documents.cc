@@ -122,12 +122,24 @@ Piece clean_piece(std::string_view chunk, const DataConfig& config) {
   return piece;
 }
 
+// Documents do not depend on what was not read; the report does.
+std::string with_not_read(const std::string& key, const InputList& inputs) {
+  if (inputs.not_read.empty()) return key;
+  std::vector<std::string> parts{key};
+  for (const NotRead& one : inputs.not_read) parts.push_back(one.path), parts.push_back(one.reason);
+  return stage_key(parts);
+}
+
 }  // namespace
 
 Result<void> extract_stage(StageContext& context, const InputList& inputs, const std::string& key) {
   const DataConfig& config = context.request.config;
-  return context.run(make_stage("extract", key), [&](StageReport& report) -> Result<void> {
+  const Stage stage = make_stage("extract", with_not_read(key, inputs));
+  return context.run(stage, [&](StageReport& report) -> Result<void> {
     ASSIGN_OR_RETURN(Outputs outputs, Outputs::create(context, "extract"));
+    Piece not_read;
+    for (const NotRead& one : inputs.not_read) not_read.quarantined.push_back({one.path, "", one.reason});
+    RETURN_IF_ERROR(outputs.write(not_read, report));
     const std::vector<ReadUnit> units = plan_units(inputs, config.input);
     const auto n = static_cast<int64_t>(units.size());
     const auto cost = [&](int64_t i) {

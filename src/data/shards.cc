@@ -237,13 +237,10 @@ Result<Batch> Sampler::batch(int64_t step, int64_t rank, int64_t world) const {
   batch.length = config_.length;
   const auto row = static_cast<size_t>(config_.length + 1);
   batch.tokens.resize(static_cast<size_t>(batch.sequences) * row);
-  batch.documents.resize(batch.tokens.size());
   for (int64_t i = begin; i < end; ++i) {
     const int64_t sample = sample_at(step * config_.batch + i);
     const size_t at = static_cast<size_t>(i - begin) * row;
     RETURN_IF_ERROR(shards_->read(sample * config_.length, std::span(batch.tokens).subspan(at, row)));
-    RETURN_IF_ERROR(
-        shards_->read_documents(sample * config_.length, std::span(batch.documents).subspan(at, row)));
     batch.samples.push_back(sample);
   }
   return batch;

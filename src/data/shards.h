@@ -115,9 +115,8 @@ struct SamplerConfig {
 // The part of a global batch that one rank computes.
 struct Batch {
   int64_t sequences = 0, length = 0;
-  std::vector<int32_t> tokens;     // [sequences, length + 1]: inputs are the first `length`, targets the last
-  std::vector<int32_t> documents;  // the same shape: which document each token is of (for masks)
-  std::vector<int64_t> samples;    // [sequences]: where in the set, for the record
+  std::vector<int32_t> tokens;   // [sequences, length + 1]: inputs are the first `length`, targets the last
+  std::vector<int64_t> samples;  // [sequences]: where in the set, for the record
   std::span<const int32_t> inputs(int64_t i) const { return row(i).first(static_cast<size_t>(length)); }
   std::span<const int32_t> targets(int64_t i) const { return row(i).last(static_cast<size_t>(length)); }
 

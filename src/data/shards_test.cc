@@ -60,8 +60,6 @@ TEST(Shards, BatchIsTheSameForAnyWorldAndEachEpochSeesEachSampleOnce) {
       const int64_t first = whole.samples[static_cast<size_t>(i)] * 33;
       for (int64_t t = 0; t <= 33; ++t) {
         ASSERT_EQ(whole.tokens[static_cast<size_t>(i * 34 + t)], made.tokens[static_cast<size_t>(first + t)]);
-        ASSERT_EQ(whole.documents[static_cast<size_t>(i * 34 + t)],
-                  made.documents[static_cast<size_t>(first + t)]);
       }
       EXPECT_EQ(whole.inputs(i)[1], whole.targets(i)[0]);
     }
