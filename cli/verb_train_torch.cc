@@ -1,4 +1,6 @@
 // flywheel train: a model from token shards, on a mesh of workers, with a log that survives any of them.
+#include <atomic>
+#include <csignal>
 #include <cstdio>
 
 #include "base/config.h"
@@ -61,6 +63,31 @@ void check_memory(const train::TrainConfig& config) {
   if (refusal) throw UserError("flywheel train", *refusal);
 }
 
+// While it lives, the first SIGINT or SIGTERM is only noted; a second one ends the program.
+class StopSignals {
+ public:
+  StopSignals() {
+    noted_ = 0;
+    Action action{};
+    action.sa_handler = [](int signal) { noted_ = signal; };
+    action.sa_flags = static_cast<int>(SA_RESETHAND);
+    sigaction(SIGINT, &action, &interrupt_before_);
+    sigaction(SIGTERM, &action, &terminate_before_);
+  }
+  ~StopSignals() {
+    sigaction(SIGINT, &interrupt_before_, nullptr);
+    sigaction(SIGTERM, &terminate_before_, nullptr);
+  }
+  StopSignals(const StopSignals&) = delete;
+  StopSignals& operator=(const StopSignals&) = delete;
+  static int noted() { return noted_; }  // 0: none
+
+ private:
+  using Action = struct sigaction;
+  static inline std::atomic<int> noted_ = 0;
+  Action interrupt_before_{}, terminate_before_{};
+};
+
 int verb_train(const std::vector<std::string>& args) {
   CLI::App app{"Train a model on a mesh of workers."};
   std::string file, resume;
@@ -75,6 +102,7 @@ int verb_train(const std::vector<std::string>& args) {
   bool show = false;
   app.add_flag("--show-config", show, "Print the resolved config and stop");
   app.footer(
+      "Ctrl-C or SIGTERM stops a run so that it can be resumed; the same command again goes on with it.\n\n"
       "  flywheel train examples/tiny.yaml                      2 workers on this machine\n"
       "  flywheel train examples/tiny.yaml --set mesh.data=4 --set optimizer.lr=3e-4\n"
       "  flywheel train --resume tiny-1                         go on where run tiny-1 was\n"
@@ -120,9 +148,15 @@ int verb_train(const std::vector<std::string>& args) {
                 fmt::format("loss {:.3f}  {} tok/s  {:.0f}% of limit", p.loss,
                             human_count(static_cast<int64_t>(p.tokens_per_second)), p.limit_share * 100));
   };
+  const StopSignals signals;
+  hooks.should_stop = [] { return StopSignals::noted() != 0; };
   const auto report = train::run_training(config, {.resume = resume, .fresh = fresh}, hooks);
   if (!report.ok()) {
     bar.reset();
+    if (report.error().code == ErrorCode::kCancelled && StopSignals::noted() != 0) {
+      std::fprintf(stderr, "%s\n", report.error().message.c_str());
+      return 128 + StopSignals::noted();
+    }
     std::fprintf(stderr, "flywheel train: %s\n", report.error().to_string().c_str());
     return 1;
   }

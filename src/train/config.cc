@@ -3,9 +3,14 @@
 #include <cmath>
 #include <numbers>
 #include <set>
+#include <type_traits>
 
 namespace flywheel::train {
 namespace {
+
+constexpr int64_t kMostThreads = 4096;     // of a worker
+constexpr int64_t kMostWorkers = 1 << 20;  // so that no product of axes overflows
+constexpr int64_t kMostHeadDim = 512;      // of the attention kernels
 
 void require(bool holds, const char* key, const std::string& what) {
   if (!holds) throw UserError(key, what);
@@ -30,9 +35,35 @@ void check_hosts(const MeshConfig& mesh) {
   }
 }
 
+// Every number of a config by its key, in structs, lists and options: what is computed with is an f32, counts
+// are multiplied with each other.
+struct NumberCheck {
+  std::string path;
+  template <typename T>
+  void operator()(const std::string& name, T& value) {
+    const std::string key = path.empty() ? name : path + "." + name;
+    if constexpr (std::is_floating_point_v<T>) {
+      require(std::isfinite(static_cast<float>(value)), key.c_str(),
+              fmt::format("{} is no number to compute with", value));
+    } else if constexpr (std::is_same_v<T, int64_t>) {
+      require(std::in_range<int32_t>(value), key.c_str(),
+              fmt::format("{} is beyond {}", value, std::numeric_limits<int32_t>::max()));
+    } else if constexpr (requires(NumberCheck & inner) { value.fields(inner); }) {
+      NumberCheck inner{key};
+      value.fields(inner);
+    } else if constexpr (config_internal::IsVector<T>::value) {
+      for (size_t i = 0; i < value.size(); ++i) (*this)(fmt::format("{}[{}]", name, i), value[i]);
+    } else if constexpr (config_internal::IsOptional<T>::value) {
+      if (value) (*this)(name, *value);
+    }
+  }
+};
+
 }  // namespace
 
 void check(const TrainConfig& c) {
+  NumberCheck numbers;
+  TrainConfig(c).fields(numbers);
   require(!c.name.empty(), "name", "is empty");
   const auto& family = c.model.family;
   require(family == "llama" || family == "mistral" || family == "qwen2" || family == "qwen3", "model.family",
@@ -66,11 +97,28 @@ void check(const TrainConfig& c) {
           "every_steps >= 0, sequences >= 1");
   require(c.checkpoint.every_steps >= 0, "checkpoint.every_steps", "must be 0 (only at the end) or more");
   require(c.checkpoint.keep >= 0, "checkpoint.keep", "must be 0 (keep all) or more");
+  require(c.model.rope_theta > 0, "model.rope_theta", "must be above 0");
+  require(c.mesh.threads <= kMostThreads, "mesh.threads", fmt::format("must be at most {}", kMostThreads));
+  require(c.mesh.data <= kMostWorkers && c.mesh.tensor <= kMostWorkers && c.mesh.pipeline <= kMostWorkers &&
+              c.mesh.workers() <= kMostWorkers,
+          "mesh", fmt::format("at most {} workers", kMostWorkers));
+  // As the optimizer sees them, in f32.
+  const OptimizerConfig& o = c.optimizer;
+  require(static_cast<float>(o.epsilon) >= std::numeric_limits<float>::min(), "optimizer.epsilon",
+          fmt::format("{} is too small: the least f32 is 1.2e-38", o.epsilon));
+  for (const double beta : o.betas) {
+    require(static_cast<float>(beta) < 1, "optimizer.betas",
+            fmt::format("{} is 1 in f32, so that nothing would ever be forgotten", beta));
+  }
+  require(o.weight_decay >= 0, "optimizer.weight_decay", "must be 0 (none) or more");
 }
 
 model::DecoderConfig decoder_config(const ModelConfig& m, int64_t dataset_vocab_size) {
   require(m.num_heads > 0 && m.hidden_size % m.num_heads == 0, "model.num_heads",
           fmt::format("{} heads do not divide hidden_size {}", m.num_heads, m.hidden_size));
+  require(m.hidden_size / m.num_heads <= kMostHeadDim, "model.num_heads",
+          fmt::format("{} heads of hidden_size {} are {} wide; at most {} are computed with", m.num_heads,
+                      m.hidden_size, m.hidden_size / m.num_heads, kMostHeadDim));
   require(m.vocab_size == 0 || m.vocab_size >= dataset_vocab_size, "model.vocab_size",
           fmt::format("{} is less than the dataset's {}", m.vocab_size, dataset_vocab_size));
   model::DecoderConfig c;

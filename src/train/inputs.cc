@@ -16,6 +16,7 @@ using store::Store;
 
 constexpr const char* kDatasetHint =
     "`flywheel data prepare` makes a dataset of your files, `flywheel demo --only data` makes debian-docs";
+constexpr const char* kModelHint = "`flywheel models list` shows the models that are there";
 const std::vector<std::string> kShardsMarkers = {"manifest.json", "shards/train/manifest.json"};
 
 // `name`: a folder, or an artifact in the store. What is found must hold one of `markers`.
@@ -38,9 +39,17 @@ Result<Input> find_input(Store& store, const std::string& key, const std::string
                                       digest, size));
     return Input{folder, source.ref()};
   }
+  const auto no_marker = [&] { throw UserError(key, name + " has no " + markers.front(), hint); };
+  if (is_path(name)) {
+    if (path_exists(name)) no_marker();
+    throw UserError(key, "no such folder: " + name, hint);
+  }
   const Result<Artifact> found = store.resolve(name);
-  if (!found.ok() && found.error().code == ErrorCode::kNotFound)
+  if (!found.ok() &&
+      (found.error().code == ErrorCode::kNotFound || found.error().code == ErrorCode::kInvalid)) {
+    if (path_exists(name)) no_marker();
     throw UserError(key, found.error().message, hint);
+  }
   ASSIGN_OR_RETURN(const Artifact artifact, found);
   ASSIGN_OR_RETURN(const std::string folder, store.path_of(artifact));
   if (marker_in(folder).empty()) throw UserError(key, artifact.ref() + " has no " + markers.front());
@@ -92,7 +101,27 @@ Result<Input> find_tokenizer(Store& store, const TrainConfig& config, const Inpu
   return find_input(store, "data.tokenizer", name, {"tokenizer.json"});
 }
 
+// Sequences of these tokens can be taken, and the model has a row for each of them. `model`: what names it.
+Result<void> check_tokens(const std::string& key, const std::string& folder, const TrainConfig& config,
+                          const model::DecoderConfig& decoder, const std::string& model) {
+  ASSIGN_OR_RETURN(const data::TokenShards shards, data::TokenShards::open(folder));
+  const int64_t vocab_size = shards.manifest().vocab_size;
+  if (vocab_size > decoder.vocab_size) {
+    throw UserError(key, fmt::format("vocabulary {}, {} has {}", vocab_size, model, decoder.vocab_size),
+                    "prepare the data with the model's own tokenizer (tokenizer.path)");
+  }
+  if (shards.num_samples(config.batch.length) == 0) {
+    throw UserError(key, fmt::format("{} tokens are fewer than one sequence of batch.length {} and one more",
+                                     shards.num_tokens(), config.batch.length));
+  }
+  return {};
+}
+
 }  // namespace
+
+bool is_path(const std::string& name) {
+  return name.starts_with("/") || name.starts_with("./") || name.starts_with("../") || name.starts_with("~");
+}
 
 std::vector<std::string> Inputs::refs() const {
   std::vector<std::string> refs;
@@ -113,11 +142,16 @@ Result<Inputs> find_inputs(Store& store, const TrainConfig& config) {
   if (config.model.from.empty()) {
     inputs.decoder = decoder_config(config.model, shards.manifest().vocab_size);
   } else {
-    ASSIGN_OR_RETURN(inputs.model, find_input(store, "model.from", config.model.from, {"config.json"}));
+    ASSIGN_OR_RETURN(inputs.model,
+                     find_input(store, "model.from", config.model.from, {"config.json"}, kModelHint));
     ASSIGN_OR_RETURN(const auto source, model::open_weights(inputs.model.folder));
     ASSIGN_OR_RETURN(const Json json, source->config());
     ASSIGN_OR_RETURN(inputs.decoder, model::decoder_config_from_hf(json));
   }
+  const std::string model = config.model.from.empty() ? "the model" : "model.from";
+  RETURN_IF_ERROR(check_tokens("data.train", inputs.data.folder, config, inputs.decoder, model));
+  if (!inputs.validation.folder.empty())
+    RETURN_IF_ERROR(check_tokens("data.validation", inputs.validation.folder, config, inputs.decoder, model));
   if (config.batch.length > inputs.decoder.max_positions) {
     throw UserError("batch.length", fmt::format("{} is more than the model's {} positions",
                                                 config.batch.length, inputs.decoder.max_positions));

@@ -30,6 +30,9 @@ struct Inputs {
   std::vector<std::string> refs() const;
 };
 
+// Whether a name in a config can only be a path: no artifact is called so.
+bool is_path(const std::string& name);
+
 Result<Inputs> find_inputs(store::Store& store, const TrainConfig& config);
 
 }  // namespace flywheel::train

@@ -48,6 +48,11 @@ std::string step_result_to_json(const StepResult& r) {
 
 Result<StepResult> step_result_from_json(std::string_view text) {
   ASSIGN_OR_RETURN(const Json json, parse_json(text));
+  for (const char* key :
+       {"loss", "gradient_norm", "lr", "tokens"}) {  // JSON has no number that is not finite
+    if (!json.contains(key) || !json[key].is_number())
+      return make_error(ErrorCode::kCorrupt, "the result of a step has no {}: {}", key, text);
+  }
   return StepResult{.loss = json.value("loss", 0.0),
                     .gradient_norm = json.value("gradient_norm", 0.0),
                     .lr = json.value("lr", 0.0),

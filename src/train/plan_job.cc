@@ -9,6 +9,7 @@
 #include "data/shards.h"
 #include "model/weights.h"
 #include "store/store.h"
+#include "train/inputs.h"
 
 namespace flywheel::train {
 namespace {
@@ -16,6 +17,7 @@ namespace {
 // A local folder or file, or an artifact's.
 std::string find_path(const std::string& key, const std::string& name) {
   if (path_exists(name)) return name;
+  if (is_path(name)) throw UserError(key, "no such file or folder: " + name);
   auto store = store::Store::open().value_or_throw(key);
   const auto artifact = store.resolve(name);
   if (!artifact.ok()) throw UserError(key, artifact.error().message);

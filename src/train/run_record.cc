@@ -5,6 +5,7 @@
 #include "base/env.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "runtime/run_lock.h"
 #include "train/checkpoint.h"
 
 namespace flywheel::train {
@@ -15,34 +16,65 @@ using store::RunInfo;
 using store::RunStatus;
 using store::Store;
 
+namespace {
+
+constexpr int64_t kPatienceMs = 1000;  // for a controller that was killed a moment ago to let its run go
+
+std::string folder_of(const std::string& run) {
+  return env::home() + "/runs/" + run;
+}
+
+// Whether a controller has this run in its hands. The store knows of a run as soon as it is made, and on
+// other hosts; the lock is held by a controller even if it has been still for long.
+bool is_under_way(const RunInfo& info) {
+  return info.status == RunStatus::kRunning || runtime::run_is_locked(folder_of(info.id), kPatienceMs);
+}
+
+// The newest run with this very config that was left unfinished; "" without one.
+Result<std::string> unfinished_run(Store& store, const std::string& name, const std::string& config) {
+  ASSIGN_OR_RETURN(const std::vector<RunInfo> known, store.list_runs({.name = name, .kind = "train"}));
+  for (const RunInfo& info : known) {
+    if (info.status == RunStatus::kFinished || info.config != config) continue;
+    if (!is_under_way(info)) return info.id;
+    LOG_INFO("run {} with this very config is under way (process {} on {}); it is left alone", info.id,
+             info.pid, info.host);
+  }
+  return std::string();
+}
+
+// UserError for one that is finished or in another controller's hands.
+void check_resumable(const RunInfo& info) {
+  if (info.status == RunStatus::kFinished) {
+    throw UserError("--resume", info.id + " is finished",
+                    "flywheel runs show " + info.id + " tells what it made");
+  }
+  if (runtime::run_is_locked(folder_of(info.id), kPatienceMs)) {
+    throw UserError("--resume",
+                    fmt::format("{} is under way: process {} on {} has it", info.id, info.pid, info.host),
+                    "stop that one first");
+  }
+}
+
+}  // namespace
+
 RunRecord::RunRecord(Store store, Run run, TrainConfig config, std::vector<std::string> inputs)
     : store_(std::move(store)),
       run_(std::move(run)),
       config_(std::move(config)),
       inputs_(std::move(inputs)),
-      folder_(env::home() + "/runs/" + run_.id()) {}
+      folder_(folder_of(run_.id())) {}
 
 Result<RunRecord> RunRecord::open(Store store, const TrainConfig& config, const TrainOptions& options,
                                   std::vector<std::string> inputs) {
   const std::string text = dump_config(config);
   std::string id = options.resume;
   if (id.empty() && !options.fresh) {
-    ASSIGN_OR_RETURN(const std::vector<RunInfo> known,
-                     store.list_runs({.name = config.name, .kind = "train"}));
-    for (const RunInfo& info : known) {
-      const bool over = info.status == RunStatus::kFinished || info.status == RunStatus::kRunning;
-      if (!over && info.config == text) {
-        id = info.id;
-        break;
-      }
-    }
+    ASSIGN_OR_RETURN(id, unfinished_run(store, config.name, text));
   }
   const auto make_or_resume = [&]() -> Result<Run> {
     if (id.empty()) return store.create_run({.name = config.name, .kind = "train", .config = text});
     ASSIGN_OR_RETURN(const RunInfo info, store.run_info(id));
-    if (info.status == RunStatus::kFinished) {
-      throw UserError("--resume", id + " is finished", "flywheel runs show " + id + " tells what it made");
-    }
+    check_resumable(info);
     return store.resume_run(id);
   };
   ASSIGN_OR_RETURN(Run run, make_or_resume());

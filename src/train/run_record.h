@@ -25,7 +25,8 @@ namespace flywheel::train {
 
 class RunRecord {
  public:
-  // A new run; or the one that `options` names; or one that was left unfinished with this very config.
+  // A new run; or the one that `options` names; or one that was left unfinished with this very config. A run
+  // whose controller lives is not taken.
   static Result<RunRecord> open(store::Store store, const TrainConfig& config, const TrainOptions& options,
                                 std::vector<std::string> inputs);
 

@@ -59,9 +59,15 @@ class Program {
   }
 
   Result<TrainReport> run() {
-    if (Result<void> done = drive(); !done.ok()) {
-      (void)record_.run().finish(RunStatus::kFailed, done.error().message);
-      return done.error();
+    try {
+      if (Result<void> done = drive(); !done.ok()) {
+        const bool stopped = done.error().code == ErrorCode::kCancelled;
+        (void)record_.run().finish(stopped ? RunStatus::kStopped : RunStatus::kFailed, done.error().message);
+        return done.error();
+      }
+    } catch (const UserError& error) {
+      (void)record_.run().finish(RunStatus::kFailed, error.what());
+      throw;
     }
     RETURN_IF_ERROR(record_.run().finish(RunStatus::kFinished));
     return report_;
@@ -78,7 +84,7 @@ class Program {
     const bool resumed = workers_->controller().resumed();
     if (hooks_.on_start) hooks_.on_start(report_.run, report_.parameters, resumed);
     ASSIGN_OR_RETURN(const Start start, find_start(resumed));
-    RETURN_IF_ERROR(workers_->create(config_, inputs_, start.state).wait());
+    RETURN_IF_ERROR(wait_for(workers_->create(config_, inputs_, start.state)));
     first_step_ = start.step;
     RETURN_IF_ERROR(steps());
     RETURN_IF_ERROR(finish());
@@ -132,11 +138,25 @@ class Program {
     return done < config_.steps && every > 0 && done % every == 0;
   }
 
+  Result<void> wait_for(const Future& future) {
+    for (;;) {
+      if (hooks_.should_stop && hooks_.should_stop()) {
+        return make_error(ErrorCode::kCancelled,
+                          "run {} was stopped after step {}; `flywheel train --resume {}` "
+                          "goes on with it",
+                          report_.run, first_step_ + std::ssize(report_.losses), report_.run);
+      }
+      if (future.done()) return future.wait();
+      (void)future.wait(Deadline::after_ms(100));
+    }
+  }
+
   // Waits for the oldest steps until at most `left` are under way.
   Result<void> take_steps(int64_t left) {
     while (std::ssize(in_flight_) > left) {
       const Future future = in_flight_.front();
       in_flight_.pop_front();
+      RETURN_IF_ERROR(wait_for(future));
       ASSIGN_OR_RETURN(const std::string text, future.get(0));
       ASSIGN_OR_RETURN(const StepResult result, step_result_from_json(text));
       note_step(result, future.replayed());
@@ -201,6 +221,7 @@ class Program {
     RETURN_IF_ERROR(take_steps(0));
     const Future future =
         workers_->all().call(kEvaluate, "", {.want_value = true, .cursor = config_.evaluate.sequences});
+    RETURN_IF_ERROR(wait_for(future));
     ASSIGN_OR_RETURN(const std::string text, future.get(0));
     ASSIGN_OR_RETURN(const Json json, parse_json(text));
     report_.validation_loss = json.value("loss", 0.0);
@@ -348,6 +369,8 @@ Result<TrainReport> run_training(const TrainConfig& config, const TrainOptions& 
   Hosts hosts = find_hosts(config.mesh);
   ASSIGN_OR_RETURN(Store store, Store::open());
   ASSIGN_OR_RETURN(Inputs inputs, find_inputs(store, config));
+  // A mesh that does not fit the model is known before there is a run; the message begins with the key.
+  make_layout(config, model::describe(inputs.decoder)).value_or_throw();
   ASSIGN_OR_RETURN(RunRecord record, RunRecord::open(std::move(store), config, options, inputs.refs()));
   return Program(config, options, hooks, std::move(hosts), std::move(inputs), std::move(record)).run();
 }

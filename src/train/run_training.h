@@ -42,6 +42,8 @@ struct TrainHooks {
   std::function<void(const std::string& run, int64_t parameters, bool resumed)> on_start;
   std::function<void(const Progress&)> on_step;
   std::function<void(int64_t step, double loss)> on_evaluate;
+  // Asked at every step and ten times a second; true ends the run with kCancelled, to be gone on with later.
+  std::function<bool()> should_stop;
 };
 
 Result<TrainReport> run_training(const TrainConfig& config, const TrainOptions& options,

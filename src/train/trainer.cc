@@ -136,6 +136,11 @@ Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
                       "the loss of step {} is {}; lower optimizer.lr or lengthen the warm-up", next_step_,
                       result.loss);
   }
+  if (!std::isfinite(result.gradient_norm)) {
+    return make_error(ErrorCode::kInvalid,
+                      "the gradient of step {} is not finite; lower optimizer.lr or lengthen the warm-up",
+                      next_step_);
+  }
   const double clip = config_.optimizer.clip_norm;
   const double shrink = clip > 0 && result.gradient_norm > clip ? clip / result.gradient_norm : 1.0;
   parameters_.update({.lr = static_cast<float>(result.lr),
@@ -165,7 +170,11 @@ Result<double> Trainer::evaluate(const data::Sampler& sampler, int64_t samples, 
   }
   links_.sum(links_.all, sums);
   RETURN_IF_ERROR(links_.failed);
-  return sums[0] / sums[1];
+  const double loss = sums[0] / sums[1];
+  if (std::isfinite(loss)) return loss;
+  return make_error(ErrorCode::kInvalid,
+                    "the validation loss after {} steps is {}; lower optimizer.lr or lengthen the warm-up",
+                    next_step_, loss);
 }
 
 TrainerSnapshot Trainer::snapshot() {

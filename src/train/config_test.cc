@@ -1,0 +1,61 @@
+// Every number of a training config is looked at before anything starts, and what is wrong is said by its
+// key.
+#include "train/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace flywheel::train {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+// What check() and decoder_config() say of a config with this line; "" where nothing is wrong.
+std::string refusal(const std::string& override_text) {
+  try {
+    const auto config = parse_config<TrainConfig>("--set", "{data: {train: docs}}", {override_text});
+    check(config);
+    (void)decoder_config(config.model, 300);
+  } catch (const UserError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(TrainConfig, NumbersThatCannotBeComputedWithAreRefusedByKey) {
+  EXPECT_EQ(refusal("optimizer.lr=1e-3"), "");
+  for (const std::string key : {"optimizer.lr", "optimizer.min_lr", "optimizer.epsilon",
+                                "optimizer.weight_decay", "optimizer.clip_norm", "model.rope_theta"}) {
+    for (const char* value : {".inf", "-.inf", ".nan", "1e39"})
+      EXPECT_THAT(refusal(key + "=" + value), StartsWith(key + ": ")) << value;
+    EXPECT_THAT(refusal(key + "=-5"), StartsWith(key + ": "));
+  }
+  EXPECT_THAT(refusal("optimizer.betas=[0.9, .nan]"), StartsWith("optimizer.betas[1]: "));
+  EXPECT_THAT(refusal("optimizer.betas=[0.9, 0.99999999999]"), StartsWith("optimizer.betas: "));
+  EXPECT_THAT(refusal("optimizer.epsilon=1e-60"), StartsWith("optimizer.epsilon: "));
+  EXPECT_EQ(refusal("optimizer.weight_decay=0"), "");
+}
+
+TEST(TrainConfig, CountsBeyondAllMeasureAreRefusedByKey) {
+  for (const std::string key : {"steps", "batch.sequences", "batch.length", "evaluate.sequences",
+                                "mesh.threads", "model.hidden_size", "model.num_layers", "checkpoint.keep"}) {
+    EXPECT_THAT(refusal(key + "=1000000000000"), StartsWith(key + ": ")) << key;
+  }
+  EXPECT_THAT(refusal("mesh.threads=100000"), StartsWith("mesh.threads: must be at most"));
+  EXPECT_EQ(refusal("seed=18446744073709551615"),
+            "--set seed=18446744073709551615: seed must be an integer of 0 "
+            "or more, not \"18446744073709551615\"");
+  const auto wide = parse_config<TrainConfig>(
+      "--set", "{data: {train: docs}, batch: {sequences: 2000000}, mesh: {data: 1048576, tensor: 1048576}}");
+  EXPECT_THROW(check(wide), UserError);
+}
+
+TEST(TrainConfig, HeadsThatNoKernelComputesAreRefused) {
+  EXPECT_THAT(refusal("model={hidden_size: 1040, num_heads: 1}"),
+              HasSubstr("model.num_heads: 1 heads of hidden_size 1040 are 1040 wide; at most 512"));
+  EXPECT_EQ(refusal("model={hidden_size: 512, num_heads: 1}"), "");
+}
+
+}  // namespace
+}  // namespace flywheel::train
