@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <filesystem>
 
 #include "base/file.h"
 #include "kernels/quant.h"
@@ -30,6 +31,11 @@ const TensorInfo* WeightSource::find(const std::string& name) const {
 Result<std::unique_ptr<WeightSource>> open_weights(const std::string& path) {
   if (path.ends_with(".gguf")) return open_gguf_weights(path);
   if (path.ends_with(".safetensors")) return open_safetensors_weights(path);
+  if (std::error_code error;
+      std::filesystem::exists(path, error) && !std::filesystem::is_directory(path, error)) {
+    return make_error(ErrorCode::kInvalid,
+                      "not a model: {} is neither a folder nor a .gguf or .safetensors file", path);
+  }
   ASSIGN_OR_RETURN(const std::vector<std::string> names, list_folder(path));
   std::vector<std::string> ggufs;
   for (const std::string& name : names) {
