@@ -1,9 +1,11 @@
-"""Tiny random models of each family: saved by transformers and read by us, exported by us and read by transformers.
+"""Tiny random models of each family: saved by transformers and read by us, exported by us and read by transformers;
+and the checkpoints of a training run that goes on from some of them, read by transformers.
 
-Logits of every position must differ by at most 1e-4 in f32, and our export must load without a missing or
+Logits of every position must differ by at most 1e-4 in f32, and what we write must load without a missing or
 unexpected weight.
 """
 import argparse
+import json
 import pathlib
 import subprocess
 import sys
@@ -42,6 +44,14 @@ def cases():
     yield "qwen3, biases", Qwen3Config(**SIZES, head_dim=16, attention_bias=True, tie_word_embeddings=True)
 
 
+def trained_cases():
+    sizes = {**SIZES, "vocab_size": 300}
+    yield "llama, tied, biases", LlamaConfig(**sizes, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
+    yield "mistral, window of 20", MistralConfig(**sizes, sliding_window=20)
+    yield "qwen2", Qwen2Config(**sizes)
+    yield "qwen3", Qwen3Config(**sizes, head_dim=32)
+
+
 def our_logits(program, folder, ids, vocab, scratch):
     out = scratch / "logits.f32"
     subprocess.run([program, "logits", folder, out, *map(str, ids)], check=True, timeout=120)
@@ -53,7 +63,7 @@ def their_logits(model, ids):
         return model(torch.tensor([ids])).logits[0].float().numpy()
 
 
-def check(program, name, config, scratch):
+def random_model(name, config):
     torch.manual_seed(zlib.crc32(name.encode()))
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -63,6 +73,19 @@ def check(program, name, config, scratch):
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             else:
                 parameter.mul_(8)
+    return model
+
+
+def load(folder):
+    """The model, and the weights that are missing, unexpected or of another shape."""
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32,
+                                                       attn_implementation="eager")
+    odd = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
+    return model.eval(), odd
+
+
+def check(program, name, config, scratch):
+    model = random_model(name, config)
     ids = torch.randint(0, config.vocab_size, (75,)).tolist()
     reference = their_logits(model, ids)
 
@@ -72,10 +95,8 @@ def check(program, name, config, scratch):
     read = float(numpy.abs(ours - reference).max())
 
     subprocess.run([program, "export", saved, exported], check=True, timeout=120)
-    back, info = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True, dtype=torch.float32,
-                                                      attn_implementation="eager")
-    written = float(numpy.abs(their_logits(back.eval(), ids) - reference).max())
-    odd = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
+    back, odd = load(exported)
+    written = float(numpy.abs(their_logits(back, ids) - reference).max())
     good = read <= TOLERANCE and written <= TOLERANCE and not odd
     spread = float(reference.std())
     print(f"{'ok  ' if good else 'FAIL'} {name:36} read {read:.1e}  written {written:.1e}  "
@@ -83,10 +104,52 @@ def check(program, name, config, scratch):
     return good
 
 
+def prepare_data(flywheel, scratch):
+    pages = scratch / "pages"
+    pages.mkdir()
+    for i in range(60):
+        (pages / f"{i}.txt").write_text(f"Page {i} tells of the number {i} and of the words that stand beside it.")
+    off = [word for rule in ("gopher_quality", "gopher_repetition", "c4") for word in
+           ("--set", f"quality.{rule}.enabled=false")]
+    subprocess.run([flywheel, "data", "prepare", "--input", pages, "--output", scratch / "data", "--no-store",
+                    "--set", "tokenizer.vocab_size=280", "--set", "dedup.near=false", *off],
+                   check=True, timeout=120, capture_output=True)
+    return scratch / "data"
+
+
+def check_trained(program, flywheel, name, config, scratch):
+    """A few steps from a model that transformers saved: it loads the checkpoint and computes what we compute."""
+    before = random_model(name, config)
+    before.save_pretrained(scratch / "saved")
+    run = {"name": "trained", "steps": 3, "precision": "f32", "model": {"from": str(scratch / "saved")},
+           "data": {"train": str(prepare_data(flywheel, scratch))}, "mesh": {"threads": 1},
+           "batch": {"sequences": 2, "length": 48}, "optimizer": {"warmup_steps": 0, "weight_decay": 0}}
+    (scratch / "run.yaml").write_text(json.dumps(run))
+    done = subprocess.run([flywheel, "train", scratch / "run.yaml", "--home", scratch / "home", "--json"],
+                          timeout=120, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(f"FAIL trained {name}: {done.stderr}", flush=True)
+        return False
+    checkpoint = scratch / "home/runs/trained-1/checkpoints/step-00000003/model"
+    after, odd = load(checkpoint)
+    ids = torch.randint(0, config.vocab_size, (75,)).tolist()
+    ours = our_logits(program, checkpoint, ids, config.vocab_size, scratch)
+    written = float(numpy.abs(ours - their_logits(after, ids)).max())
+    theirs = dict(after.named_parameters())
+    still = [key for key, parameter in before.named_parameters() if torch.equal(parameter, theirs[key])]
+    good = written <= TOLERANCE and not odd and not still
+    print(f"{'ok  ' if good else 'FAIL'} {'trained ' + name:36} written {written:.1e}"
+          f"{'  odd weights: ' + str(odd) if odd else ''}{'  not trained: ' + str(still) if still else ''}",
+          flush=True)
+    return good
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--program", required=True)
-    program = pathlib.Path(parser.parse_args().program).resolve()
+    parser.add_argument("--flywheel", help="a program that trains")
+    arguments = parser.parse_args()
+    program = pathlib.Path(arguments.program).resolve()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(2)
@@ -94,6 +157,10 @@ def main():
     for name, config in cases():
         with tempfile.TemporaryDirectory() as scratch:
             good = check(program, name, config, pathlib.Path(scratch)) and good
+    for name, config in trained_cases() if arguments.flywheel else ():
+        with tempfile.TemporaryDirectory() as scratch:
+            flywheel = pathlib.Path(arguments.flywheel).resolve()
+            good = check_trained(program, flywheel, name, config, pathlib.Path(scratch)) and good
     sys.exit(0 if good else 1)
 
 
