@@ -105,6 +105,7 @@ TEST_F(InputFolder, WhatIsNotReadIsQuarantinedAndNeverInTheDataset) {
   TempFolder out;
   DataConfig config;
   config.quality.gopher_quality.enabled = config.quality.gopher_repetition.enabled = false;
+  config.quality.c4.enabled = false;
   config.tokenizer.vocab_size = 257;
   config.shards.validation_fraction = 0;
   ThreadPool pool(2);

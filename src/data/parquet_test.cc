@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <parquet/arrow/writer.h>
 
+#include <random>
+
 #include "base/philox.h"
 #include "data/parquet_internal.h"
 
