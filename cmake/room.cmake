@@ -11,7 +11,9 @@
 #
 # A room may link only rooms that were added before it: the order in src/CMakeLists.txt is the
 # architecture. It sees only the headers of the rooms that it links, because each room has an include
-# root of its own (build/include/NAME holds one link, NAME -> src/NAME).
+# root of its own (build/include/NAME holds one link, NAME -> src/NAME). What would go round that is refused: an
+# include through "..", and, looked at when everything has been configured, a room or an include root that
+# target_link_libraries() or target_include_directories() gave to one of the room's targets.
 define_property(GLOBAL PROPERTY FLYWHEEL_ROOMS BRIEF_DOCS "rooms so far" FULL_DOCS "rooms so far")
 add_custom_target(check_headers)
 add_custom_target(fast_tests)  # the programs of the tests with the label "fast"
@@ -57,6 +59,55 @@ function(flywheel_test target label)
   endif()
 endfunction()
 
+# Refuses files that include through "..", which leads past the include roots.
+function(flywheel_refuse_upward_includes room)
+  foreach(file ${ARGN})
+    file(STRINGS ${file} upward REGEX "^[ \t]*#[ \t]*include[ \t]*[<\"]([^>\"]*/)?\\.\\./" LIMIT_COUNT 1)
+    if(upward)
+      message(FATAL_ERROR "room ${room}: ${file} has ${upward}: headers are included as \"room/name.h\"; "
+                          "see docs/design.md")
+    endif()
+  endforeach()
+endfunction()
+
+# At the end of the configuration: the targets of `room` link no rooms but itself and `deps` (a list with commas), and
+# have no include root of the project's but those.
+function(flywheel_check_room room deps targets)
+  string(REPLACE "," ";" deps "${deps}")
+  string(REPLACE "," ";" targets "${targets}")
+  get_property(rooms GLOBAL PROPERTY FLYWHEEL_ROOMS)
+  foreach(target ${targets})
+    foreach(property LINK_LIBRARIES INTERFACE_LINK_LIBRARIES LINK_OPTIONS INTERFACE_LINK_OPTIONS)
+      get_target_property(links ${target} ${property})
+      foreach(other ${rooms})
+        if("${links}" MATCHES "flywheel_${other}([^a-z_]|$)" AND NOT other IN_LIST deps AND NOT other STREQUAL room)
+          message(FATAL_ERROR "room ${room}: ${target} links flywheel_${other}, which is not among its DEPS (${deps}); "
+                              "see docs/design.md")
+        endif()
+      endforeach()
+    endforeach()
+    foreach(property INCLUDE_DIRECTORIES INTERFACE_INCLUDE_DIRECTORIES)
+      get_target_property(folders ${target} ${property})
+      foreach(folder ${folders})
+        get_filename_component(folder "${folder}" ABSOLUTE)
+        get_filename_component(name "${folder}" NAME)
+        set(foreign FALSE)
+        if(folder MATCHES "^${CMAKE_SOURCE_DIR}(/src(/.*)?)?$")
+          set(foreign TRUE)
+        elseif(folder STREQUAL "${CMAKE_BINARY_DIR}/include/${name}" AND name IN_LIST rooms)
+          if(NOT name IN_LIST deps AND NOT name STREQUAL room)
+            set(foreign TRUE)
+          endif()
+        endif()
+        if(foreign)
+          message(FATAL_ERROR "room ${room}: ${target} has the include folder ${folder}; other rooms are seen through "
+                              "DEPS alone, see docs/design.md")
+        endif()
+      endforeach()
+    endforeach()
+  endforeach()
+endfunction()
+
 function(room name)
   cmake_parse_arguments(ROOM "TORCH" "" "DEPS;LIBS;MODULE_LIBS" ${ARGN})
   get_property(rooms GLOBAL PROPERTY FLYWHEEL_ROOMS)
@@ -92,6 +143,9 @@ function(room name)
     list(FILTER sources EXCLUDE REGEX "\\.avx(2|512)\\.cc$")
   endif()
   flywheel_isa_flags(${sources})
+  file(GLOB private_sources CONFIGURE_DEPENDS ${dir}/*/*.cc ${dir}/*/*.h)  # programs beside the room
+  flywheel_refuse_upward_includes(${name} ${sources} ${cuda_sources} ${headers} ${tests} ${slow_tests} ${benches}
+                                  ${modules} ${private_sources})
 
   set(target flywheel_${name})
   set(include_root ${CMAKE_BINARY_DIR}/include/${name})
@@ -120,6 +174,7 @@ function(room name)
   endif()
   list(TRANSFORM ROOM_DEPS PREPEND flywheel_ OUTPUT_VARIABLE dep_targets)
   target_link_libraries(${target} ${scope} ${dep_targets} ${ROOM_LIBS})
+  set(targets ${target})
 
   foreach(module ${modules})
     get_filename_component(module_name ${module} NAME_WE)
@@ -130,6 +185,7 @@ function(room name)
     target_include_directories(${module_target} PRIVATE ${include_root})
     target_link_libraries(${module_target} PRIVATE ${ROOM_MODULE_LIBS})
     add_dependencies(${target} ${module_target})
+    list(APPEND targets ${module_target})
   endforeach()
 
   if(tests)
@@ -137,17 +193,20 @@ function(room name)
     target_link_libraries(${name}_test PRIVATE ${target} ${test_torch})
     target_precompile_headers(${name}_test PRIVATE ${test_pch} <gtest/gtest.h> <gmock/gmock.h> <string> <vector>)
     flywheel_test(${name}_test fast)
+    list(APPEND targets ${name}_test)
   endif()
   if(slow_tests)
     add_executable(${name}_slow_test ${slow_tests})
     target_link_libraries(${name}_slow_test PRIVATE ${target} ${test_torch})
     target_precompile_headers(${name}_slow_test PRIVATE ${test_pch} <gtest/gtest.h> <gmock/gmock.h> <string> <vector>)
     flywheel_test(${name}_slow_test slow)
+    list(APPEND targets ${name}_slow_test)
   endif()
   foreach(bench ${benches})
     get_filename_component(bench_name ${bench} NAME_WE)
     add_executable(${name}_${bench_name} ${bench})
     target_link_libraries(${name}_${bench_name} PRIVATE ${target} ${test_torch})
+    list(APPEND targets ${name}_${bench_name})
   endforeach()
 
   # Each header alone: a generated source per header, syntax only.
@@ -164,4 +223,10 @@ function(room name)
     target_compile_options(${name}_headers PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O0>)
     add_dependencies(check_headers ${name}_headers)
   endif()
+
+  # Deferred: a room's CMakeLists.txt may go on after room(), and what it adds then counts too. EVAL fills in the
+  # values now; lists pass with commas.
+  string(REPLACE ";" "," deps "${ROOM_DEPS}")
+  string(REPLACE ";" "," targets "${targets}")
+  cmake_language(EVAL CODE "cmake_language(DEFER DIRECTORY [[${CMAKE_SOURCE_DIR}]] CALL flywheel_check_room ${name} [[${deps}]] [[${targets}]])")
 endfunction()
