@@ -1,23 +1,33 @@
 // How quickly a controller's commands reach a worker and come back, one at a time and many in flight.
 //
-// Prints one JSON line. `raw_us` is the limit for one at a time: the same bytes there and back between two
-// processes over the same kind of ZeroMQ socket, with nothing else done. `busy` ones are measured beside as
-// many processes that compute as there are cores, as in training.
+// Prints one JSON line. What the machine allows, measured beside it:
+//   raw_us       one at a time: the same bytes there and back between two processes over the same kind of
+//                ZeroMQ socket, both asleep until they come
+//   limit_per_s  many in flight: the bytes of the commands and of their outcomes, in messages of the same size,
+//                through the same hops, behind one write() and fdatasync() per group of the same size; no
+//                command is made, matched, run or kept. This is a limit.
+// `busy` ones are measured beside as many processes that compute as there are cores, as in training.
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <zmq.h>
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <set>
+#include <thread>
 #include <vector>
 
 #include "base/cpu.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "runtime/command_log.h"
 #include "runtime/controller.h"
+#include "runtime/messages.h"
 #include "runtime/operation.h"
 #include "runtime/transport.h"
 #include "runtime/worker.h"
@@ -110,16 +120,96 @@ Trip round_trip(LogSync sync, int n) {
   return {percentile(times, 0.5), percentile(times, 0.99)};
 }
 
-double pipelined(LogSync sync, int workers, int n) {
+struct Stream {
+  double per_s = 0;
+  int64_t commands = 0, groups = 0;  // of the whole run: groups are frames of the log
+  uint64_t log_bytes = 0;
+};
+
+Stream pipelined(LogSync sync, int workers, int n) {
   const TempFolder folder;
-  auto controller = Controller::open(options_in(folder, sync)).value();
-  const Mesh mesh = controller->mesh("bench", {{"data", workers}}).value();
-  for (int i = 0; i < n / 10; ++i) (void)mesh.call("bench.nothing");
-  mesh.call("bench.nothing").wait().value();
+  Stream stream;
+  {
+    auto controller = Controller::open(options_in(folder, sync)).value();
+    const Mesh mesh = controller->mesh("bench", {{"data", workers}}).value();
+    for (int i = 0; i < n / 10; ++i) (void)mesh.call("bench.nothing");
+    mesh.call("bench.nothing").wait().value();
+    const Stopwatch clock;
+    for (int i = 0; i < n - 1; ++i) (void)mesh.call("bench.nothing");
+    mesh.call("bench.nothing").wait().value();
+    stream.per_s = n / clock.seconds();
+  }
+  const LogContent log = read_log(folder / "run/commands.log").value();
+  std::set<uint64_t> frames;
+  for (const LogRecord& record : log.records) {
+    frames.insert(record.offset);
+    stream.commands += record.type == RecordType::kCommand ? 1 : 0;
+  }
+  stream.groups = static_cast<int64_t>(frames.size());
+  stream.log_bytes = log.file.size();
+  return stream;
+}
+
+// `stream` once more without a controller and a worker: bytes to the disk, to another process and back.
+double raw_stream(const Stream& stream) {
+  constexpr size_t kCommandBatch = 128 << 10,
+                   kOutcomeBatch = 64 << 10;  // as dispatch.cc and worker.cc cut them
+  Command command;
+  command.sequence = 1'000'000;
+  command.operation = "bench.nothing";
+  command.generator_key = ~uint64_t{0};
+  Outcome outcome;
+  outcome.digest = ~uint64_t{0};
+  const size_t command_bytes = encode(command).size(), outcome_bytes = 3 + encode(outcome).size();
+  const TempFolder folder;
+  const std::string there = "ipc://" + (folder / "there"), back = "ipc://" + (folder / "back");
+  const pid_t child = ::fork();
+  if (child == 0) {
+    while (!path_exists(folder / "back")) ::usleep(100);  // bound second
+    Transport transport;
+    auto in = transport.connect(ZMQ_PULL, there), out = transport.connect(ZMQ_PUSH, back);
+    const std::string outcomes(kOutcomeBatch, 'o');
+    for (;;) {
+      const std::string message = in->receive(Deadline::after_ms(10'000)).value_or("");
+      if (message.empty()) ::_exit(0);
+      for (size_t left = message.size() / command_bytes * outcome_bytes; left > 0;) {
+        const size_t size = std::min(left, outcomes.size());
+        (void)out->send(std::string_view(outcomes).substr(0, size));
+        left -= size;
+      }
+    }
+  }
+  Transport transport;
+  auto out = transport.bind(ZMQ_PUSH, there).value(), in = transport.bind(ZMQ_PULL, back).value();
+  const int fd = ::open((folder / "log").c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+  const std::string frame(stream.log_bytes / static_cast<uint64_t>(stream.groups), 'f');
+  const std::string commands(kCommandBatch / command_bytes * command_bytes, 'c');
+  while (!out.send(std::string_view(commands).substr(0, command_bytes)).ok()) ::usleep(1000);  // connected
+  (void)in.receive(Deadline::after_ms(10'000));
   const Stopwatch clock;
-  for (int i = 0; i < n - 1; ++i) (void)mesh.call("bench.nothing");
-  mesh.call("bench.nothing").wait().value();
-  return n / clock.seconds();
+  std::thread receiver([&] {
+    const auto all = static_cast<size_t>(stream.commands) * outcome_bytes;
+    for (size_t got = 0; got < all;) got += in.receive(Deadline::after_ms(10'000)).value().size();
+  });
+  int64_t sent = 0;
+  for (int64_t group = 1; group <= stream.groups; ++group) {
+    CHECK(
+        ::write(fd, frame.data(), frame.size()) == static_cast<ssize_t>(frame.size()) && ::fdatasync(fd) == 0,
+        "cannot write the raw log");
+    const int64_t until = stream.commands * group / stream.groups;
+    for (size_t left = static_cast<size_t>(until - sent) * command_bytes; left > 0;) {
+      const size_t size = std::min(left, commands.size());
+      out.send(std::string_view(commands).substr(0, size)).value();
+      left -= size;
+    }
+    sent = until;
+  }
+  receiver.join();
+  const double seconds = clock.seconds();
+  ::close(fd);
+  (void)out.send("");
+  ::waitpid(child, nullptr, 0);
+  return static_cast<double>(stream.commands) / seconds;
 }
 
 }  // namespace
@@ -138,15 +228,19 @@ int main(int argc, char** argv) {
     busy = round_trip(LogSync::kProcess, 2000);
   }
   const Trip process = round_trip(LogSync::kProcess, 5000), disk = round_trip(LogSync::kDisk, 300);
-  const Json out = {{"raw_us", raw.median_us},
-                    {"round_trip_us", process.median_us},
-                    {"round_trip_p99_us", process.p99_us},
-                    {"round_trip_disk_us", disk.median_us},
-                    {"raw_busy_us", raw_busy.median_us},
-                    {"round_trip_busy_us", busy.median_us},
-                    {"pipelined_disk_per_s", pipelined(LogSync::kDisk, 1, 300'000)},
-                    {"pipelined_process_per_s", pipelined(LogSync::kProcess, 1, 300'000)},
-                    {"pipelined_two_workers_per_s", pipelined(LogSync::kDisk, 2, 200'000)}};
+  const Stream stream = pipelined(LogSync::kDisk, 1, 300'000);
+  const Json out = {
+      {"raw_us", raw.median_us},
+      {"limit_per_s", raw_stream(stream)},
+      {"commands_a_group", static_cast<double>(stream.commands) / static_cast<double>(stream.groups)},
+      {"round_trip_us", process.median_us},
+      {"round_trip_p99_us", process.p99_us},
+      {"round_trip_disk_us", disk.median_us},
+      {"raw_busy_us", raw_busy.median_us},
+      {"round_trip_busy_us", busy.median_us},
+      {"pipelined_disk_per_s", stream.per_s},
+      {"pipelined_process_per_s", pipelined(LogSync::kProcess, 1, 300'000).per_s},
+      {"pipelined_two_workers_per_s", pipelined(LogSync::kDisk, 2, 200'000).per_s}};
   std::printf("%s\n", out.dump().c_str());
   return 0;
 }
