@@ -4,6 +4,7 @@
 
 #include "base/config.h"
 #include "base/deadline.h"
+#include "base/file_lock.h"
 #include "base/hash.h"
 #include "data/record_internal.h"
 #include "data/stage_internal.h"
@@ -28,6 +29,18 @@ Keys make_keys(const DataConfig& config, const std::string& inputs_digest) {
   keys.tokenizer = stage_key({keys.dedup, dump_config(config.tokenizer), given});
   keys.shards = stage_key({keys.tokenizer, dump_config(config.shards)});
   return keys;
+}
+
+// The folder for this call alone, without what a killed one left half written.
+Result<FileLock> take_output(const std::string& output) {
+  Result<FileLock> lock = FileLock::take(output + "/stages/prepare.lock", Deadline::after_ms(0));
+  if (!lock.ok() && lock.error().code == ErrorCode::kDeadline) {
+    return make_error(
+        ErrorCode::kUnavailable,
+        "another `flywheel data prepare` is writing to {}; wait for it, or give another --output", output);
+  }
+  if (lock.ok()) RETURN_IF_ERROR(remove_unfinished(output));
+  return lock;
 }
 
 Result<void> join_files(const std::string& to, const std::vector<std::string>& from) {
@@ -89,9 +102,10 @@ Result<PrepareReport> prepare(const PrepareRequest& request, ThreadPool& pool) {
   if (request.inputs.empty()) throw UserError("--input", "at least one folder, file or pattern is needed");
   if (request.output.empty()) throw UserError("--output", "a folder for the dataset is needed");
   check(request.config);
+  store::check_name(request.config.name).value_or_throw("name");
   const Stopwatch clock;
   InputList inputs = list_inputs(request.inputs, request.config.input);
-  RETURN_IF_ERROR(make_folders(request.output + "/stages"));
+  ASSIGN_OR_RETURN(const FileLock lock, take_output(request.output));
   const std::string resolved = dump_config(request.config);
   RETURN_IF_ERROR(write_file(request.output + "/config.yaml", resolved));
   PrepareReport report;

@@ -2,7 +2,8 @@
 // this.
 //
 // A stage whose inputs and config have not changed since it last finished is not done again; a stage that was
-// killed left nothing behind and is done whole. The result is the same for any number of threads.
+// killed is done whole, and what it left half written is removed first. The result is the same for any number
+// of threads.
 //
 // Remote inputs are fetched once to stages/fetched and removed after extraction: the disk must hold them that
 // long.
@@ -12,8 +13,9 @@
 // (files by SHA-256), tokenizer/tokenizer.json, shards/train and shards/validation (data/shards.h),
 // report.json, report.md, config.yaml (resolved).
 //
-// Threads: one call per output folder; the pool does the work. Errors: UserError for inputs and config; kIo
-// and kCorrupt as they come. Malformed input is no error: it is quarantined and counted.
+// Threads and processes: one call per output folder, another one gets kUnavailable; the pool does the work.
+// Errors: UserError for inputs and config; kIo and kCorrupt as they come. Malformed input is no error: it is
+// quarantined and counted.
 //
 //   DataConfig config = load_config<DataConfig>("data.yaml");
 //   ASSIGN_OR_RETURN(PrepareReport report, prepare({.inputs = {"docs"}, .output = "out", .config = config}));

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/config.h"
+#include "base/file_lock.h"
 #include "base/hash.h"
 #include "base/metrics.h"
 #include "base/philox.h"
@@ -245,6 +246,9 @@ TEST(Prepare, ErrorsThatTheUserCanMend) {
   config.tokenizer.path = folder / "no-tokenizer.json";
   EXPECT_THAT(message(config, folder / "raw"), HasSubstr("tokenizer.path"));
   config = small_config();
+  config.name = "../x";
+  EXPECT_THAT(message(config, folder / "raw"), HasSubstr("name: \"../x\" cannot be a name"));
+  config = small_config();
   config.tokenizer.vocab_size = 10;
   EXPECT_THAT(message(config, folder / "raw"), HasSubstr("vocab_size"));
   config = small_config();
@@ -282,6 +286,28 @@ TEST(Prepare, ErrorsThatTheUserCanMend) {
   expect_early("extract.max_depth=0", "extract.max_depth");
   EXPECT_EQ(read_report(folder / "none").error().code, ErrorCode::kNotFound);
   EXPECT_THROW(parse_config<DataConfig>("c.yaml", "dedup: {band: 3}"), UserError);
+}
+
+TEST(Prepare, OneAtATimeAndNothingIsLeftOfTheKilled) {
+  TempFolder folder;
+  make_raw(folder / "raw");
+  ThreadPool pool(2);
+  const PrepareRequest request{
+      .inputs = {folder / "raw"}, .output = folder / "out", .config = small_config()};
+  const std::vector<std::string> left = {"stages/clean.jsonl.tmp.4711.0", "report.json.tmp.4711.9",
+                                         "shards/train/shard-00000.tokens.tmp.4711.3"};
+  for (const std::string& name : left) write_file(folder / "out/" + name, "half").value();
+  {
+    const FileLock other = FileLock::take(folder / "out/stages/prepare.lock", Deadline::after_ms(0)).value();
+    const auto refused = prepare(request, pool);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().code, ErrorCode::kUnavailable);
+    EXPECT_THAT(refused.error().message, HasSubstr("another `flywheel data prepare` is writing to "));
+    EXPECT_TRUE(path_exists(folder / "out/" + left[0])) << "the other's";
+  }
+  ASSERT_TRUE(prepare(request, pool).ok());
+  for (const std::string& name : left) EXPECT_FALSE(path_exists(folder / "out/" + name)) << name;
+  EXPECT_TRUE(prepare(request, pool).ok()) << "the lock was given back";
 }
 
 TEST(Prepare, NamesOfSources) {

@@ -1,5 +1,3 @@
-#include <fcntl.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -137,21 +135,11 @@ Result<void> download_file(const RemoteFile& file, const std::string& target,
   return {};
 }
 
-Result<DownloadLock> DownloadLock::take(const std::string& path) {
-  RETURN_IF_ERROR(make_folders(std::filesystem::path(path).parent_path().string()));
-  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd < 0) return make_error(ErrorCode::kIo, "cannot open {}: {}", path, std::strerror(errno));
-  DownloadLock lock(fd);
-  if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return lock;
+Result<FileLock> lock_download(const std::string& path) {
+  Result<FileLock> lock = FileLock::take(path, Deadline::after_ms(0));
+  if (lock.ok() || lock.error().code != ErrorCode::kDeadline) return lock;
   return make_error(ErrorCode::kUnavailable,
                     "another process is pulling the same model; wait for it and try again");
-}
-DownloadLock& DownloadLock::operator=(DownloadLock&& other) noexcept {
-  std::swap(fd_, other.fd_);
-  return *this;
-}
-DownloadLock::~DownloadLock() {
-  if (fd_ >= 0) ::close(fd_);
 }
 
 }  // namespace flywheel::model

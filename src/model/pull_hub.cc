@@ -173,7 +173,7 @@ Result<Fetched> fetch_from_hub(const PullRequest& request, const std::string& re
   }
   const std::string folder =
       downloads + "/" + sha256_hex(hub + " " + repository + " " + listing.commit).substr(0, 24);
-  ASSIGN_OR_RETURN(const DownloadLock lock, DownloadLock::take(folder + ".lock"));
+  ASSIGN_OR_RETURN(const FileLock lock, lock_download(folder + ".lock"));
   RETURN_IF_ERROR(make_folders(folder));
   uint64_t before = 0;
   for (size_t i = 0; i < names.size(); ++i) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/file_lock.h"
 #include "base/result.h"
 #include "model/pull.h"
 
@@ -50,17 +51,7 @@ bool matches(const std::string& pattern, const std::string& name);
 Result<std::string> choose_one(const std::string& where, const std::vector<std::string>& names,
                                const std::string& wanted);
 
-// Held while one process works on a download.
-class DownloadLock {
- public:
-  static Result<DownloadLock> take(const std::string& path);
-  DownloadLock(DownloadLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  DownloadLock& operator=(DownloadLock&& other) noexcept;
-  ~DownloadLock();
-
- private:
-  explicit DownloadLock(int fd) : fd_(fd) {}
-  int fd_;
-};
+// Held while one process works on a download. kUnavailable when another does.
+Result<FileLock> lock_download(const std::string& path);
 
 }  // namespace flywheel::model

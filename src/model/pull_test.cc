@@ -263,7 +263,7 @@ TEST_F(HubTest, TwoPullsOfTheSameThingDoNotMeet) {
   const std::string key =
       sha256_hex(hub_ + " org/tiny 0123456789abcdef0123456789abcdef01234567").substr(0, 24);
   {
-    const auto other = DownloadLock::take(store_.home() + "/downloads/" + key + ".lock").value();
+    const FileLock other = lock_download(store_.home() + "/downloads/" + key + ".lock").value();
     EXPECT_EQ(pull("org/tiny").error().code, ErrorCode::kUnavailable);
   }
   EXPECT_TRUE(pull("org/tiny").ok());

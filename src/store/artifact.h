@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/json.h"
+#include "base/result.h"
 
 namespace flywheel::store {
 
@@ -40,6 +41,9 @@ struct Artifact {
 
   std::string ref() const { return name + ":" + std::to_string(version); }
 };
+
+// Whether an artifact or a run may be called so: kInvalid with the rule that was broken.
+Result<void> check_name(const std::string& name);
 
 // How a file comes into the store.
 enum class Ingest {

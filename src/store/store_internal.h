@@ -31,7 +31,6 @@ Result<int64_t> next_number(Database& db, const std::string& scope, const std::s
 Result<void> move_alias(Database& db, const Artifact& to, const std::string& alias, const std::string& owner);
 
 // kInvalid with the rule that was broken.
-Result<void> check_name(const std::string& name);
 Result<void> check_word(const std::string& what, const std::string& word);  // kinds, aliases
 Result<void> check_path(const std::string& path);
 
