@@ -11,7 +11,7 @@
 namespace flywheel {
 namespace {
 
-constexpr double kTerminalInterval_s = 0.1, kPlainInterval_s = 10;
+constexpr double kInterval_s = 0.1;
 
 int terminal_width() {
   winsize size{};
@@ -31,7 +31,7 @@ void ProgressBar::update(int64_t done, const std::string& detail) {
   done_ = done;
   detail_ = detail;
   const double now = clock_.seconds();
-  if (now - last_drawn_ < (terminal_ ? kTerminalInterval_s : kPlainInterval_s)) return;
+  if (!terminal_ || now - last_drawn_ < kInterval_s) return;
   last_drawn_ = now;
   draw(false);
 }
@@ -46,7 +46,7 @@ void ProgressBar::finish(const std::string& detail) {
 std::string ProgressBar::line(int width) const {
   const double seconds = clock_.seconds();
   std::string left = name_ + " ";
-  std::string right = " " + human_count(done_);
+  std::string right = human_count(done_);
   if (total_ > 0) right += "/" + human_count(total_);
   if (!unit_.empty()) right += " " + unit_;
   if (!detail_.empty()) right += "  " + detail_;
@@ -58,7 +58,7 @@ std::string ProgressBar::line(int width) const {
              " left";
   }
   std::string bar;
-  const int room = std::min(30, width - static_cast<int>(left.size() + right.size()) - 1);
+  const int room = std::min(30, width - static_cast<int>(left.size() + right.size()) - 2);
   if (total_ > 0 && room >= 5) {
     const double share = std::clamp(static_cast<double>(done_) / static_cast<double>(total_), 0.0, 1.0);
     const int eighths = static_cast<int>(share * room * 8);
@@ -66,6 +66,7 @@ std::string ProgressBar::line(int width) const {
     for (int i = 0; i < eighths / 8; ++i) bar += "█";
     bar += parts[eighths % 8];
     for (int i = (eighths + 7) / 8; i < room; ++i) bar += "·";
+    bar += " ";
   }
   return left + bar + right;
 }
@@ -74,7 +75,7 @@ void ProgressBar::draw(bool last) {
   if (terminal_) {
     std::fprintf(stderr, "\r\x1b[K%s%s", line(terminal_width()).c_str(), last ? "\n" : "");
   } else {
-    std::fprintf(stderr, "%s\n", line(100).c_str());
+    std::fprintf(stderr, "%s\n", line(0).c_str());  // no room for a bar
   }
   std::fflush(stderr);
 }

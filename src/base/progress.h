@@ -1,4 +1,4 @@
-// A progress bar on stderr for long work; a line every ten seconds where stderr is no terminal.
+// A progress bar on stderr for long work. Where stderr is no terminal: nothing but one plain line at the end.
 //
 // Threads: update() from one thread at a time. Log lines that are written through LOG_* while a bar is
 // shown come out above it.

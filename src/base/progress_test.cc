@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 namespace flywheel {
 namespace {
 
@@ -21,6 +23,19 @@ TEST(Progress, Line) {
   EXPECT_NE(line.find("train █"), std::string::npos) << line;
   EXPECT_NE(line.find("100/200 steps  loss 3.2"), std::string::npos) << line;
   EXPECT_NE(line.find("left"), std::string::npos) << line;
+}
+
+TEST(Progress, OnePlainLineWhereNobodyLooks) {
+  testing::internal::CaptureStderr();  // a file
+  {
+    ProgressBar bar("train", 3, "steps");
+    for (int step = 1; step <= 3; ++step) bar.update(step, "loss 3.2");
+    bar.finish("loss 2.9");
+  }
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_TRUE(said.starts_with("train 3/3 steps  loss 2.9  in ")) << said;
+  EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << said;
+  for (const char* drawn : {"█", "·", "\r", "\x1b"}) EXPECT_EQ(said.find(drawn), std::string::npos) << said;
 }
 
 }  // namespace
