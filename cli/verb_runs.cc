@@ -57,12 +57,13 @@ Json to_json(const RunInfo& run) {
           {"outputs", run.outputs},
           {"created_ms", run.created_ms},
           {"finished_ms", run.finished_ms},
-          {"heartbeat_ms", run.heartbeat_ms}};
+          {"heartbeat_ms", run.heartbeat_ms},
+          {"active_ms", run.active_ms}};
 }
 
-double duration_seconds(const RunInfo& run) {
-  const int64_t end = run.finished_ms != 0 ? run.finished_ms : run.heartbeat_ms;
-  return static_cast<double>(std::max<int64_t>(end - run.created_ms, 0)) / 1000;
+// How long it was at work; "-" for one that ended before its first heartbeat.
+std::string time_of(const RunInfo& run) {
+  return run.active_ms == 0 ? "-" : human_seconds(static_cast<double>(run.active_ms) / 1000);
 }
 
 std::string last_value(const RunInfo& run, const std::string& name) {
@@ -120,7 +121,7 @@ int list(const Options& options) {
   std::vector<std::vector<std::string>> rows{{"RUN", "KIND", "STATUS", "LOSS", "TIME", "STARTED", "TAGS"}};
   for (const RunInfo& run : runs) {
     rows.push_back({run.id, run.kind, store::run_status_name(run.status), last_value(run, "loss"),
-                    human_seconds(duration_seconds(run)), format_time(run.created_ms), join(run.tags)});
+                    time_of(run), format_time(run.created_ms), join(run.tags)});
   }
   std::fputs(format_table(rows).c_str(), stdout);
   if (runs.empty()) std::fprintf(stderr, "no runs\n");
@@ -140,7 +141,7 @@ int show(const Options& options) {
       {"owner", fmt::format("{} on {}, process {}", run.owner, run.host, run.pid)},
       {"started", format_time(run.created_ms)},
       {"ended", format_time(run.finished_ms)},
-      {"time", human_seconds(duration_seconds(run))},
+      {"time", time_of(run)},
       {"tags", join(run.tags)}};
   for (const std::string& input : run.inputs) rows.push_back({"used", input});
   for (const std::string& output : run.outputs) rows.push_back({"made", output});
@@ -183,7 +184,7 @@ int compare(const Options& options) {
   for (const RunInfo& run : runs) values.emplace_back(store::run_status_name(run.status));
   add_row("status", values);
   values.clear();
-  for (const RunInfo& run : runs) values.push_back(human_seconds(duration_seconds(run)));
+  for (const RunInfo& run : runs) values.push_back(time_of(run));
   add_row("time", values);
   for (const std::string& param : params) {
     values.clear();

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -19,7 +20,7 @@ namespace flywheel::store {
 namespace {
 
 constexpr auto kFlushEvery = std::chrono::seconds(1);
-constexpr double kHeartbeatSeconds = 5;
+constexpr double kHeartbeatSeconds = 5;      // at most, and a quarter of its age: a young run is told well
 constexpr size_t kFlushAtPoints = 1 << 16;   // more than this waiting: do not wait for the second
 constexpr size_t kDropAtPoints = 4'000'000;  // 96 MB that cannot be written: the oldest go
 
@@ -175,6 +176,7 @@ Result<void> RunState::beat() {
 }
 
 void RunState::work() {
+  const Stopwatch age;
   Stopwatch since_beat;
   bool failing = false;
   for (;;) {
@@ -184,7 +186,7 @@ void RunState::work() {
       if (ending_) return;
     }
     auto written = flush();
-    if (written.ok() && since_beat.seconds() >= kHeartbeatSeconds) {
+    if (written.ok() && since_beat.seconds() >= std::min(kHeartbeatSeconds, age.seconds() / 4)) {
       written = beat();
       since_beat.restart();
     }
@@ -294,8 +296,8 @@ Result<Run> Store::create_run(const NewRun& request) {
     ASSIGN_OR_RETURN(const int64_t now, db.now_ms());
     RETURN_IF_ERROR(
         db.execute("INSERT INTO run (id, name, kind, owner, host, pid, status, note, config, session, "
-                   "created_ms, finished_ms, heartbeat_ms) VALUES "
-                   "($1, $2, $3, $4, $5, $6, 'running', '', $7, 1, $8, 0, $8)",
+                   "created_ms, finished_ms, heartbeat_ms, session_ms) VALUES "
+                   "($1, $2, $3, $4, $5, $6, 'running', '', $7, 1, $8, 0, $8, $8)",
                    {id, request.name, request.kind, request.owner.empty() ? state_->owner : request.owner,
                     state_->host, int64_t{::getpid()}, request.config, now}));
     for (const auto& [key, value] : request.params)
@@ -312,9 +314,12 @@ Result<Run> Store::resume_run(const std::string& id) {
     ASSIGN_OR_RETURN(const int64_t now, db.now_ms());
     ASSIGN_OR_RETURN(
         const Rows rows,
-        db.execute("UPDATE run SET status = 'running', note = '', finished_ms = 0, heartbeat_ms = $1, "
-                   "host = $2, pid = $3, session = session + 1 WHERE id = $4 RETURNING session",
-                   {now, state_->host, int64_t{::getpid()}, id}));
+        db.execute(
+            "UPDATE run SET status = 'running', note = '', finished_ms = 0, heartbeat_ms = $1, "
+            "earlier_ms = earlier_ms + CASE finished_ms WHEN 0 THEN heartbeat_ms ELSE finished_ms END - "
+            "session_ms, session_ms = $1, host = $2, pid = $3, session = session + 1 WHERE id = $4 "
+            "RETURNING session",
+            {now, state_->host, int64_t{::getpid()}, id}));
     if (rows.empty())
       return make_error(ErrorCode::kNotFound, "no run {}; `flywheel runs list` shows them", id);
     return rows[0].integer(0);

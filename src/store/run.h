@@ -63,6 +63,8 @@ struct RunInfo {
   RunStatus status = RunStatus::kRunning;
   int64_t pid = 0;
   int64_t created_ms = 0, finished_ms = 0, heartbeat_ms = 0;  // finished_ms is 0 while it runs
+  int64_t active_ms =
+      0;  // how long it was at work, as far as its heartbeat tells: not between end and resume
   std::map<std::string, std::string> params, tags;
   std::vector<MetricSummary> metrics;
   std::vector<std::string> inputs, outputs;  // "name:version"

@@ -1,4 +1,5 @@
 // Reading runs back.
+#include <algorithm>
 #include <array>
 
 #include "base/config.h"
@@ -12,8 +13,8 @@ namespace {
 
 constexpr int64_t kLostAfterMs = 30'000;
 constexpr const char* kRunColumns =
-    "SELECT id, name, kind, owner, host, pid, status, note, config, created_ms, finished_ms, heartbeat_ms "
-    "FROM run ";
+    "SELECT id, name, kind, owner, host, pid, status, note, config, created_ms, finished_ms, heartbeat_ms, "
+    "session_ms, earlier_ms FROM run ";
 
 // Of a run with these fields. On this host its process is looked at, elsewhere its heartbeat must do.
 RunStatus status_of(const std::string& text, const RunInfo& run, int64_t now, const std::string& this_host) {
@@ -62,6 +63,8 @@ Result<RunInfo> read_run(Database& db, const Row& row, int64_t now, const std::s
                              run.id));
   ASSIGN_OR_RETURN(run.outputs,
                    read_refs(db, "SELECT name, version FROM artifact WHERE run = $1 ORDER BY id", run.id));
+  const int64_t end = run.finished_ms != 0 ? run.finished_ms : run.heartbeat_ms;
+  run.active_ms = std::max<int64_t>(row.integer(13) + end - row.integer(12), 0);
   return run;
 }
 

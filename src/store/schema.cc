@@ -61,6 +61,11 @@ CREATE INDEX alias_artifact ON alias (artifact);
 CREATE TABLE alias_change (
   id {SERIAL}, name TEXT NOT NULL, alias TEXT NOT NULL, version BIGINT NOT NULL, owner TEXT NOT NULL,
   time_ms BIGINT NOT NULL);
+)sql",
+    R"sql(
+ALTER TABLE run ADD COLUMN session_ms BIGINT NOT NULL DEFAULT 0;  -- when the present session began
+ALTER TABLE run ADD COLUMN earlier_ms BIGINT NOT NULL DEFAULT 0;  -- how long those before it lasted
+UPDATE run SET session_ms = created_ms;
 )sql"};
 
 void replace_all(std::string& text, const std::string& from, const std::string& to) {
