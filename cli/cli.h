@@ -3,7 +3,7 @@
 // A verb gets its arguments without the program's and its own name and returns the exit code: 0 done,
 // 1 failed, 2 wrong usage. It parses them with CLI11 through `parse`, which also serves --help. Results go
 // to stdout (with --json one JSON value), logs and progress bars to stderr. UserError may fly: main prints
-// it as one line and exits with 2.
+// it as one line and exits with 2, or with 1 where its code says that not the user but the machine failed.
 //
 //   int verb_store(const std::vector<std::string>& args) {
 //     CLI::App app{"Name, trace and verify artifacts."};

@@ -114,7 +114,7 @@ int main(int argc, char** argv) {
     return flywheel::cli::run(std::vector<std::string>(argv + 1, argv + argc));
   } catch (const flywheel::UserError& error) {
     std::fprintf(stderr, "%s\n", error.what());
-    return 2;
+    return flywheel::is_failure(error.code()) ? 1 : 2;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "flywheel: unexpected: %s\n", error.what());
     return 1;

@@ -202,7 +202,7 @@ int compare(const Options& options) {
       const auto points = store.metric(run.id, metric);
       double low = std::numeric_limits<double>::infinity(), high = -low;
       if (!points.ok() && points.error().code != ErrorCode::kNotFound)
-        throw UserError(run.id, points.error().message);
+        throw UserError(run.id, points.error());
       if (!points.ok() || points->empty()) {
         for (auto* column : {&last, &least, &greatest}) column->emplace_back("-");
         json.push_back(nullptr);

@@ -2,6 +2,26 @@
 
 namespace flywheel {
 
+bool is_failure(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kFull:
+    case ErrorCode::kCancelled:
+    case ErrorCode::kPeerLost:
+    case ErrorCode::kDeadline:
+    case ErrorCode::kAborted:
+    case ErrorCode::kCorrupt:
+    case ErrorCode::kUnavailable:
+    case ErrorCode::kIo:
+      return true;
+    case ErrorCode::kNotFound:
+    case ErrorCode::kExists:
+    case ErrorCode::kInvalid:
+    case ErrorCode::kDenied:
+      return false;
+  }
+  return true;
+}
+
 const char* error_code_name(ErrorCode code) {
   switch (code) {
     case ErrorCode::kFull:

@@ -38,6 +38,10 @@ enum class ErrorCode {
   kIo,           // the operating system said no (disk full, permission, ...)
 };
 
+// True where no other argument would have helped: the disk, a peer or a service failed, or time ran out.
+// False where the user named something wrong.
+bool is_failure(ErrorCode code);
+
 // "full", "not found", ...
 const char* error_code_name(ErrorCode code);
 
@@ -54,16 +58,23 @@ Error make_error(ErrorCode code, fmt::format_string<Args...> format, Args&&... a
   return Error{code, fmt::format(format, std::forward<Args>(args)...)};
 }
 
-// What the user got wrong. `where` is a file:line, key, flag or request field.
+// What the user got wrong. `where` is a file:line, key, flag or request field. `code` is kInvalid, or that of
+// the Error that was thrown on: by it main tells wrong usage from a machine that failed (is_failure).
 class UserError : public std::runtime_error {
  public:
-  UserError(std::string where, std::string what, std::string hint = "")  // NOLINT: an error may copy
+  UserError(std::string where, std::string what, std::string hint = "",  // NOLINT: an error may copy
+            ErrorCode code = ErrorCode::kInvalid)
       : std::runtime_error((where.empty() ? "" : where + ": ") + what + (hint.empty() ? "" : "; " + hint)),
-        where_(std::move(where)) {}
+        where_(std::move(where)),
+        code_(code) {}
+  UserError(std::string where, const Error& error, std::string hint = "")
+      : UserError(std::move(where), error.message, std::move(hint), error.code) {}
   const std::string& where() const { return where_; }
+  ErrorCode code() const { return code_; }
 
  private:
   std::string where_;
+  ErrorCode code_;
 };
 
 template <typename T>
@@ -86,9 +97,9 @@ class [[nodiscard]] Result {
     CHECK(!ok(), "error() of a Result that holds a value");
     return std::get<1>(state_);
   }
-  // For a caller that treats every failure as the user's: the value, or a UserError with the message.
+  // For a caller that has nobody to tell but the user: the value, or a UserError with the message and code.
   T value_or_throw(const std::string& where = "") && {
-    if (!ok()) throw UserError(where, error().message);
+    if (!ok()) throw UserError(where, error());
     return std::move(std::get<0>(state_));
   }
 
@@ -114,7 +125,7 @@ class [[nodiscard]] Result<void> {
     return *error_;
   }
   void value_or_throw(const std::string& where = "") const {
-    if (!ok()) throw UserError(where, error_->message);
+    if (!ok()) throw UserError(where, *error_);
   }
 
  private:

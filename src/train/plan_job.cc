@@ -20,7 +20,7 @@ std::string find_path(const std::string& key, const std::string& name) {
   if (is_path(name)) throw UserError(key, "no such file or folder: " + name);
   auto store = store::Store::open().value_or_throw(key);
   const auto artifact = store.resolve(name);
-  if (!artifact.ok()) throw UserError(key, artifact.error().message);
+  if (!artifact.ok()) throw UserError(key, artifact.error());
   return store.path_of(*artifact).value_or_throw(key);
 }
 
