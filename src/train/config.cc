@@ -5,6 +5,8 @@
 #include <set>
 #include <type_traits>
 
+#include "store/artifact.h"
+
 namespace flywheel::train {
 namespace {
 
@@ -64,7 +66,7 @@ struct NumberCheck {
 void check(const TrainConfig& c) {
   NumberCheck numbers;
   TrainConfig(c).fields(numbers);
-  require(!c.name.empty(), "name", "is empty");
+  store::check_name(c.name).value_or_throw("name");
   const auto& family = c.model.family;
   require(family == "llama" || family == "mistral" || family == "qwen2" || family == "qwen3", "model.family",
           "\"" + family + "\" is not one of llama, mistral, qwen2, qwen3");
