@@ -44,16 +44,16 @@ class BenchRun(unittest.TestCase):
         marks = ["876543.1", "876543.2", "876543.3"]
         start = time.monotonic()
         done = self.run_benchmark(f"echo begun; sleep {marks[0]} & setsid sleep {marks[1]} & "
-                                  f"(setsid nohup sleep {marks[2]} &) ; wait", "--timeout", "1.5")
-        self.assertLess(time.monotonic() - start, 20)
+                                  f"(setsid nohup sleep {marks[2]} &) ; wait", "--timeout", "5")
+        self.assertLess(time.monotonic() - start, 40)
         self.assertEqual(done.returncode, 1)
-        self.assertIn("was not done after 1.5 s", done.stderr)
+        self.assertIn("was not done after 5 s", done.stderr)
         self.assertIn("begun", done.stdout)
         self.assert_ended(marks)
 
     def test_ends_what_hangs_without_stdout(self):
-        done = self.run_benchmark("exec >&-; sleep 876543.4", "--timeout", "1")
-        self.assertIn("was not done after 1 s", done.stderr)
+        done = self.run_benchmark("exec >&-; sleep 876543.4", "--timeout", "2")
+        self.assertIn("was not done after 2 s", done.stderr)
         self.assert_ended(["876543.4"])
 
     def test_leaves_nothing_running_behind_a_failure(self):
