@@ -33,11 +33,10 @@ int buddy_step(const std::vector<WorkerState>& workers) {
 
 Core::~Core() {
   if (wake >= 0) ::close(wake);
-  if (lock_fd >= 0) ::close(lock_fd);  // gives the run's lock back
 }
 
 Result<void> Core::start() {
-  ASSIGN_OR_RETURN(lock_fd, lock_run(options.folder, options.run));
+  ASSIGN_OR_RETURN(run_lock, lock_run(options.folder, options.run));
   log_path = options.folder + "/commands.log";
   {
     ASSIGN_OR_RETURN(const LogContent content, read_log(log_path));

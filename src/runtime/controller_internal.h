@@ -24,6 +24,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/file_lock.h"
 #include "base/log.h"
 #include "base/metrics.h"
 #include "runtime/controller.h"
@@ -122,7 +123,7 @@ struct MeshState {
 struct Core : std::enable_shared_from_this<Core> {
   ControllerOptions options;
   std::string log_path, socket_folder;
-  int lock_fd = -1;
+  FileLock run_lock;
   History history;
   std::unique_ptr<Transport> transport;
   std::unique_ptr<TempFolder> temporary;
