@@ -53,7 +53,9 @@ class Executor {
 
   // The command under way, and any of an older epoch, is to be given up.
   void fence(uint64_t epoch);
-  bool fenced() const { return fenced_.load(std::memory_order_relaxed) > epoch_; }
+  bool fenced() const { return fenced(epoch_); }
+  // Whether an epoch after `epoch` has begun.
+  bool fenced(uint64_t epoch) const { return fenced_.load(std::memory_order_relaxed) > epoch; }
   uint64_t executing() const { return executing_.load(std::memory_order_relaxed); }
   size_t num_objects() const { return objects_.size(); }
 

@@ -83,13 +83,24 @@ void Snapshots::serve(Socket& peer, const std::string& identity, std::string_vie
 }
 
 Result<std::string> pull_piece(Transport& transport, const std::string& endpoint, uint64_t watermark,
-                               const std::string& name, Deadline deadline) {
+                               const std::string& name, Deadline deadline,
+                               const std::function<bool()>& given_up) {
+  constexpr int64_t kLookMs = 20;
   ASSIGN_OR_RETURN(Socket socket, transport.connect(ZMQ_DEALER, endpoint));
+  const auto receive = [&]() -> Result<std::string> {
+    for (;;) {
+      Result<std::string> reply = socket.receive(deadline.sooner(Deadline::after_ms(kLookMs)));
+      if (reply.ok() || reply.error().code != ErrorCode::kDeadline || deadline.expired()) return reply;
+      if (given_up())
+        return make_error(ErrorCode::kUnavailable, "{} of watermark {} is not wanted any more", name,
+                          watermark);
+    }
+  };
   std::string whole;
   for (;;) {
     RETURN_IF_ERROR(socket.send(
         pack(MessageType::kGetPiece, GetPieceMessage{watermark, name, whole.size(), kPartBytes})));
-    ASSIGN_OR_RETURN(const std::string reply, socket.receive(deadline));
+    ASSIGN_OR_RETURN(const std::string reply, receive());
     ASSIGN_OR_RETURN(const PieceMessage part, decode<PieceMessage>(std::string_view(reply).substr(1)));
     if (!part.found) {
       return make_error(ErrorCode::kNotFound, "{} has no {} of watermark {}", endpoint, name, watermark);

@@ -6,6 +6,7 @@
 // Threads: any. The bytes are shared and never change.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -35,9 +36,11 @@ class Snapshots {
   std::map<std::string, std::string> arriving_;  // copies under way, by "watermark/name"
 };
 
-// From a peer's memory, part by part. kNotFound when it does not have it, kDeadline, kCorrupt by its digest.
+// From a peer's memory, part by part. kNotFound when it does not have it, kDeadline, kCorrupt by its digest,
+// kUnavailable as soon as `given_up` says that nobody wants it any more (the peer may be the one that died).
 Result<std::string> pull_piece(Transport& transport, const std::string& endpoint, uint64_t watermark,
-                               const std::string& name, Deadline deadline);
+                               const std::string& name, Deadline deadline,
+                               const std::function<bool()>& given_up);
 // Into a peer's memory; returns when it has all of it.
 Result<void> push_piece(Transport& transport, const std::string& endpoint, uint64_t watermark,
                         const std::string& name, const Rope& bytes, Deadline deadline);

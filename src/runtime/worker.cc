@@ -179,7 +179,8 @@ class CommandLoop {
         if (source.endpoint.empty())
           return make_error(ErrorCode::kNotFound, "{} is not in memory here", source.name);
         ASSIGN_OR_RETURN(std::string pulled, pull_piece(transport_, source.endpoint, order.watermark,
-                                                        source.name, Deadline::after_ms(10'000)));
+                                                        source.name, Deadline::after_ms(10'000),
+                                                        [&] { return executor_.fenced(order.epoch); }));
         bytes = std::make_shared<const Rope>(std::move(pulled));
       }
       snapshots_.put(order.watermark, source.name, bytes);  // now this worker can give it to others
