@@ -147,7 +147,8 @@ int plan_job(const std::vector<std::string>& args) {
   app.add_option("--micro", o.micro, "Sequences computed at once");
   app.add_option("--recompute", o.recompute, "none, selective or full");
   app.add_option("--precision", o.precision, "f32, bf16, fp16 or fp8, over the config's");
-  app.add_option("--optimizer", o.optimizer, "sgd, lion, muon, adafactor, adamw or adamw8bit");
+  app.add_option("--optimizer", o.optimizer,
+                 "adamw, adam, sgd, lion, adafactor, muon or adamw_8bit, over the config's");
   app.add_option("--experts", o.experts.count, "Plan a mixture of so many experts in place of each MLP");
   app.add_option("--experts-per-token", o.experts.per_token, "Of them for each token");
   app.add_option("--experts-shared", o.experts.shared, "Experts beside them for every token");
@@ -165,11 +166,12 @@ int plan_job(const std::vector<std::string>& args) {
     throw UserError("--world", "finds meshes; --mesh gives one", "use one of them");
   if (o.world < 0) throw UserError("--world", "must be at least 1");
 
-  const auto config = o.file.empty() ? parse_config<train::TrainConfig>("--set", "{}", o.overrides)
-                                     : load_config<train::TrainConfig>(o.file, o.overrides);
+  auto config = o.file.empty() ? parse_config<train::TrainConfig>("--set", "{}", o.overrides)
+                               : load_config<train::TrainConfig>(o.file, o.overrides);
+  if (!o.precision.empty()) config.precision = from_name<train::Precision>("--precision", o.precision);
+  if (!o.optimizer.empty())
+    config.optimizer.type = from_name<train::OptimizerType>("--optimizer", o.optimizer);
   train::Job job = job_of(config, decoder_to_plan(config, o.model), o.experts);
-  if (!o.precision.empty()) job.compute = from_name<train::ComputeType>("--precision", o.precision);
-  if (!o.optimizer.empty()) job.optimizer = o.optimizer;
 
   PlanMesh mesh = o.mesh.empty() ? mesh_of(config) : parse_axes(o.mesh);
   if (!o.mesh.empty() && o.micro == 0)

@@ -4,9 +4,11 @@
 #include <cstdio>
 
 #include "base/config.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli.h"
+#include "train/deepspeed_config.h"
 #include "train/plan_job.h"
 #include "train/run_training.h"
 
@@ -88,6 +90,34 @@ class StopSignals {
   Action interrupt_before_{}, terminate_before_{};
 };
 
+// A DeepSpeed file over a training config: says what became of its keys, and throws where the run would need
+// what is not there yet.
+train::DeepSpeedConfig over_deepspeed(const std::string& file, const train::TrainConfig& base) {
+  train::DeepSpeedConfig ds = train::read_deepspeed_config(file, read_config_file(file), base);
+  for (const std::string& note : ds.notes) std::fprintf(stderr, "%s: %s\n", file.c_str(), note.c_str());
+  return ds;
+}
+
+void refuse_missing(const std::string& file, const train::DeepSpeedConfig& ds) {
+  if (ds.missing.empty()) return;
+  std::string list;
+  for (const std::string& what : ds.missing) list += "\n  " + what;
+  throw UserError(file, "is read, but asks for what is not there yet:" + list,
+                  "without it the same numbers train with the whole state on every worker");
+}
+
+// DeepSpeed's csv_monitor: a file for each value, a row for each step, counted in samples.
+void write_csv(const train::DeepSpeedConfig& ds, const train::Progress& p) {
+  const auto row = [&](const char* name, double value) {
+    const std::string path = ds.csv_folder + "/Train_Samples_" + name + ".csv";
+    auto file = AppendFile::open(path).value_or_throw("csv_monitor");
+    if (file.size_bytes() == 0) file.append(fmt::format("step,{}\n", name)).value_or_throw("csv_monitor");
+    file.append(fmt::format("{},{}\n", p.step * ds.batch.train, value)).value_or_throw("csv_monitor");
+  };
+  row("train_loss", p.loss);
+  row("lr", p.lr);
+}
+
 int verb_train(const std::vector<std::string>& args) {
   CLI::App app{"Train a model on a mesh of workers."};
   std::string file, resume;
@@ -99,6 +129,10 @@ int verb_train(const std::vector<std::string>& args) {
   app.add_option("--resume", resume, "Go on where this run was (flywheel runs list shows them)");
   app.add_flag("--new", fresh, "Begin a new run even if one with this very config was left unfinished");
   app.add_flag("--json", json, "End with one JSON line");
+  std::string deepspeed_file;
+  app.add_option(
+      "--deepspeed", deepspeed_file,
+      "A DeepSpeed configuration as it is; model, data and workers come from the config file and --set");
   bool show = false;
   app.add_flag("--show-config", show, "Print the resolved config and stop");
   app.footer(
@@ -106,7 +140,8 @@ int verb_train(const std::vector<std::string>& args) {
       "  flywheel train examples/tiny.yaml                      2 workers on this machine\n"
       "  flywheel train examples/tiny.yaml --set mesh.data=4 --set optimizer.lr=3e-4\n"
       "  flywheel train --resume tiny-1                         go on where run tiny-1 was\n"
-      "  flywheel train examples/tiny.yaml --show-config        every key, as it would be used\n");
+      "  flywheel train examples/tiny.yaml --show-config        every key, as it would be used\n"
+      "  flywheel train examples/tiny.yaml --deepspeed ds_config.json\n");
   if (auto exit = parse(app, "train", args)) return *exit;
   if (file.empty() && resume.empty() && !show) {
     throw UserError("flywheel train", "give a config file or --resume RUN",
@@ -124,12 +159,19 @@ int verb_train(const std::vector<std::string>& args) {
   } else {
     config = parse_config<train::TrainConfig>("--set", "{}", overrides);
   }
+  train::DeepSpeedConfig deepspeed;
+  if (!deepspeed_file.empty()) {
+    if (!resume.empty()) throw UserError("--deepspeed", "a run goes on with its own config");
+    deepspeed = over_deepspeed(deepspeed_file, config);
+    config = deepspeed.train;
+  }
   if (show) {
     std::printf("%s\n", dump_config(config).c_str());
     return 0;
   }
-
+  if (!deepspeed_file.empty()) refuse_missing(deepspeed_file, deepspeed);
   check_memory(config);
+  if (!deepspeed.csv_folder.empty()) make_folders(deepspeed.csv_folder).value_or_throw("csv_monitor");
   std::unique_ptr<ProgressBar> bar;
   train::TrainHooks hooks;
   hooks.on_start = [&](const std::string& run, int64_t parameters, bool resumed) {
@@ -144,6 +186,9 @@ int verb_train(const std::vector<std::string>& args) {
       std::fprintf(stderr, "\na worker was lost; the run recovered by replay in %s\n",
                    human_seconds(p.recovery_seconds).c_str());
     }
+    if (!deepspeed.csv_folder.empty()) write_csv(deepspeed, p);
+    if (deepspeed.steps_per_print > 0 && p.step % deepspeed.steps_per_print == 0)
+      std::fprintf(stderr, "\nstep=%ld, loss=%.6f, lr=%g\n", static_cast<long>(p.step), p.loss, p.lr);
     bar->update(p.step,
                 fmt::format("loss {:.3f}  {} tok/s  {:.0f}% of limit", p.loss,
                             human_count(static_cast<int64_t>(p.tokens_per_second)), p.limit_share * 100));

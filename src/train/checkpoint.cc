@@ -1,7 +1,6 @@
 #include "train/checkpoint.h"
 
 #include "base/file.h"
-#include "base/hash.h"
 #include "base/json.h"
 #include "model/safetensors.h"
 

@@ -1,7 +1,5 @@
 #include "train/config.h"
 
-#include <cmath>
-#include <numbers>
 #include <set>
 #include <type_traits>
 
@@ -84,17 +82,11 @@ void check(const TrainConfig& c) {
   require(c.batch.sequences >= c.mesh.data, "batch.sequences",
           fmt::format("{} sequences cannot be shared by {} workers", c.batch.sequences, c.mesh.data));
   require(c.batch.micro_sequences >= 0, "batch.micro_sequences", "must be 0 (all at once) or more");
-  require(c.optimizer.betas.size() == 2 && c.optimizer.betas[0] >= 0 && c.optimizer.betas[0] < 1 &&
-              c.optimizer.betas[1] >= 0 && c.optimizer.betas[1] < 1,
-          "optimizer.betas", "must be two numbers in [0, 1)");
-  require(c.optimizer.lr > 0, "optimizer.lr", "must be above 0");
-  require(c.optimizer.min_lr >= 0 && c.optimizer.min_lr <= c.optimizer.lr, "optimizer.min_lr",
-          "must be between 0 and optimizer.lr");
-  require(c.optimizer.warmup_steps >= 0, "optimizer.warmup_steps", "must be 0 (none) or more");
   require(c.model.intermediate_size >= 0, "model.intermediate_size",
           "must be 0 (8/3 of hidden_size) or more");
-  require(c.optimizer.clip_norm >= 0, "optimizer.clip_norm", "must be 0 (no clipping) or more");
-  require(c.optimizer.epsilon > 0, "optimizer.epsilon", "must be above 0");
+  check(c.optimizer);
+  check(c.schedule);
+  check(c.loss_scale);
   require(c.evaluate.every_steps >= 0 && c.evaluate.sequences >= 1, "evaluate",
           "every_steps >= 0, sequences >= 1");
   require(c.checkpoint.every_steps >= 0, "checkpoint.every_steps", "must be 0 (only at the end) or more");
@@ -139,14 +131,6 @@ model::DecoderConfig decoder_config(const ModelConfig& m, int64_t dataset_vocab_
   const Result<void> valid = model::validate(c);
   if (!valid.ok()) throw UserError("model", valid.error().message);
   return c;
-}
-
-double learning_rate(const OptimizerConfig& c, int64_t step, int64_t steps) {
-  if (step < c.warmup_steps)
-    return c.lr * static_cast<double>(step + 1) / static_cast<double>(c.warmup_steps);
-  const auto left = static_cast<double>(steps - 1 - c.warmup_steps);
-  const double share = left <= 0 ? 1 : std::min(1.0, static_cast<double>(step - c.warmup_steps) / left);
-  return c.min_lr + (c.lr - c.min_lr) * 0.5 * (1 + std::cos(std::numbers::pi * share));
 }
 
 }  // namespace flywheel::train

@@ -12,11 +12,17 @@
 
 #include "base/config.h"
 #include "model/decoder_config.h"
+#include "train/loss_scale.h"
+#include "train/optimizer_config.h"
 #include "train/pipeline_schedule.h"
+#include "train/schedule.h"
 
 namespace flywheel::train {
 
-enum class Precision { kF32, kBF16 };
+// Of products; weights, optimizer state, norms and the residual stream are f32 in all. fp16 and fp8 round
+// what is multiplied and multiply in f32.
+enum class Precision { kF32, kBF16, kFP16, kFP8 };
+enum class Fp8Scales { kBlocks, kTensors };
 
 struct ModelConfig {
   std::string from;  // go on from a model: an artifact or a folder; the sizes below are then its own
@@ -60,22 +66,6 @@ struct BatchConfig {
   template <typename V>
   void fields(V& v) {
     v("sequences", sequences), v("length", length), v("micro_sequences", micro_sequences);
-  }
-};
-
-struct OptimizerConfig {
-  double lr = 1e-3;
-  double min_lr = 1e-4;  // at the end of the cosine
-  int64_t warmup_steps = 20;
-  std::vector<double> betas = {0.9, 0.95};
-  double epsilon = 1e-8;
-  double weight_decay = 0.1;  // of matrices; norms and biases do not decay
-  double clip_norm = 1.0;     // 0: no clipping
-  template <typename V>
-  void fields(V& v) {
-    v("lr", lr), v("min_lr", min_lr), v("warmup_steps", warmup_steps), v("betas", betas),
-        v("epsilon", epsilon);
-    v("weight_decay", weight_decay), v("clip_norm", clip_norm);
   }
 };
 
@@ -133,20 +123,24 @@ struct TrainConfig {
   std::string name = "model";  // of the run and of the model artifact
   uint64_t seed = 1;           // of the weights and of the order of the data
   int64_t steps = 100;
-  Precision precision = Precision::kBF16;  // of products; weights and optimizer state are f32 either way
+  Precision precision = Precision::kBF16;
+  Fp8Scales fp8_scales = Fp8Scales::kBlocks;  // 128 x 128 weights and 1 x 128 values, or a tensor share one
   bool recompute = false;  // forget activations inside layers and compute them again: less memory
   ModelConfig model;
   DataConfig data;
   BatchConfig batch;
   OptimizerConfig optimizer;
+  ScheduleConfig schedule;     // of optimizer.lr
+  LossScaleConfig loss_scale;  // of precision fp16
   MeshConfig mesh;
   EvaluateConfig evaluate;
   CheckpointConfig checkpoint;
   template <typename V>
   void fields(V& v) {
-    v("name", name), v("seed", seed), v("steps", steps), v("precision", precision), v("recompute", recompute);
-    v("model", model), v("data", data), v("batch", batch), v("optimizer", optimizer), v("mesh", mesh);
-    v("evaluate", evaluate), v("checkpoint", checkpoint);
+    v("name", name), v("seed", seed), v("steps", steps), v("precision", precision);
+    v("fp8_scales", fp8_scales), v("recompute", recompute), v("model", model), v("data", data);
+    v("batch", batch), v("optimizer", optimizer), v("schedule", schedule), v("loss_scale", loss_scale);
+    v("mesh", mesh), v("evaluate", evaluate), v("checkpoint", checkpoint);
   }
 };
 
@@ -156,13 +150,17 @@ void check(const TrainConfig& config);
 // The decoder that ModelConfig describes (not for `from`).
 model::DecoderConfig decoder_config(const ModelConfig& config, int64_t dataset_vocab_size);
 
-// Linear from 0 over the warm-up, then a cosine to min_lr at the last step. `step` counts from 0.
-double learning_rate(const OptimizerConfig& config, int64_t step, int64_t steps);
-
 }  // namespace flywheel::train
 
 template <>
 struct flywheel::ConfigEnum<flywheel::train::Precision> {
-  static constexpr std::array<std::pair<const char*, flywheel::train::Precision>, 2> names{
-      {{"f32", flywheel::train::Precision::kF32}, {"bf16", flywheel::train::Precision::kBF16}}};
+  using T = flywheel::train::Precision;
+  static constexpr std::array<std::pair<const char*, T>, 4> names{
+      {{"f32", T::kF32}, {"bf16", T::kBF16}, {"fp16", T::kFP16}, {"fp8", T::kFP8}}};
+};
+template <>
+struct flywheel::ConfigEnum<flywheel::train::Fp8Scales> {
+  using T = flywheel::train::Fp8Scales;
+  static constexpr std::array<std::pair<const char*, T>, 2> names{
+      {{"blocks", T::kBlocks}, {"tensors", T::kTensors}}};
 };

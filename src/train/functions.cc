@@ -6,6 +6,7 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
+#include "kernels/fp8.h"
 #include "kernels/norm.h"
 #include "kernels/swiglu.h"
 
@@ -89,9 +90,36 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   }
 };
 
+// x [M, K] as a product in the parameters' format sees it.
+Tensor rounded_factor(Pass& pass, const Tensor& x, kernels::Fp8Format format) {
+  const Rounding rounding = pass.parameters.rounding();
+  Tensor y = like(x);
+  if (rounding == Rounding::kF16) {
+    kernels::round_to(data(y), data(x), kernels::DType::kF16, x.numel(), pass.pool);
+  } else {
+    kernels::round_fp8(data(y), data(x), x.size(0), x.size(1),
+                       rounding == Rounding::kFp8Blocks ? kernels::kFp8Rows : kernels::kFp8Tensor, format,
+                       pass.pool);
+  }
+  return y;
+}
+Tensor product_input(Pass& pass, const Tensor& x) {
+  if (pass.parameters.rounding() == Rounding::kNone) return x;
+  if (!pass.product_input.is_same(x)) {
+    pass.product_input = x;
+    pass.product_rounded = rounded_factor(pass, x, kernels::Fp8Format::kE4M3);
+  }
+  return pass.product_rounded;
+}
+Tensor product_gradient(Pass& pass, const Tensor& dy) {
+  if (pass.parameters.rounding() == Rounding::kNone) return dy;
+  return rounded_factor(pass, dy, kernels::Fp8Format::kE5M2);
+}
+
 struct Linear : torch::autograd::Function<Linear> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, int64_t weight, int64_t bias) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, Pass* pass, int64_t weight, int64_t bias) {
     remember(ctx, pass), remember(ctx, "weight", weight), remember(ctx, "bias", bias);
+    const Tensor x = product_input(*pass, input);
     ctx->save_for_backward({x});
     const kernels::PackedWeight& packed = pass->parameters.packed(static_cast<int>(weight));
     Tensor y = make(x.size(0), packed.rows());
@@ -104,7 +132,8 @@ struct Linear : torch::autograd::Function<Linear> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     Pass& pass = recall(ctx);
-    const Tensor x = ctx->get_saved_variables()[0], gradient = dy[0].contiguous();
+    const Tensor x = ctx->get_saved_variables()[0], whole = dy[0].contiguous();
+    const Tensor gradient = product_gradient(pass, whole);
     const int w = index(ctx, "weight"), b = index(ctx, "bias");
     const int64_t M = x.size(0), N = gradient.size(1), K = x.size(1);
     const auto weight_gradient = [&pass, x, gradient, w, M, N, K] {
@@ -116,8 +145,7 @@ struct Linear : torch::autograd::Function<Linear> {
     } else {
       weight_gradient();
     }
-    if (b >= 0)
-      kernels::add_bias_backward(pass.parameters.gradient(b).data(), data(gradient), M, N, pass.pool);
+    if (b >= 0) kernels::add_bias_backward(pass.parameters.gradient(b).data(), data(whole), M, N, pass.pool);
     Tensor dx = like(x);
     kernels::linear(data(dx), data(gradient), pass.parameters.packed_transposed(w), M, pass.pool);
     return {dx, Tensor(), Tensor(), Tensor()};
@@ -291,7 +319,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     kernels::CrossEntropyGradient gradient{};
     if (pass->with_gradient) {
       gradient = {.weight_transposed = &pass->parameters.packed_transposed(w),
-                  .scale = 1.0f,
+                  .scale = pass->loss_scale,
                   .dx_MD = data(dx),
                   .dw_VD = pass->parameters.gradient(w).data()};
       ctx->save_for_backward({dx});

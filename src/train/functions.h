@@ -33,8 +33,11 @@ struct Pass {
   std::vector<int32_t> block_table;                   // sequence b has blocks b * n .. b * n + n - 1
   std::vector<kernels::AttentionSequence> sequences;  // B of them
   bool with_gradient = true;
+  float loss_scale = 1;       // of gradients
   double loss = 0;            // sum over valid tokens
   float* logprobs = nullptr;  // [B * T], if wanted
+  // The input of the last product and what it saw of it: several products read one value.
+  torch::Tensor product_input, product_rounded;
   // Gradients of matrices are computed when asked for and not with those of values (zero-bubble pipelines).
   bool splits_backward = false;
   std::vector<std::function<void()>> weight_gradients;

@@ -1,6 +1,8 @@
 #include "train/layout.h"
 
 #include "base/check.h"
+#include "train/optimizer_state.h"
+#include "train/rounding.h"
 
 namespace flywheel::train {
 namespace {
@@ -84,7 +86,12 @@ Result<Layout> make_layout(const TrainConfig& config, const model::Decoder& deco
                       decoder.config.num_layers, stages);
   }
   layout.stages = even_stages(decoder.config.num_layers, stages);
-  RETURN_IF_ERROR(cut(decoder, {.tensor_size = mesh.tensor}, {{0, decoder.config.num_layers}}));
+  for (int64_t rank = 0; rank < mesh.tensor; ++rank) {
+    ASSIGN_OR_RETURN(const LocalDecoder local, cut(decoder, {.tensor_size = mesh.tensor, .tensor_rank = rank},
+                                                   {{0, decoder.config.num_layers}}));
+    RETURN_IF_ERROR(check_parts(config.optimizer, flat_weights(local)));
+    RETURN_IF_ERROR(check_rounding(rounding_of(config), local));
+  }
   return layout;
 }
 

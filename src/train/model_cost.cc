@@ -34,11 +34,12 @@ class Counter {
   BlockCost block(size_t begin, size_t end) {
     BlockCost b;
     b.layer = decoder_.steps[begin].layer;
-    kept_.clear();
+    kept_.clear(), multiplied_.clear(), elsewhere_.clear();
     for (size_t i = begin; i < end; ++i) add(b, decoder_.steps[i]);
     for (const int value : kept_) {
       const Step* made = made_by_[at(value)];
       const double w = width(value);
+      if (multiplied_.contains(value) && elsewhere_.contains(value)) b.kept.shared_inputs += w;
       if (streams_.contains(value)) {
         b.kept.stream += w;
       } else if (made->op == Op::kRmsNorm || made->op == Op::kSwiglu) {
@@ -76,6 +77,7 @@ class Counter {
         b.linear_flop += 2.0 * static_cast<double>(count(step.weight));
         b.multiplied_parameters += count(step.weight);
         kept_.insert(step.in[0]);
+        multiplied_.insert(step.in[0]);
         break;
       case Op::kLogits:  // its forward makes the gradient of its input, and keeps that
         b.linear_flop += 2.0 * static_cast<double>(count(step.weight));
@@ -86,6 +88,7 @@ class Counter {
         b.attention_flop += 4.0 * width(step.out) * mean_positions(length_, step.window);
         kept_.insert(step.in.begin(), step.in.end());
         kept_.insert(step.out);
+        elsewhere_.insert(step.out);
         b.kept.f32 += static_cast<double>(decoder_.config.num_heads);
         break;
       case Op::kRmsNorm:
@@ -122,6 +125,7 @@ class Counter {
   int64_t length_;
   std::vector<const Step*> made_by_;
   std::set<int> kept_, streams_, owned_;
+  std::set<int> multiplied_, elsewhere_;  // kept by products, and by attention as what it made
 };
 
 // The linears that lead into and out of swiglu, and swiglu's values: what experts replace.
@@ -164,6 +168,7 @@ void put_experts(const Decoder& decoder, const Experts& experts, ModelCost& cost
 
 KeptWidths& KeptWidths::operator+=(const KeptWidths& more) {
   stream += more.stream, other += more.other, recomputable += more.recomputable, f32 += more.f32;
+  shared_inputs += more.shared_inputs;
   return *this;
 }
 

@@ -20,10 +20,11 @@ namespace flywheel::train {
 
 // Values of one token that the forward pass leaves for the backward pass.
 struct KeptWidths {
-  double stream = 0;        // of the residual stream: inputs of norms
-  double other = 0;         // inputs of products, q, k, v and output of attention
-  double recomputable = 0;  // outputs of norms and swiglu: cheap to make again from what else is kept
-  double f32 = 0;           // always f32: sums of attention
+  double stream = 0;         // of the residual stream: inputs of norms
+  double other = 0;          // inputs of products, q, k, v and output of attention
+  double recomputable = 0;   // outputs of norms and swiglu: cheap to make again from what else is kept
+  double f32 = 0;            // always f32: sums of attention
+  double shared_inputs = 0;  // of `other`: inputs of products that something else keeps too
   KeptWidths& operator+=(const KeptWidths& more);
   bool operator==(const KeptWidths&) const = default;
 };

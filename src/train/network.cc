@@ -204,6 +204,7 @@ struct Network::State {
         run_segment(pass, segment, values, in);
       }
     }
+    pass.product_input = pass.product_rounded = {};
     return values.at(chunk.out);
   }
 };
@@ -228,11 +229,12 @@ int64_t Network::stream_values(const Sequences& input) const {
 }
 
 std::span<const float> Network::forward(Key key, const Sequences& input, std::span<const float> in,
-                                        Gradient gradient) {
+                                        Gradient gradient, float loss_scale) {
   State& s = *state_;
   const Chunk& chunk = s.decoder.chunks.at(static_cast<size_t>(key.chunk));
   auto& flight = s.flights[key] = s.begin(input);
   flight->pass.with_gradient = gradient == Gradient::kWanted;
+  flight->pass.loss_scale = loss_scale;
   const torch::AutoGradMode with_grad(flight->pass.with_gradient);
   if (chunk.in >= 0) {
     CHECK(std::ssize(in) == stream_values(input), "{} values from the chunk before, not {}", in.size(),
@@ -282,8 +284,8 @@ double Network::take_loss() {
   return std::exchange(state_->loss, 0.0);
 }
 
-double Network::train(const Sequences& input) {
-  forward({}, input, {}, Gradient::kWanted);
+double Network::train(const Sequences& input, float loss_scale) {
+  forward({}, input, {}, Gradient::kWanted, loss_scale);
   backward({}, {});
   weight_gradients({});
   release({});

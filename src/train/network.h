@@ -42,8 +42,8 @@ class Network {
           ThreadPool& pool);
   ~Network();
 
-  // Sum of the losses of all tokens, in nats; its gradient is added to the parameters' gradients.
-  double train(const Sequences& input);
+  // Sum of the losses of all tokens, in nats; its gradient times `loss_scale` is added to the parameters'.
+  double train(const Sequences& input, float loss_scale = 1);
   // The same sum without gradients. logprobs, if not null, gets [sequences * length].
   double evaluate(const Sequences& input, float* logprobs = nullptr);
 
@@ -58,8 +58,9 @@ class Network {
   int64_t stream_values(const Sequences& input) const;
   // `in`: what the chunk before made (empty for the first); copied. Returns this chunk's output, empty for
   // the last, whose loss is added to loss(). Good until release(); without gradient, until the next forward.
+  // `loss_scale`: what the gradients of the last chunk's loss are multiplied by.
   std::span<const float> forward(Key key, const Sequences& input, std::span<const float> in,
-                                 Gradient gradient);
+                                 Gradient gradient, float loss_scale = 1);
   // `gradient`: of forward()'s output (empty for the last chunk). Returns that of its input (empty for the
   // first), good until release().
   std::span<const float> backward(Key key, std::span<const float> gradient);

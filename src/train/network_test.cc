@@ -7,6 +7,7 @@
 
 #include "base/philox.h"
 #include "kernels/variant.h"
+#include "train/optimizer.h"
 
 namespace flywheel::train {
 namespace {
@@ -30,9 +31,10 @@ std::vector<int32_t> random_tokens(int64_t sequences, int64_t length, int64_t vo
 }
 
 struct Model {
-  Model(const model::DecoderConfig& config, DType dtype, ThreadPool& pool, Network::Options options = {})
+  Model(const model::DecoderConfig& config, DType dtype, ThreadPool& pool, Network::Options options = {},
+        Rounding rounding = Rounding::kNone)
       : decoder(whole(model::describe(config))),
-        parameters(decoder, dtype, pool),
+        parameters(decoder, dtype, pool, rounding),
         network(decoder, parameters, links, options, pool) {
     parameters.initialize(7);
   }
@@ -97,16 +99,44 @@ TEST(Network, OverfitsOneBatch) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     Model m(small_config(), dtype, pool);
     const auto tokens = random_tokens(2, 24, 101, 9);
+    Optimizer optimizer({}, flat_weights(m.decoder));
     double loss = 0;
-    int64_t step = 1;
-    for (; step <= 400; ++step) {
+    for (int64_t update = 0; update < 400; ++update) {
       m.parameters.clear_gradients();
       loss = m.network.train({2, 24, tokens}) / 48;
       if (loss < 0.01) break;
-      m.parameters.update({.lr = 3e-3f, .t = step, .gradient_scale = 1.0f / 48});
+      optimizer.step(m.parameters.weights(), m.parameters.gradients(),
+                     {.lr = 3e-3, .update = update, .gradient_scale = 1.0 / 48}, pool);
+      m.parameters.pack();
     }
     EXPECT_LT(loss, 0.01) << kernels::dtype_name(dtype);
   }
+}
+
+// A format that rounds what is multiplied stays near f32, and nearer the more bits it has.
+TEST(Network, RoundedFactorsStayNearF32) {
+  ThreadPool pool(2);
+  const auto tokens = random_tokens(2, 24, 101, 11);
+  const Sequences input{2, 24, tokens};
+  Model exact(small_config(), DType::kF32, pool);
+  const double loss = exact.network.train(input);
+  std::vector<double> errors;
+  for (const Rounding rounding : {Rounding::kF16, Rounding::kFp8Blocks, Rounding::kFp8Tensors}) {
+    Model m(small_config(), DType::kF32, pool, {}, rounding);
+    const float scale = 1024;
+    EXPECT_NEAR(m.network.train(input, scale) / loss, 1, 0.02);
+    double error = 0, size = 0;
+    for (size_t i = 0; i < m.parameters.gradients().size(); ++i) {
+      const double want = exact.parameters.gradients()[i], got = m.parameters.gradients()[i] / scale;
+      error += (got - want) * (got - want), size += want * want;
+    }
+    errors.push_back(std::sqrt(error / size));
+  }
+  EXPECT_GT(errors[0], 0);
+  EXPECT_LT(errors[0], 0.01);
+  EXPECT_GT(errors[1], errors[0]);
+  EXPECT_LT(errors[1], 0.35);
+  EXPECT_LT(errors[2], 0.35);
 }
 
 }  // namespace

@@ -42,7 +42,8 @@ Result<TrainSetup> TrainSetup::from_json(std::string_view text) {
 }
 
 std::string step_result_to_json(const StepResult& r) {
-  return Json{{"loss", r.loss}, {"gradient_norm", r.gradient_norm}, {"lr", r.lr}, {"tokens", r.tokens}}
+  return Json{{"loss", r.loss},       {"gradient_norm", r.gradient_norm}, {"lr", r.lr}, {"tokens", r.tokens},
+              {"skipped", r.skipped}, {"loss_scale", r.loss_scale}}
       .dump();
 }
 
@@ -56,7 +57,9 @@ Result<StepResult> step_result_from_json(std::string_view text) {
   return StepResult{.loss = json.value("loss", 0.0),
                     .gradient_norm = json.value("gradient_norm", 0.0),
                     .lr = json.value("lr", 0.0),
-                    .tokens = json.value("tokens", int64_t{0})};
+                    .tokens = json.value("tokens", int64_t{0}),
+                    .skipped = json.value("skipped", false),
+                    .loss_scale = json.value("loss_scale", 1.0)};
 }
 
 namespace {

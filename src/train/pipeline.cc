@@ -4,17 +4,17 @@
 
 namespace flywheel::train {
 
-double Pipeline::train(std::span<const Sequences> microbatches) {
+double Pipeline::train(std::span<const Sequences> microbatches, float loss_scale) {
   if (schedule_.stages() == 1) {  // data ranks may then have unequal numbers of microbatches
     double loss = 0;
-    for (const Sequences& input : microbatches) loss += network_.train(input);
+    for (const Sequences& input : microbatches) loss += network_.train(input, loss_scale);
     return loss;
   }
   CHECK(std::ssize(microbatches) == schedule_.microbatches, "{} microbatches, the schedule has {}",
         microbatches.size(), schedule_.microbatches);
   for (const Action& action : schedule_.actions[static_cast<size_t>(worker_)]) {
     if (!links_.failed.ok()) break;
-    act(action, microbatches);
+    act(action, microbatches, loss_scale);
   }
   finish_sends();
   outputs_.clear(), gradients_.clear();
@@ -35,7 +35,7 @@ std::vector<float> Pipeline::receive(int64_t count, int from) {
   return values;
 }
 
-void Pipeline::act(const Action& action, std::span<const Sequences> microbatches) {
+void Pipeline::act(const Action& action, std::span<const Sequences> microbatches, float loss_scale) {
   const int stage = schedule_.stage_of(worker_, action.chunk), last = schedule_.stages() - 1;
   const Network::Key key{action.microbatch, action.chunk};
   const Sequences& input = microbatches[static_cast<size_t>(action.microbatch)];
@@ -49,7 +49,7 @@ void Pipeline::act(const Action& action, std::span<const Sequences> microbatches
   switch (action.kind) {
     case ActionKind::kForward: {
       const std::vector<float> in = stage > 0 ? take(outputs_, before) : std::vector<float>();
-      const auto out = network_.forward(key, input, in, Network::Gradient::kWanted);
+      const auto out = network_.forward(key, input, in, Network::Gradient::kWanted, loss_scale);
       if (stage < last) outputs_[here].assign(out.begin(), out.end());
       return;
     }

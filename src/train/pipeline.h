@@ -5,7 +5,7 @@
 // Ownership: borrows network, layout and links. Threads: one at a time. Errors: in links.failed.
 //
 //   Pipeline pipeline(network, layout, worker, links);
-//   const double loss = pipeline.train(microbatches);     // gradients are added to the parameters'
+//   const double loss = pipeline.train(microbatches, 1);     // gradients are added to the parameters'
 #pragma once
 
 #include <map>
@@ -23,8 +23,9 @@ class Pipeline {
   Pipeline(Network& network, const Layout& layout, int worker, Links& links)
       : network_(network), schedule_(layout.schedule), worker_(worker), links_(links) {}
 
-  // Sum of the losses of all microbatches; 0 on workers that do not have the last stage.
-  double train(std::span<const Sequences> microbatches);
+  // Sum of the losses of all microbatches; 0 on workers that do not have the last stage. Gradients are
+  // multiplied by `loss_scale`.
+  double train(std::span<const Sequences> microbatches, float loss_scale);
   double evaluate(const Sequences& input);
   bool has_last_stage() const { return schedule_.worker_of(schedule_.stages() - 1) == worker_; }
 
@@ -35,7 +36,7 @@ class Pipeline {
     int stage;
     auto operator<=>(const Between&) const = default;
   };
-  void act(const Action& action, std::span<const Sequences> microbatches);
+  void act(const Action& action, std::span<const Sequences> microbatches, float loss_scale);
   void send(std::vector<float> values, int to);
   std::vector<float> receive(int64_t count, int from);
   void finish_sends();

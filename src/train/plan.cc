@@ -116,10 +116,8 @@ std::string PlanMesh::text() const {
 Planner::Planner(Job job, MachineSpec machine)
     : state_(std::make_unique<State>(std::move(job), std::move(machine))) {
   const Job& j = state_->job;
-  if (optimizer_bytes(j.optimizer) < 0) {
-    throw UserError("optimizer",
-                    "\"" + j.optimizer + "\" is not one of sgd, lion, muon, adafactor, adamw, adamw8bit");
-  }
+  if (!(j.optimizer_bytes >= 0))
+    throw UserError("optimizer", "must have state of 0 bytes a parameter or more");
   if (j.sequences < 1) throw UserError("batch.sequences", "must be at least 1");
   const MachineSpec& m = state_->machine;
   if (m.usable_bytes() <= 0 || m.memory_gb_s <= 0 || peak_flops(j, m) <= 0)

@@ -33,6 +33,7 @@
 #include "base/result.h"
 #include "train/machine.h"
 #include "train/model_cost.h"
+#include "train/optimizer_config.h"
 #include "train/pipeline_schedule.h"
 
 namespace flywheel::train {
@@ -48,7 +49,8 @@ struct Job {
   ModelCost model;
   int64_t sequences = 0;  // of the global batch, model.length tokens each
   ComputeType compute = ComputeType::kBF16;
-  std::string optimizer = "adamw";  // sgd, lion, muon, adafactor, adamw, adamw8bit
+  OptimizerType optimizer = OptimizerType::kAdamW;
+  double optimizer_bytes = 8;  // of its state, a parameter; without f32 masters
 };
 
 struct PlanMesh {
@@ -124,9 +126,6 @@ class Planner {
  private:
   std::unique_ptr<State> state_;
 };
-
-// Bytes of optimizer state a parameter, without masters; -1: no such optimizer.
-double optimizer_bytes(const std::string& optimizer);
 
 }  // namespace flywheel::train
 

@@ -4,12 +4,14 @@
 #include <filesystem>
 #include <limits>
 
+#include "base/check.h"
 #include "base/file.h"
 #include "base/progress.h"
 #include "data/shards.h"
 #include "model/weights.h"
 #include "store/store.h"
 #include "train/inputs.h"
+#include "train/optimizer_state.h"
 
 namespace flywheel::train {
 namespace {
@@ -36,6 +38,20 @@ int64_t dataset_vocab_size(const TrainConfig& config) {
                     "or set model.vocab_size to plan without the dataset");
   }
   return shards->manifest().vocab_size;
+}
+
+ComputeType compute_of(Precision precision) {
+  switch (precision) {
+    case Precision::kF32:
+      return ComputeType::kF32;
+    case Precision::kBF16:
+      return ComputeType::kBF16;
+    case Precision::kFP16:
+      return ComputeType::kF16;
+    case Precision::kFP8:
+      return ComputeType::kFP8;
+  }
+  CHECK(false, "no precision {}", static_cast<int>(precision));
 }
 
 MachineSpec this_host(double bytes) {
@@ -71,9 +87,14 @@ Job job_of(const TrainConfig& config, const model::DecoderConfig& decoder, const
     throw UserError("batch.length", fmt::format("{} is more than the model's {} positions",
                                                 config.batch.length, decoder.max_positions));
   }
-  return {.model = model_cost(model::describe(decoder), config.batch.length, experts),
+  const model::Decoder described = model::describe(decoder);
+  const auto state_bytes =
+      static_cast<double>(state_layout(config.optimizer, flat_weights(described)).bytes());
+  return {.model = model_cost(described, config.batch.length, experts),
           .sequences = config.batch.sequences,
-          .compute = config.precision == Precision::kF32 ? ComputeType::kF32 : ComputeType::kBF16};
+          .compute = compute_of(config.precision),
+          .optimizer = config.optimizer.type,
+          .optimizer_bytes = state_bytes / static_cast<double>(described.num_parameters())};
 }
 
 PlanMesh mesh_of(const TrainConfig& config) {

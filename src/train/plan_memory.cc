@@ -14,6 +14,14 @@ double masters_bytes(ComputeType compute) {
   return compute == ComputeType::kF32 ? 0 : 4;
 }
 
+// On CPUs fp16 and fp8 round what is multiplied, and multiply in f32.
+bool f32_products(const Job& job) {
+  return job.compute != ComputeType::kBF16;
+}
+bool keeps_rounded(const Job& job, const MachineSpec& machine) {
+  return machine.kind == DeviceKind::kCpu && f32_products(job) && job.compute != ComputeType::kF32;
+}
+
 double kept_bytes(const KeptWidths& kept, Recompute recompute, const StateBytes& bytes) {
   const double again = recompute == Recompute::kNone ? kept.recomputable * bytes.value : 0;
   return kept.stream * bytes.stream + kept.other * bytes.value + again + kept.f32 * 4;
@@ -27,12 +35,12 @@ double logits_rows(double tokens, double vocab) {
 // The kernels' working memory on CPUs (kernels/scratch_internal.h), which grows to the largest use and stays.
 double cpu_scratch_bytes(const Job& job, const Load& load, const Batch& batch, double tensor) {
   const ModelCost& m = job.model;
-  const double operand = job.compute == ComputeType::kF32 ? 4 : 2;
+  const double operand = f32_products(job) ? 4 : 2;
   const double rows = load.head ? logits_rows(batch.tokens, static_cast<double>(m.vocab)) : 0;
   const double vocab = static_cast<double>(m.vocab) / tensor, hidden = static_cast<double>(m.hidden);
   const double widest = batch.tokens * static_cast<double>(m.largest_matrix_width) / tensor;
   const double logits = rows * vocab;
-  const double rounded = job.compute == ComputeType::kF32 ? 0 : 2 * std::max(logits, widest);
+  const double rounded = f32_products(job) ? 0 : 2 * std::max(logits, widest);
   const double packed = operand * (std::max(logits, widest) + std::max(rows * hidden, widest));
   const double cache = 2 * static_cast<double>(m.kv_width) / tensor * batch.tokens * operand;
   const double attention = kAttentionBlockFloats * 4 * static_cast<double>(m.length * m.head_dim);
@@ -60,30 +68,23 @@ double gpu_buffer_bytes(const Job& job, const PlanMesh& mesh, const Load& load, 
 
 }  // namespace
 
-double optimizer_bytes(const std::string& optimizer) {
-  if (optimizer == "adamw" || optimizer == "adam") return 8;
-  if (optimizer == "sgd" || optimizer == "lion" || optimizer == "muon") return 4;  // one moment
-  if (optimizer == "adafactor") return 0.01;               // a row and a column for each matrix
-  if (optimizer == "adamw8bit") return 2 + 2 * 4.0 / 256;  // two moments in blocks of 256 with a scale
-  return -1;
-}
-
 StateBytes state_bytes(const Job& job, const MachineSpec& machine) {
-  const double moments = optimizer_bytes(job.optimizer);
   const bool f32 = job.compute == ComputeType::kF32;
   if (machine.kind == DeviceKind::kCpu) {
     return {.weight = 4,
             .gradient = 4,
-            .optimizer = moments,
-            .packed = f32 ? 8.0 : 4.0,  // for the forward product and, transposed, for the input's gradient
-            .copy = f32 ? 0.0 : 2.0,    // rows of embeddings
+            .optimizer = job.optimizer_bytes,
+            .packed = f32_products(job) ? 8.0 : 4.0,  // for the forward product and, transposed, backward
+            .copy = f32                 ? 0.0
+                    : f32_products(job) ? 4.0
+                                        : 2.0,  // what products and embeddings see
             .stream = 4,
             .value = 4};
   }
   const double size = f32 ? 4 : 2;
   return {.weight = size,
           .gradient = size,
-          .optimizer = masters_bytes(job.compute) + moments,
+          .optimizer = masters_bytes(job.compute) + job.optimizer_bytes,
           .packed = job.compute == ComputeType::kFP8 ? 2.0 : 0.0,  // both orders of E4M3
           .copy = 0,
           .stream = 4,
@@ -126,6 +127,7 @@ MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMes
                                          worker)) /
       (mesh.pipeline == 1 ? 1 : mesh.chunks);
   double kept = kept_bytes(load.kept, mesh.recompute, bytes), at_once = load.scratch_width * bytes.value;
+  if (keeps_rounded(job, machine)) kept += load.kept.shared_inputs * bytes.value;
   if (mesh.recompute == Recompute::kFull) {
     // The head's gradient, and the block at hand as if nothing were recomputed.
     const double head = load.head ? 2 * static_cast<double>(job.model.hidden) * bytes.value : 0;

@@ -10,7 +10,7 @@
 
 #include "base/file.h"
 #include "base/philox.h"
-#include "train/plan.h"
+#include "train/plan_job.h"
 #include "train/trainer.h"
 
 namespace flywheel::train {
@@ -82,6 +82,14 @@ double measured_bytes(const TrainConfig& config, const model::DecoderConfig& dec
   return taken;
 }
 
+template <typename E>
+const char* name_of(E wanted) {
+  for (const auto& [name, value] : ConfigEnum<E>::names) {
+    if (value == wanted) return name;
+  }
+  return "?";
+}
+
 MachineSpec house() {
   return {.name = "test",
           .kind = DeviceKind::kCpu,
@@ -103,30 +111,34 @@ TEST(PlanMemory, TrainersTakeWhatIsForetold) {
     bool tied;
     Precision precision;
     bool recompute;
+    OptimizerType optimizer = OptimizerType::kAdamW;
+    double ema_decay = 0;
   };
-  for (const Case& c : {Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, false},
-                        Case{384, 6, 8192, 8, 256, 0, true, Precision::kF32, false},
-                        Case{256, 8, 4096, 16, 256, 4, false, Precision::kBF16, false},
-                        Case{512, 4, 16384, 2, 128, 1, true, Precision::kF32, false},
-                        Case{384, 6, 8192, 16, 256, 8, true, Precision::kBF16, true},
-                        Case{256, 12, 2048, 8, 512, 0, false, Precision::kF32, true},
-                        Case{128, 10, 1024, 16, 512, 0, true, Precision::kBF16, false}}) {
+  for (const Case& c :
+       {Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, false},
+        Case{384, 6, 8192, 8, 256, 0, true, Precision::kF32, false},
+        Case{256, 8, 4096, 16, 256, 4, false, Precision::kBF16, false},
+        Case{512, 4, 16384, 2, 128, 1, true, Precision::kF32, false},
+        Case{384, 6, 8192, 16, 256, 8, true, Precision::kBF16, true},
+        Case{256, 12, 2048, 8, 512, 0, false, Precision::kF32, true},
+        Case{128, 10, 1024, 16, 512, 0, true, Precision::kBF16, false},
+        Case{384, 6, 8192, 8, 256, 0, true, Precision::kFP16, false},
+        Case{256, 8, 4096, 16, 256, 4, false, Precision::kFP8, false, OptimizerType::kLion},
+        Case{512, 4, 16384, 2, 128, 1, true, Precision::kF32, false, OptimizerType::kAdamW8Bit},
+        Case{512, 4, 16384, 2, 128, 1, true, Precision::kBF16, false, OptimizerType::kAdafactor},
+        Case{512, 6, 4096, 2, 128, 1, false, Precision::kBF16, false, OptimizerType::kMuon, 0.9}}) {
     TrainConfig config;
     config.precision = c.precision, config.recompute = c.recompute;
+    config.optimizer.type = c.optimizer, config.optimizer.ema_decay = c.ema_decay;
     config.batch = {.sequences = c.sequences, .length = c.length, .micro_sequences = c.micro};
     const model::DecoderConfig decoder = decoder_config(c.hidden, c.layers, c.vocab, c.tied);
     const double measured = measured_bytes(config, decoder);
-    Planner planner({.model = model_cost(model::describe(decoder), c.length),
-                     .sequences = c.sequences,
-                     .compute = c.precision == Precision::kBF16 ? ComputeType::kBF16 : ComputeType::kF32},
-                    house());
-    PlanMesh mesh;
-    mesh.micro_sequences = c.micro, mesh.recompute = c.recompute ? Recompute::kFull : Recompute::kNone;
-    const MemoryByKind m = planner.predict(mesh).memory;
+    Planner planner(job_of(config, decoder), house());
+    const MemoryByKind m = planner.predict(mesh_of(config)).memory;
     std::printf(
-        "hidden %ld layers %ld batch %ldx%ld %s%s: measured %.1f MB, foretold %.1f (%+.1f%%): parameters "
+        "hidden %ld layers %ld batch %ldx%ld %s %s%s: measured %.1f MB, foretold %.1f (%+.1f%%): parameters "
         "%.1f gradients %.1f optimizer %.1f activations %.1f buffers %.1f\n",
-        c.hidden, c.layers, c.sequences, c.length, c.precision == Precision::kBF16 ? "bf16" : "f32",
+        c.hidden, c.layers, c.sequences, c.length, name_of(c.precision), name_of(c.optimizer),
         c.recompute ? " recompute" : "", measured / 1e6, m.total() / 1e6, 100 * (m.total() / measured - 1),
         m.parameters / 1e6, m.gradients / 1e6, m.optimizer / 1e6, m.activations / 1e6, m.buffers / 1e6);
     EXPECT_NEAR(m.total() / measured, 1, 0.05);

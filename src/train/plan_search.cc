@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/progress.h"
+#include "train/optimizer_state.h"
 #include "train/plan_search_internal.h"
 
 namespace flywheel::train {
@@ -314,10 +315,11 @@ Plan Planner::best(int64_t world, int count) {
       break;
     }
   }
-  if (s.job.optimizer == "adamw") {
+  if (s.job.optimizer == OptimizerType::kAdamW) {
     Job job = s.job;
-    job.optimizer = "adamw8bit";
-    try_out("optimizer adamw8bit", job, s.machine, world);
+    job.optimizer = OptimizerType::kAdamW8Bit;
+    job.optimizer_bytes -= 8 - (2 + 2 * 4.0 / kStateBlock);  // two codes, and a scale a block for each
+    try_out("optimizer.type adamw_8bit", job, s.machine, world);
   }
   MachineSpec larger = s.machine;
   larger.memory_gb = least->estimate.memory_bytes / 1e9 + larger.reserved_gb;

@@ -208,8 +208,9 @@ TEST(Plan, RefusesWithWhatWouldHelp) {
   EXPECT_FALSE(planner.can_run({.context = 3}).ok());
   EXPECT_FALSE(planner.can_run({.pipeline = 83}).ok());
   EXPECT_FALSE(planner.can_run({.zero = 4}).ok());
-  EXPECT_THROW(Planner({.model = planner.job().model, .sequences = 8, .optimizer = "adam2"}, machine("h100")),
-               UserError);
+  EXPECT_THROW(
+      Planner({.model = planner.job().model, .sequences = 8, .optimizer_bytes = -1}, machine("h100")),
+      UserError);
 }
 
 // 1.24 billion parameters on one H200 with torch.compile: 53% of peak was measured; 124 million: 43%.

@@ -1,27 +1,21 @@
 #include "train/plan_text.h"
 
 #include "base/progress.h"
+#include "train/plan_internal.h"
 
 namespace flywheel::train {
 namespace {
 
-const char* compute_name(ComputeType compute) {
-  for (const auto& [name, value] : ConfigEnum<ComputeType>::names) {
-    if (value == compute) return name;
-  }
-  return "?";
-}
-
-const char* recompute_name(Recompute recompute) {
-  for (const auto& [name, value] : ConfigEnum<Recompute>::names) {
-    if (value == recompute) return name;
+template <typename E>
+const char* name_of(E wanted) {
+  for (const auto& [name, value] : ConfigEnum<E>::names) {
+    if (value == wanted) return name;
   }
   return "?";
 }
 
 double compute_tflops(const Job& job, const MachineSpec& machine) {
-  if (job.compute == ComputeType::kF32) return machine.f32_tflops;
-  return job.compute == ComputeType::kFP8 ? machine.fp8_tflops : machine.bf16_tflops;
+  return peak_flops(job, machine) / 1e12;
 }
 
 std::string seconds_text(double seconds) {
@@ -39,7 +33,7 @@ std::string describe_job(const Job& job, const MachineSpec& machine) {
   if (m.experts.count > 0)
     text += fmt::format(" ({} of them for a token)", human_count(m.active_parameters()));
   text += fmt::format(" in {} layers, {}, {}; {:.3g} operations a token\n", m.num_layers(),
-                      compute_name(job.compute), job.optimizer, m.flop_per_token());
+                      name_of(job.compute), name_of(job.optimizer), m.flop_per_token());
   text +=
       fmt::format("batch    {} sequences of {}: {} tokens and {:.3g} operations a step\n",
                   human_count(job.sequences), human_count(m.length), human_count(job.sequences * m.length),
@@ -47,7 +41,7 @@ std::string describe_job(const Job& job, const MachineSpec& machine) {
   text += fmt::format(
       "machine  {}: {:.3g} TFLOP/s in {}, {:.1f} GB ({:.1f} reserved) at {:.0f} GB/s a device; {} in a "
       "host at {:.3g} GB/s, {:.3g} GB/s between hosts\n",
-      machine.name, compute_tflops(job, machine), compute_name(job.compute), machine.memory_gb,
+      machine.name, compute_tflops(job, machine), name_of(job.compute), machine.memory_gb,
       machine.reserved_gb, machine.memory_gb_s, machine.devices_per_host, machine.host_gb_s,
       machine.network_gb_s);
   return text;
@@ -116,7 +110,7 @@ Json to_json(const Prediction& p) {
             {"schedule", schedule_name(p.mesh.schedule)},
             {"chunks", p.mesh.chunks},
             {"micro_sequences", p.mesh.micro_sequences},
-            {"recompute", recompute_name(p.mesh.recompute)}}},
+            {"recompute", name_of(p.mesh.recompute)}}},
           {"memory_bytes",
            {{"parameters", p.memory.parameters},
             {"gradients", p.memory.gradients},
@@ -144,8 +138,8 @@ Json to_json(const Job& job, const MachineSpec& machine) {
           {"layers", job.model.num_layers()},
           {"sequences", job.sequences},
           {"length", job.model.length},
-          {"compute", compute_name(job.compute)},
-          {"optimizer", job.optimizer},
+          {"compute", name_of(job.compute)},
+          {"optimizer", name_of(job.optimizer)},
           {"flop_per_token", job.model.flop_per_token()},
           {"machine",
            {{"name", machine.name},

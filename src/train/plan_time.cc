@@ -83,6 +83,9 @@ LayerTraffic forward_traffic(const Job& job, const MachineSpec& machine, const P
 }  // namespace
 
 double peak_flops(const Job& job, const MachineSpec& machine) {
+  const bool in_f32 =
+      machine.kind == DeviceKind::kCpu && job.compute != ComputeType::kBF16;  // train/rounding.h
+  if (in_f32) return machine.f32_tflops * 1e12;
   switch (job.compute) {
     case ComputeType::kF32:
       return machine.f32_tflops * 1e12;

@@ -181,6 +181,10 @@ class Program {
                                      {"gradient_norm", result.gradient_norm},
                                      {"tokens_per_second", rate},
                                      {"mfu", share}});
+    if (config_.precision == Precision::kFP16)
+      record_.run().log_metric("loss_scale", done, result.loss_scale);
+    if (result.skipped && !replayed)
+      LOG_INFO("step {} is skipped: gradients overflow fp16 at a loss scale of {}", done, result.loss_scale);
     metrics_.loss.set(result.loss);
     metrics_.lr.set(result.lr);
     metrics_.gradient_norm.set(result.gradient_norm);

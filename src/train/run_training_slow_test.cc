@@ -211,6 +211,58 @@ TEST_F(RunTraining, AFullDiskAtTheEndIsAnErrorThatResumeMends) {
   EXPECT_EQ(resumed.losses, undisturbed.losses);
   EXPECT_EQ(steps_of_checkpoints(id), (std::vector<int64_t>{10, 20, 30}));
 }
+// What a snapshot could forget of each optimizer and precision, on meshes that replicate state and that cut
+// it.
+struct Method {
+  const char* name;
+  const char* yaml;
+  int64_t data, tensor, pipeline;
+};
+void PrintTo(const Method& method, std::ostream* out) {
+  *out << method.name;
+}
+class Methods : public RunTraining, public ::testing::WithParamInterface<Method> {};
+
+TEST_P(Methods, KilledWorkersChangeNoBit) {
+  const Method& method = GetParam();
+  auto config = parse_config<TrainConfig>("method", method.yaml);
+  config.name = config_.name, config.data = config_.data, config.model = config_.model;
+  config.batch = config_.batch;
+  config.steps = 20;
+  config.model.hidden_size = 64, config.model.num_layers = 2;  // large enough for 8-bit state
+  config.batch.micro_sequences = 1;
+  config.optimizer.warmup_steps = 5;
+  config.mesh = {.data = method.data, .tensor = method.tensor, .pipeline = method.pipeline, .threads = 1};
+  config.checkpoint.every_steps = 8;
+  config_ = config;
+  const TrainReport undisturbed = run();
+  size_t kills = 0;
+  const TrainReport killed = run({.on_step = [&](const Progress& p) {
+    if ((p.step == 6 && kills == 0) || (p.step == 14 && kills == 1)) {
+      kill(static_cast<pid_t>(p.worker_pids.at(kills++ % p.worker_pids.size())), SIGKILL);
+    }
+  }});
+  EXPECT_GE(killed.recoveries, 2);
+  EXPECT_EQ(killed.sha256, undisturbed.sha256);
+  EXPECT_EQ(killed.losses, undisturbed.losses);
+  EXPECT_LT(killed.loss, killed.losses[0]);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, Methods,
+    ::testing::Values(
+        Method{"adam", "{optimizer: {type: adam, lr: 5e-3, ema_decay: 0.9}, precision: f32}", 2, 1, 1},
+        Method{"sgd", "{optimizer: {type: sgd, lr: 0.1}, schedule: {type: constant}}", 1, 2, 1},
+        Method{"lion", "{optimizer: {type: lion, lr: 1e-3}, schedule: {type: wsd}}", 1, 1, 2},
+        Method{"adafactor", "{optimizer: {type: adafactor, lr: 0.1, adafactor: {beta1: 0.9}}}", 1, 2, 1},
+        Method{"muon", "{optimizer: {type: muon, lr: 5e-3, ema_decay: 0.9}}", 1, 2, 2},
+        Method{"adamw_8bit", "{optimizer: {type: adamw_8bit, lr: 5e-3}}", 1, 1, 2},
+        Method{"fp16",
+               "{precision: fp16, optimizer: {lr: 5e-3}, loss_scale: {initial_power: 26, window: 3, "
+               "hysteresis: 1}}",
+               2, 2, 1},
+        Method{"fp8", "{precision: fp8, optimizer: {lr: 5e-3}}", 2, 1, 1}),
+    [](const auto& info) { return info.param.name; });
 
 struct ControllerDies {};
 

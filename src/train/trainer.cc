@@ -2,61 +2,33 @@
 
 #include <array>
 #include <cmath>
-#include <cstring>
-
-#include "base/hash.h"
-#include "base/log.h"
 
 namespace flywheel::train {
 namespace {
 
 using kernels::DType;
 
-constexpr char kMagic[8] = {'F', 'L', 'Y', 'T', 'R', 'S', 'T', '1'};
-
-struct StateHeader {
-  char magic[8];
-  uint64_t seed;
-  int64_t next_step;
-  int64_t count;  // f32 values in each of the three buffers
-  uint32_t crc;   // CRC32C of the header up to here, then of the buffers
-  uint32_t zero;
-};
-static_assert(sizeof(StateHeader) == 40);
-
-std::string_view as_bytes(std::span<const float> values) {
-  return {reinterpret_cast<const char*>(values.data()), values.size_bytes()};
+// Words of any buffer whose size is a multiple of 4 bytes.
+runtime::Buffer as_words(std::span<std::byte> bytes) {
+  return {bytes.data(), std::ssize(bytes) / 4, runtime::Element::kI32};
 }
 
 }  // namespace
-
-std::string TrainerSnapshot::header() const {
-  StateHeader header{.seed = seed, .next_step = next_step, .count = std::ssize(weights)};
-  std::memcpy(header.magic, kMagic, sizeof kMagic);
-  header.crc = crc32c({reinterpret_cast<const char*>(&header), offsetof(StateHeader, crc)});
-  for (const std::string_view buffer : buffers()) header.crc = crc32c(buffer, header.crc);
-  return {reinterpret_cast<const char*>(&header), sizeof header};
-}
-
-std::array<std::string_view, 3> TrainerSnapshot::buffers() const {
-  return {as_bytes(weights), as_bytes(first_moments), as_bytes(second_moments)};
-}
-
-std::string TrainerSnapshot::sha256() const {
-  Sha256 sha;
-  for (const std::string_view buffer : buffers()) sha.update(buffer);
-  return sha.hex();
-}
 
 Trainer::Trainer(const TrainConfig& config, const Layout& layout, const MeshPlace& place, ThreadPool& pool)
     : config_(config),
       layout_(layout),
       place_(place),
       local_(layout.local(place_)),
-      parameters_(local_, config.precision == Precision::kBF16 ? DType::kBF16 : DType::kF32, pool),
+      pool_(pool),
+      parameters_(local_, config.precision == Precision::kBF16 ? DType::kBF16 : DType::kF32, pool,
+                  rounding_of(config)),
+      optimizer_(config.optimizer, flat_weights(local_)),
       network_(local_, parameters_, links_,
                {.recompute = config.recompute, .splits_backward = layout.schedule.splits_backward}, pool),
-      pipeline_(network_, layout, static_cast<int>(place_.pipeline), links_) {}
+      pipeline_(network_, layout, static_cast<int>(place_.pipeline), links_) {
+  if (config.precision == Precision::kFP16) loss_scale_ = first_loss_scale(config.loss_scale);
+}
 
 // Whether this rank's copy of a weight is the one that the gradient's norm counts.
 bool Trainer::counts(const WeightShard& shard) const {
@@ -112,7 +84,8 @@ Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
          std::span(batch.tokens)
              .subspan(static_cast<size_t>(first * row), static_cast<size_t>(count * row))});
   }
-  const double loss = pipeline_.train(microbatches);
+  const float scale = gradient_scale();
+  const double loss = pipeline_.train(microbatches, scale);
   sum_gradients();
   RETURN_IF_ERROR(links_.failed);
   // Each number once: losses come from the ranks of the last stage, squares from one copy of each weight.
@@ -127,31 +100,57 @@ Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
                                 tells ? static_cast<double>(batch.sequences * batch.length) : 0, squares};
   links_.sum(links_.all, sums);
   RETURN_IF_ERROR(links_.failed);
-  StepResult result{.loss = sums[0] / sums[1],
-                    .gradient_norm = std::sqrt(sums[2]) / sums[1],
-                    .lr = learning_rate(config_.optimizer, next_step_, config_.steps),
-                    .tokens = static_cast<int64_t>(sums[1])};
+  const OptimizerConfig& optimizer = config_.optimizer;
+  const double times = sums[1] * static_cast<double>(scale);  // what the mean's gradient is multiplied by
+  StepResult result{
+      .loss = sums[0] / sums[1],
+      .gradient_norm = std::sqrt(sums[2]) / times,
+      .lr = scheduled_lr(
+          config_.schedule,
+          {.lr = optimizer.lr, .min_lr = optimizer.min_lr, .warmup_steps = optimizer.warmup_steps}, updates_,
+          config_.steps),
+      .tokens = static_cast<int64_t>(sums[1]),
+      .loss_scale = loss_scale_.value_or(LossScale{}).scale};
   if (!std::isfinite(result.loss)) {
     return make_error(ErrorCode::kInvalid,
                       "the loss of step {} is {}; lower optimizer.lr or lengthen the warm-up", next_step_,
                       result.loss);
   }
-  if (!std::isfinite(result.gradient_norm)) {
+  const bool overflow = !std::isfinite(result.gradient_norm);
+  if (overflow && !loss_scale_.has_value()) {
     return make_error(ErrorCode::kInvalid,
                       "the gradient of step {} is not finite; lower optimizer.lr or lengthen the warm-up",
                       next_step_);
   }
-  const double clip = config_.optimizer.clip_norm;
-  const double shrink = clip > 0 && result.gradient_norm > clip ? clip / result.gradient_norm : 1.0;
-  parameters_.update({.lr = static_cast<float>(result.lr),
-                      .beta1 = static_cast<float>(config_.optimizer.betas[0]),
-                      .beta2 = static_cast<float>(config_.optimizer.betas[1]),
-                      .epsilon = static_cast<float>(config_.optimizer.epsilon),
-                      .weight_decay = static_cast<float>(config_.optimizer.weight_decay),
-                      .t = next_step_ + 1,
-                      .gradient_scale = static_cast<float>(shrink / sums[1])});
+  if (loss_scale_.has_value()) {
+    ASSIGN_OR_RETURN(loss_scale_, next_loss_scale(config_.loss_scale, *loss_scale_, overflow));
+  }
+  if (overflow) {
+    result.skipped = true;
+    result.gradient_norm = 0;
+  } else {
+    optimizer_.step(parameters_.weights(), parameters_.gradients(),
+                    {.lr = result.lr,
+                     .update = updates_,
+                     .gradient_scale = clip_factor(result.gradient_norm, optimizer) / times,
+                     .betas = scheduled_betas(config_.schedule, updates_),
+                     .sum = [&](std::span<float> values) { links_.all_reduce(links_.tensor, values); }},
+                    pool_);
+    RETURN_IF_ERROR(links_.failed);
+    parameters_.pack();
+    ++updates_;
+  }
   ++next_step_;
   return result;
+}
+
+// What the loss of each token is multiplied by. In fp16: the loss scale over the tokens of a data rank, so
+// that the scale means what it does where losses are means.
+float Trainer::gradient_scale() const {
+  if (!loss_scale_.has_value()) return 1;
+  const int64_t tokens = config_.batch.sequences * config_.batch.length;
+  const auto replicas = static_cast<double>(Links::size(links_.replicas));
+  return static_cast<float>(loss_scale_->scale * replicas / static_cast<double>(tokens));
 }
 
 Result<double> Trainer::evaluate(const data::Sampler& sampler, int64_t samples, const Links& links) {
@@ -184,14 +183,18 @@ TrainerSnapshot Trainer::snapshot() {
 }
 
 void Trainer::snapshot(TrainerSnapshot& into) {
-  const auto copy = [](std::vector<float>& to, std::span<float> from) {
-    to.assign(from.begin(), from.end());
-  };
+  const std::span<const float> weights = parameters_.weights();
+  const std::vector<StateBuffer> state = optimizer_.state();
   into.next_step = next_step_;
+  into.updates = updates_;
   into.seed = config_.seed;
-  copy(into.weights, parameters_.weights());
-  copy(into.first_moments, parameters_.first_moments());
-  copy(into.second_moments, parameters_.second_moments());
+  into.loss_scale = loss_scale_;
+  into.weights.assign(weights.begin(), weights.end());
+  into.state.resize(state.size());
+  for (size_t i = 0; i < state.size(); ++i) {
+    into.state[i].name = state[i].name;
+    into.state[i].bytes.assign(state[i].bytes.begin(), state[i].bytes.end());
+  }
 }
 
 Result<TrainerSnapshot> Trainer::whole_snapshot(const Links& links) {
@@ -199,92 +202,56 @@ Result<TrainerSnapshot> Trainer::whole_snapshot(const Links& links) {
   if (!layout_.splits_model()) return snapshot();
   links_ = links;
   if (Links::rank(links.all) > 0) {
-    for (const std::span<float> buffer :
-         {parameters_.weights(), parameters_.first_moments(), parameters_.second_moments()}) {
-      links_.run(links_.all, runtime::Send{.in = runtime::of(buffer), .to = 0});
-    }
+    links_.run(links_.all, runtime::Send{.in = runtime::of(parameters_.weights()), .to = 0});
+    for (const StateBuffer& buffer : optimizer_.state())
+      links_.run(links_.all, runtime::Send{.in = as_words(buffer.bytes), .to = 0});
     RETURN_IF_ERROR(links_.failed);
     return TrainerSnapshot{};
   }
-  TrainerSnapshot own = snapshot();
-  TrainerSnapshot whole{.next_step = own.next_step, .seed = own.seed};
-  const std::array buffers = {&TrainerSnapshot::weights, &TrainerSnapshot::first_moments,
-                              &TrainerSnapshot::second_moments};
-  const auto size = static_cast<size_t>(flat_offsets(layout_.decoder.weights).back());
-  for (const auto buffer : buffers) (whole.*buffer).assign(size, 0.0f);
+  TrainerSnapshot part = snapshot();
+  TrainerSnapshot whole = empty_snapshot(config_.optimizer, flat_weights(layout_.decoder));
+  whole.next_step = part.next_step, whole.updates = part.updates;
+  whole.seed = part.seed, whole.loss_scale = part.loss_scale;
   for (const int holder : layout_.holders()) {
     const LocalDecoder local = layout_.local(layout_.place(holder));
-    const auto count = static_cast<size_t>(flat_offsets(local.weights).back());
-    for (const auto buffer : buffers) {
-      if (holder > 0) {
-        (own.*buffer).assign(count, 0.0f);
-        links_.run(links_.all,
-                   runtime::Recv{.out = runtime::of(std::span<float>(own.*buffer)), .from = holder});
-      }
-      to_whole(local, own.*buffer, whole.*buffer);
+    if (holder > 0) {
+      part = empty_snapshot(config_.optimizer, flat_weights(local));
+      links_.run(links_.all,
+                 runtime::Recv{.out = runtime::of(std::span<float>(part.weights)), .from = holder});
+      for (TrainerSnapshot::Buffer& buffer : part.state)
+        links_.run(links_.all, runtime::Recv{.out = as_words(buffer.bytes), .from = holder});
     }
+    join(config_.optimizer, local, part, whole);
   }
   RETURN_IF_ERROR(links_.failed);
   return whole;
 }
 
-namespace {
-
-// The three buffers of a trainer's state of `count` values each.
-struct StateView {
-  int64_t next_step = 0;
-  std::array<std::span<const float>, 3> buffers;
-};
-
-Result<StateView> read_state(std::string_view bytes, int64_t count) {
-  StateHeader header;
-  if (bytes.size() < sizeof header) {
-    return make_error(ErrorCode::kCorrupt, "trainer state of {} bytes: it was cut short", bytes.size());
-  }
-  std::memcpy(&header, bytes.data(), sizeof header);
-  if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) {
-    return make_error(ErrorCode::kInvalid, "not a trainer state of version 1");
-  }
-  if (header.count != count) {
-    return make_error(ErrorCode::kInvalid, "trainer state of {} values, this model has {}", header.count,
-                      count);
-  }
-  const size_t buffer_bytes = static_cast<size_t>(count) * sizeof(float);
-  if (bytes.size() != sizeof header + 3 * buffer_bytes) {
-    return make_error(ErrorCode::kCorrupt, "trainer state of {} bytes, should be {}", bytes.size(),
-                      sizeof header + 3 * buffer_bytes);
-  }
-  const std::string_view body = bytes.substr(sizeof header);
-  if (crc32c(body, crc32c(bytes.substr(0, offsetof(StateHeader, crc)))) != header.crc) {
-    return make_error(ErrorCode::kCorrupt, "trainer state: its checksum does not match");
-  }
-  StateView view{.next_step = header.next_step};
-  for (size_t i = 0; i < view.buffers.size(); ++i) {
-    view.buffers[i] = {reinterpret_cast<const float*>(body.data() + i * buffer_bytes),
-                       static_cast<size_t>(count)};
-  }
-  return view;
+void Trainer::take_over(const TrainerStateView& state) {
+  next_step_ = state.next_step;
+  updates_ = state.updates;
+  if (loss_scale_.has_value() && state.loss_scale.has_value()) loss_scale_ = state.loss_scale;
+  parameters_.pack();
 }
 
-}  // namespace
-
 Result<void> Trainer::restore(std::string_view bytes) {
-  const std::array own = {parameters_.weights(), parameters_.first_moments(), parameters_.second_moments()};
-  ASSIGN_OR_RETURN(const StateView state, read_state(bytes, std::ssize(own[0])));
-  for (size_t i = 0; i < own.size(); ++i)
-    std::memcpy(own[i].data(), state.buffers[i].data(), own[i].size_bytes());
-  next_step_ = state.next_step;
-  parameters_.pack();
+  ASSIGN_OR_RETURN(const TrainerStateView state, read_trainer_state(bytes));
+  RETURN_IF_ERROR(take_all(state, parameters_.weights(), optimizer_.state()));
+  take_over(state);
   return {};
 }
 
 Result<void> Trainer::restore_whole(std::string_view bytes) {
-  const std::array own = {parameters_.weights(), parameters_.first_moments(), parameters_.second_moments()};
-  ASSIGN_OR_RETURN(const StateView state, read_state(bytes, flat_offsets(layout_.decoder.weights).back()));
-  for (size_t i = 0; i < own.size(); ++i) from_whole(local_, state.buffers[i], own[i]);
-  next_step_ = state.next_step;
-  parameters_.pack();
+  ASSIGN_OR_RETURN(const TrainerStateView state, read_trainer_state(bytes));
+  RETURN_IF_ERROR(take_part(config_.optimizer, local_, state, parameters_.weights(), optimizer_.state()));
+  take_over(state);
   return {};
+}
+
+std::string Trainer::sha256() {
+  std::vector<std::span<const std::byte>> state;
+  for (const StateBuffer& buffer : optimizer_.state()) state.emplace_back(buffer.bytes);
+  return trainer_sha256(parameters_.weights(), state, updates_, loss_scale_);
 }
 
 }  // namespace flywheel::train

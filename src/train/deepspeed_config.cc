@@ -1,0 +1,225 @@
+#include "train/deepspeed_config.h"
+
+#include <algorithm>
+#include <set>
+
+#include "train/deepspeed_section_internal.h"
+
+namespace flywheel::train {
+namespace {
+
+// What a file may ask for that is not there yet. The feature's author takes its line out.
+struct NotYet {
+  bool (*asked)(const DeepSpeedConfig&);
+  const char* what;
+};
+constexpr NotYet kNotYet[] = {
+    {[](const DeepSpeedConfig& c) { return c.zero.stage >= 1; },
+     "zero_optimization.stage 1: partitioned optimizer state"},
+    {[](const DeepSpeedConfig& c) { return c.zero.stage >= 2; },
+     "zero_optimization.stage 2: partitioned gradients"},
+    {[](const DeepSpeedConfig& c) { return c.zero.stage >= 3; },
+     "zero_optimization.stage 3: partitioned parameters"},
+    {[](const DeepSpeedConfig& c) { return c.zero.optimizer.device != "none"; },
+     "zero_optimization.offload_optimizer: optimizer state in host memory or files"},
+    {[](const DeepSpeedConfig& c) { return c.zero.param.device != "none"; },
+     "zero_optimization.offload_param: parameters in host memory or files"},
+};
+
+// JSON as DeepSpeed accepts it: comments are skipped, a key that stands twice is an error.
+Json parse_text(const std::string& file, const std::string& text) {
+  std::vector<std::set<std::string>> open;
+  std::string twice;
+  const auto watch = [&](int, Json::parse_event_t event, Json& value) {
+    if (event == Json::parse_event_t::object_start) open.emplace_back();
+    if (event == Json::parse_event_t::object_end) open.pop_back();
+    if (event == Json::parse_event_t::key && !open.back().insert(value.get<std::string>()).second)
+      twice = value.get<std::string>();
+    return true;
+  };
+  try {
+    Json json = Json::parse(text, watch, true, true);
+    if (!twice.empty()) throw UserError(file, twice + " stands twice in the same section");
+    if (!json.is_object()) throw UserError(file, "a DeepSpeed configuration is a mapping of keys");
+    return json;
+  } catch (const Json::parse_error& error) {
+    const auto end = text.begin() + static_cast<int64_t>(std::min(error.byte, text.size()));
+    throw UserError(fmt::format("{}:{}", file, 1 + std::count(text.begin(), end, '\n')),
+                    std::string("not JSON: ") + error.what());
+  }
+}
+
+using Section = DeepSpeedSection;
+
+void read_precision(const Section& root, TrainConfig& c) {
+  const Section fp16 = root.below("fp16"), bf16 = root.below(root.has("bf16") ? "bf16" : "bfloat16");
+  const bool half = fp16.boolean("enabled", false, c.precision == Precision::kFP16);
+  const bool brain = bf16.boolean("enabled", false, c.precision == Precision::kBF16);
+  if (half && brain) fp16.refuse("enabled", "fp16 and bf16 cannot both be enabled");
+  c.precision = half ? Precision::kFP16 : brain ? Precision::kBF16 : Precision::kF32;
+  LossScaleConfig& scale = c.loss_scale;
+  scale.fixed = fp16.number("loss_scale", 0);
+  scale.initial_power = fp16.integer("initial_scale_power", 16);
+  scale.window = fp16.integer("loss_scale_window", 1000);
+  scale.hysteresis = fp16.integer("hysteresis", 2);
+  scale.consecutive_hysteresis = fp16.boolean("consecutive_hysteresis", false);
+  scale.min_scale = static_cast<double>(fp16.integer("min_loss_scale", 1));
+  if (scale.fixed < 0) fp16.refuse("loss_scale", "must be 0 (dynamic) or more");
+  if (half && scale.fixed == 0 && scale.window <= 0) fp16.refuse("loss_scale_window", "must be above 0");
+  if (half && scale.fixed == 0 && scale.min_scale <= 0) fp16.refuse("min_loss_scale", "must be above 0");
+  if (!half) scale = {};
+}
+
+DeepSpeedOffload read_offload(const Section& section, bool optimizer) {
+  DeepSpeedOffload o;
+  o.device = section.word("device", "none", {"none", "cpu", "nvme"});
+  o.nvme_path = section.word("nvme_path", "");
+  o.buffer_count = section.integer("buffer_count", optimizer ? 4 : 5);
+  o.pin_memory = section.boolean("pin_memory", true);
+  if (optimizer) {
+    o.ratio = section.number("ratio", 1);
+    if (o.ratio < 0 || o.ratio > 1) section.refuse("ratio", "must be in [0, 1]");
+  } else {
+    o.buffer_size = section.integer("buffer_size", 100'000'000);
+    o.max_in_cpu = section.integer("max_in_cpu", 1'000'000'000);
+  }
+  if (o.device == "nvme" && o.nvme_path.empty())
+    section.refuse("device", "nvme needs nvme_path, a folder for the files");
+  return o;
+}
+
+DeepSpeedZero read_zero(const Section& root, const Json& json, const TrainConfig& base) {
+  DeepSpeedZero z;
+  if (!root.has("zero_optimization")) return z;
+  if (json["zero_optimization"].is_boolean()) {
+    z.stage = json["zero_optimization"] == true ? 1 : 0;
+    root.note(fmt::format("zero_optimization: {} is the old way to say stage {}",
+                          json["zero_optimization"].dump(), z.stage));
+    return z;
+  }
+  const Section zero = root.below("zero_optimization");
+  z.stage = zero.integer("stage", 0, 0);
+  if (z.stage < 0 || z.stage > 3) zero.refuse("stage", "must be 0, 1, 2 or 3");
+  z.optimizer = read_offload(zero.below("offload_optimizer"), true);
+  z.param = read_offload(zero.below("offload_param"), false);
+  // The old keys, which their successors may not stand beside.
+  const auto old = [&](const char* key, const char* successor, DeepSpeedOffload& offload) {
+    if (!zero.has(key)) return;
+    if (zero.has(successor)) zero.refuse(key, fmt::format("is the old way to say {}; keep one", successor));
+    if (zero.boolean(key, false)) offload.device = "cpu";
+  };
+  old("cpu_offload", "offload_optimizer", z.optimizer);
+  old("cpu_offload_param", "offload_param", z.param);
+  if (zero.has("cpu_offload_use_pin_memory"))
+    z.optimizer.pin_memory = z.param.pin_memory = zero.boolean("cpu_offload_use_pin_memory", true);
+  if (z.param.device != "none" && z.stage != 3) zero.refuse("offload_param", "needs stage 3");
+  if (z.optimizer.device != "none" && z.stage == 0) zero.refuse("offload_optimizer", "needs stage 1, 2 or 3");
+
+  z.allgather_partitions = zero.boolean("allgather_partitions", true);
+  z.reduce_scatter = zero.boolean("reduce_scatter", true);
+  z.contiguous_gradients = zero.boolean("contiguous_gradients", true);
+  z.overlap_comm = zero.boolean("overlap_comm", z.stage == 3, z.stage == 3);
+  const int64_t hidden = base.model.hidden_size;
+  z.allgather_bucket_size = zero.integer("allgather_bucket_size", 500'000'000, 500'000'000);
+  z.reduce_bucket_size = zero.integer("reduce_bucket_size", 500'000'000, hidden * hidden);
+  if (z.reduce_bucket_size <= 0) zero.refuse("reduce_bucket_size", "must be above 0");
+  z.sub_group_size = zero.integer("sub_group_size", 1'000'000'000, 1'000'000'000);
+  const auto either = [&](const std::string& key, int64_t fallback, int64_t automatic) {
+    const std::string full = "stage3_" + key;
+    if (zero.has(full) && zero.has(key)) zero.refuse(full, key + " says the same; keep one");
+    return zero.integer(zero.has(full) ? full : key, fallback, automatic);
+  };
+  z.prefetch_bucket_size = either("prefetch_bucket_size", 50'000'000, hidden * hidden * 9 / 10);
+  z.param_persistence_threshold = either("param_persistence_threshold", 100'000, 10 * hidden);
+  return z;
+}
+
+void read_batch(const Section& root, const std::string& file, const TrainConfig& base, DeepSpeedConfig& c) {
+  const auto given = [&](const char* key) -> std::optional<int64_t> {
+    if (!root.says(key)) return std::nullopt;
+    return root.integer(key, 0);
+  };
+  std::optional<int64_t> train = given("train_batch_size"), micro = given("train_micro_batch_size_per_gpu");
+  const std::optional<int64_t> accumulation = given("gradient_accumulation_steps");
+  const bool automatic = root.has("train_batch_size") || root.has("train_micro_batch_size_per_gpu");
+  if (!train && !micro && automatic) {  // all of them auto: the training config's
+    train = base.batch.sequences;
+    if (base.batch.micro_sequences > 0 && !accumulation) micro = base.batch.micro_sequences;
+  }
+  c.batch = resolve_batch(file, train, micro, accumulation, base.mesh.data);
+  for (const auto& [key, value] : {std::pair{"train_batch_size", c.batch.train},
+                                   {"train_micro_batch_size_per_gpu", c.batch.micro},
+                                   {"gradient_accumulation_steps", c.batch.accumulation}}) {
+    if (!root.says(key))
+      root.note(fmt::format("{}: {} is {}", key, root.has(key) ? "auto" : "not given", value));
+  }
+  c.train.batch.sequences = c.batch.train;
+  c.train.batch.micro_sequences = c.batch.micro;
+}
+
+}  // namespace
+
+BatchTriple resolve_batch(const std::string& where, std::optional<int64_t> train,
+                          std::optional<int64_t> micro, std::optional<int64_t> accumulation, int64_t world) {
+  BatchTriple b{train.value_or(0), micro.value_or(0), accumulation.value_or(0)};
+  if (!train && !micro) throw UserError(where, "give train_batch_size or train_micro_batch_size_per_gpu");
+  const auto floored = [](int64_t a, int64_t d) {  // as Python divides
+    if (d == 0) return int64_t{0};
+    return a / d - (a % d != 0 && (a < 0) != (d < 0) ? 1 : 0);
+  };
+  if (train && micro) {
+    if (!accumulation) b.accumulation = floored(floored(*train, *micro), world);
+  } else if (train && accumulation) {
+    b.micro = floored(floored(*train, world), *accumulation);
+  } else if (micro && accumulation) {
+    b.train = *micro * *accumulation * world;
+  } else if (train) {
+    b.accumulation = 1;
+    b.micro = floored(*train, world);
+  } else {
+    b.accumulation = 1;
+    b.train = *micro * world;
+  }
+  const bool fits = b.train > 0 && b.micro > 0 && b.accumulation > 0 && b.micro <= b.train / b.accumulation &&
+                    b.train == b.micro * b.accumulation * world;
+  if (!fits) {
+    throw UserError(where, fmt::format("train_batch_size {} must be train_micro_batch_size_per_gpu {} times "
+                                       "gradient_accumulation_steps {} times {} workers, all above 0",
+                                       b.train, b.micro, b.accumulation, world));
+  }
+  return b;
+}
+
+DeepSpeedConfig read_deepspeed_config(const std::string& file, const std::string& text,
+                                      const TrainConfig& base) {
+  const Json json = parse_text(file, text);
+  DeepSpeedConfig c{.train = base};
+  c.notes = check_deepspeed_keys(file, text, json);
+  const Section root(file, text, json, "", c.notes);
+  read_batch(root, file, base, c);
+  read_precision(root, c.train);
+  read_deepspeed_optimizer(root, base, c.train);
+  read_deepspeed_schedule(root, json, base, c.train);
+  c.zero = read_zero(root, json, base);
+
+  // DeepSpeed's norm has 1e-6 added, and without the key it clips at 1.
+  OptimizerConfig& optimizer = c.train.optimizer;
+  optimizer.clip_norm = root.number("gradient_clipping", 1.0, base.optimizer.clip_norm);
+  optimizer.clip_epsilon = 1e-6;
+  if (optimizer.clip_norm < 0) root.refuse("gradient_clipping", "must be 0 (no clipping) or more");
+  if (!root.has("gradient_clipping")) root.note("gradient_clipping: not given is 1.0");
+  if (optimizer.min_lr > optimizer.lr) optimizer.min_lr = optimizer.lr;
+
+  c.steps_per_print = root.integer("steps_per_print", 0, 0);
+  const Section csv = root.below("csv_monitor");
+  if (csv.boolean("enabled", false)) {
+    const std::string output = csv.word("output_path", ""), job = csv.word("job_name", "DeepSpeedJobName");
+    c.csv_folder = (output.empty() ? "csv_monitor" : output) + "/" + job;
+  }
+  for (const NotYet& feature : kNotYet) {
+    if (feature.asked(c)) c.missing.emplace_back(feature.what);
+  }
+  return c;
+}
+
+}  // namespace flywheel::train

@@ -1,0 +1,129 @@
+#include "train/deepspeed_config.h"
+
+namespace flywheel::train {
+namespace {
+
+DeepSpeedConfig read(const std::string& text, const std::string& base = "{}") {
+  return read_deepspeed_config("ds_config.json", text, parse_config<TrainConfig>("train.yaml", base));
+}
+
+std::string error_of(const std::string& text, const std::string& base = "{}") {
+  try {
+    read(text, base);
+  } catch (const UserError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+constexpr const char* kExample = R"({
+  "train_batch_size": 1024, "train_micro_batch_size_per_gpu": 8, "steps_per_print": 100,
+  "optimizer": {"type": "AdamW",
+                "params": {"lr": 0.0001, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}},
+  "scheduler": {"type": "WarmupLR",
+                "params": {"warmup_min_lr": 0, "warmup_max_lr": 0.0001, "warmup_num_steps": 1000}},
+  "fp16": {"enabled": true, "loss_scale": 0, "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1},
+  "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": true},
+                        "allgather_partitions": true, "allgather_bucket_size": 5e8, "reduce_scatter": true,
+                        "reduce_bucket_size": 5e8, "contiguous_gradients": true, "overlap_comm": true}})";
+
+TEST(DeepSpeedConfig, AnExampleAsItStands) {
+  const DeepSpeedConfig c = read(kExample, "mesh: {data: 2}");
+  EXPECT_EQ(c.batch, (BatchTriple{1024, 8, 64}));
+  EXPECT_EQ(c.train.batch.sequences, 1024);
+  EXPECT_EQ(c.train.batch.micro_sequences, 8);
+  EXPECT_EQ(c.train.precision, Precision::kFP16);
+  EXPECT_EQ(c.train.loss_scale.fixed, 0);
+  EXPECT_EQ(c.train.optimizer.type, OptimizerType::kAdamW);
+  EXPECT_EQ(c.train.optimizer.lr, 1e-4);
+  EXPECT_EQ(c.train.optimizer.betas, (std::vector<double>{0.9, 0.999}));
+  EXPECT_EQ(c.train.optimizer.clip_norm, 1.0);
+  EXPECT_EQ(c.train.schedule.type, ScheduleType::kWarmup);
+  EXPECT_EQ(c.train.schedule.warmup.num_steps, 1000);
+  EXPECT_EQ(c.zero.stage, 2);
+  EXPECT_EQ(c.zero.optimizer.device, "cpu");
+  EXPECT_EQ(c.zero.reduce_bucket_size, 500'000'000);
+  EXPECT_EQ(c.steps_per_print, 100);
+  check(c.train.optimizer);
+}
+
+TEST(DeepSpeedConfig, WrongKeysAreNamedWithTheirLineAndNeighbour) {
+  EXPECT_EQ(error_of("{\n\"train_batch_size\": 8,\n\"fp16\": {\"hysteresi\": 2}}"),
+            "ds_config.json:3: fp16.hysteresi: DeepSpeed has no such key; did you mean fp16.hysteresis?");
+  EXPECT_THAT(error_of(R"({"train_batch_sise": 8})"), testing::HasSubstr("did you mean train_batch_size?"));
+  EXPECT_THAT(error_of(R"({"train_batch_size": 8, "stage": 2})"),
+              testing::HasSubstr("did you mean zero_optimization.stage?"));
+  EXPECT_THAT(
+      error_of(R"({"train_batch_size": 8, "optimizer": {"type": "Adam", "params": {"beta": [0, 0]}}})"),
+      testing::HasSubstr("did you mean betas?"));
+  EXPECT_THAT(error_of(R"({"train_batch_size": 8, "train_batch_size": 9})"),
+              testing::HasSubstr("stands twice"));
+  EXPECT_THAT(error_of("{\"train_batch_size\": 8,\n oops}"),
+              testing::HasSubstr("ds_config.json:2: not JSON"));
+  EXPECT_THAT(error_of("[]"), testing::HasSubstr("mapping of keys"));
+  EXPECT_THAT(error_of(R"({"train_batch_size": 8, "bf16": {"enabled": "yes"}})"),
+              testing::HasSubstr("must be true or false"));
+}
+
+TEST(DeepSpeedConfig, WhatIsNotThereIsRefusedForAReason) {
+  EXPECT_THAT(error_of(R"({"train_batch_size": 8, "wandb": {"enabled": true}})"),
+              testing::HasSubstr("wandb"));
+  EXPECT_EQ(error_of(R"({"train_batch_size": 8, "wandb": {"enabled": false, "project": "x"}})"), "no error");
+  EXPECT_THAT(error_of(R"({"train_batch_size": 8, "wandb": {"enable": true}})"),
+              testing::HasSubstr("did you mean wandb.enabled?"));
+  EXPECT_THAT(error_of(R"({"train_batch_size": 8, "sparse_gradients": true})"), testing::HasSubstr("dense"));
+  EXPECT_THAT(error_of(R"({"train_batch_size": 8, "optimizer": {"type": "OneBitAdam"}})"),
+              testing::HasSubstr("OneBitAdam"));
+  EXPECT_THAT(
+      error_of(R"({"train_batch_size": 8, "optimizer": {"type": "Adam", "params": {"max_grad_norm": 1}}})"),
+      testing::HasSubstr("gradient_clipping"));
+  EXPECT_THAT(error_of(R"({"train_batch_size": 8, "fp16": {"enabled": true}, "bf16": {"enabled": true}})"),
+              testing::HasSubstr("cannot both"));
+  const DeepSpeedConfig c = read(R"({"train_batch_size": 8, "zero_optimization": {"stage": 1}})");
+  EXPECT_FALSE(c.missing.empty());
+  EXPECT_TRUE(read(R"({"train_batch_size": 8, "bf16": {"enabled": true}})").missing.empty());
+}
+
+TEST(DeepSpeedConfig, AutoTakesTheTrainingConfigsValueAndIsTold) {
+  const DeepSpeedConfig c = read(
+      R"({"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto",
+          "bf16": {"enabled": "auto"},
+          "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "weight_decay": "auto"}},
+          "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_num_steps": "auto",
+                        "warmup_min_lr": "auto", "warmup_max_lr": "auto"}}})",
+      "{steps: 500, mesh: {data: 2}, batch: {sequences: 16, micro_sequences: 4}, optimizer: {lr: 3e-4, "
+      "clip_norm: 0.5, warmup_steps: 50}}");
+  EXPECT_EQ(c.batch, (BatchTriple{16, 4, 2}));
+  EXPECT_EQ(c.train.precision, Precision::kBF16);
+  EXPECT_EQ(c.train.optimizer.lr, 3e-4);
+  EXPECT_EQ(c.train.optimizer.clip_norm, 0.5);
+  EXPECT_EQ(c.train.schedule.warmup.total_steps, 500);
+  EXPECT_EQ(c.train.schedule.warmup.num_steps, 50);
+  EXPECT_EQ(c.train.schedule.warmup.max_lr, 3e-4);
+  EXPECT_THAT(c.notes, testing::Contains("optimizer.params.lr: auto is 0.0003"));
+}
+
+TEST(DeepSpeedConfig, AdamIsAdamWUnlessItSaysOtherwise) {
+  const auto type = [](const std::string& optimizer) {
+    return read(R"({"train_batch_size": 8, "optimizer": )" + optimizer + "}").train.optimizer.type;
+  };
+  EXPECT_EQ(type(R"({"type": "Adam"})"), OptimizerType::kAdamW);
+  EXPECT_EQ(type(R"({"type": "Adam", "params": {"adam_w_mode": false}})"), OptimizerType::kAdam);
+  EXPECT_EQ(type(R"({"type": "AdamW", "params": {"adam_w_mode": false}})"), OptimizerType::kAdamW);
+  EXPECT_EQ(type(R"({"type": "lion"})"), OptimizerType::kLion);
+  EXPECT_EQ(type(R"({"type": "SGD"})"), OptimizerType::kSgd);
+}
+
+TEST(DeepSpeedConfig, BatchTripleFollowsItsRules) {
+  EXPECT_EQ(resolve_batch("", 32, 2, {}, 4), (BatchTriple{32, 2, 4}));
+  EXPECT_EQ(resolve_batch("", 32, {}, 4, 4), (BatchTriple{32, 2, 4}));
+  EXPECT_EQ(resolve_batch("", {}, 2, 4, 4), (BatchTriple{32, 2, 4}));
+  EXPECT_EQ(resolve_batch("", 32, {}, {}, 4), (BatchTriple{32, 8, 1}));
+  EXPECT_EQ(resolve_batch("", {}, 2, {}, 4), (BatchTriple{8, 2, 1}));
+  EXPECT_THAT(error_of(R"({"train_batch_size": 30, "train_micro_batch_size_per_gpu": 4})", "mesh: {data: 4}"),
+              testing::AllOf(testing::HasSubstr("30"), testing::HasSubstr(" 4 ")));
+  EXPECT_THROW(resolve_batch("", {}, {}, 4, 4), UserError);
+}
+
+}  // namespace
+}  // namespace flywheel::train

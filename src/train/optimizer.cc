@@ -1,0 +1,289 @@
+#include "train/optimizer.h"
+
+#include <re2/re2.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "kernels/adafactor.h"
+#include "kernels/adamw.h"
+#include "kernels/adamw_8bit.h"
+#include "kernels/elementwise.h"
+#include "kernels/lion.h"
+#include "kernels/muon.h"
+#include "kernels/sgd.h"
+
+namespace flywheel::train {
+namespace {
+
+bool holds_match(const std::string& name, const std::string& expression) {
+  return RE2::PartialMatch(name, expression);
+}
+
+void require(bool holds, const std::string& key, const std::string& what) {
+  if (!holds) throw UserError(key, what);
+}
+
+void check_betas(const std::vector<double>& betas, const std::string& key) {
+  const auto share = [](double b) { return b >= 0 && b < 1; };
+  require(betas.size() == 2 && share(betas[0]) && share(betas[1]), key, "must be two numbers in [0, 1)");
+}
+
+void check_expression(const std::string& expression, const std::string& key) {
+  const RE2 compiled(expression, RE2::Quiet);
+  require(compiled.ok(), key, "\"" + expression + "\" is no regular expression: " + compiled.error());
+}
+
+}  // namespace
+
+void check(const OptimizerConfig& c) {
+  check_betas(c.betas, "optimizer.betas");
+  require(c.lr > 0, "optimizer.lr", "must be above 0");
+  require(c.min_lr >= 0 && c.min_lr <= c.lr, "optimizer.min_lr", "must be between 0 and optimizer.lr");
+  require(c.warmup_steps >= 0, "optimizer.warmup_steps", "must be 0 (none) or more");
+  require(c.clip_norm >= 0, "optimizer.clip_norm", "must be 0 (no clipping) or more");
+  require(c.clip_epsilon >= 0, "optimizer.clip_epsilon", "must be 0 or more");
+  require(c.epsilon > 0, "optimizer.epsilon", "must be above 0");
+  require(c.weight_decay >= 0, "optimizer.weight_decay", "must be 0 (none) or more");
+  require(c.ema_decay >= 0 && c.ema_decay < 1, "optimizer.ema_decay", "must be in [0, 1)");
+  for (size_t i = 0; c.no_decay.has_value() && i < c.no_decay->size(); ++i)
+    check_expression((*c.no_decay)[i], fmt::format("optimizer.no_decay[{}]", i));
+  for (size_t i = 0; i < c.groups.size(); ++i) {
+    const std::string key = fmt::format("optimizer.groups[{}]", i);
+    require(!c.groups[i].match.empty(), key + ".match", "is empty: say which weights");
+    check_expression(c.groups[i].match, key + ".match");
+    require(c.groups[i].lr_scale >= 0, key + ".lr_scale", "must be 0 (frozen) or more");
+    require(c.groups[i].weight_decay.value_or(0) >= 0, key + ".weight_decay", "must be 0 (none) or more");
+    if (c.groups[i].betas.has_value()) check_betas(*c.groups[i].betas, key + ".betas");
+  }
+  require(c.sgd.momentum >= 0 && c.sgd.momentum < 1, "optimizer.sgd.momentum", "must be in [0, 1)");
+  require(!c.sgd.nesterov || (c.sgd.momentum > 0 && c.sgd.dampening == 0), "optimizer.sgd.nesterov",
+          "needs momentum above 0 and dampening 0");
+  require(c.adafactor.beta1 >= 0 && c.adafactor.beta1 < 1, "optimizer.adafactor.beta1", "must be in [0, 1)");
+  require(c.adafactor.decay_rate < 0, "optimizer.adafactor.decay_rate", "must be below 0");
+  require(c.adafactor.clip_threshold > 0, "optimizer.adafactor.clip_threshold", "must be above 0");
+  require(c.muon.momentum >= 0 && c.muon.momentum < 1, "optimizer.muon.momentum", "must be in [0, 1)");
+  require(c.muon.iterations >= 1 && c.muon.iterations < 100, "optimizer.muon.iterations", "must be 1 to 99");
+  require(c.muon.adamw_lr_scale > 0, "optimizer.muon.adamw_lr_scale", "must be above 0");
+  if (!c.muon.adamw.empty()) check_expression(c.muon.adamw, "optimizer.muon.adamw");
+}
+
+Optimizer::Optimizer(const OptimizerConfig& config, const std::vector<FlatWeight>& weights)
+    : Optimizer(config, weights, 0, flat_count(weights)) {}
+
+Optimizer::Optimizer(const OptimizerConfig& config, const std::vector<FlatWeight>& weights, int64_t begin,
+                     int64_t end)
+    : config_(config), begin_(begin), end_(end) {
+  check(config);
+  std::vector<FlatWeight> kept;
+  for (const FlatWeight& weight : weights) {
+    const int64_t first = std::max(begin, weight.offset), last = std::min(end, weight.offset + weight.count);
+    if (first < last) add_piece(weight, first - weight.offset, last - weight.offset, kept);
+  }
+  layout_ = state_layout(config, kept);
+  for (const StateLayout::Buffer& buffer : layout_.buffers)
+    buffers_.emplace_back(static_cast<size_t>(buffer.bytes()) / sizeof(float), 0.0f);
+}
+
+void Optimizer::add_piece(const FlatWeight& weight, int64_t begin, int64_t end,
+                          std::vector<FlatWeight>& kept) {
+  const Cut cut = cut_of(config_, weight);
+  for (const int64_t edge : {begin, end}) {
+    const bool inside = edge > 0 && edge < weight.count;
+    CHECK(!inside || cut == Cut::kAnywhere || (cut == Cut::kEvery256 && edge % kStateBlock == 0),
+          "{} cannot be cut at value {}", weight.name, edge);
+  }
+  Piece piece{.weight = weight,
+              .at = weight.offset + begin - begin_,
+              .method = method_of(config_, weight),
+              .weight_decay = config_.weight_decay,
+              .beta1 = config_.betas[0],
+              .beta2 = config_.betas[1]};
+  piece.weight.count = end - begin;
+  const bool decays = config_.no_decay.has_value()
+                          ? std::ranges::none_of(*config_.no_decay,
+                                                 [&](const auto& e) { return holds_match(weight.name, e); })
+                          : weight.matrix;
+  if (!decays) piece.weight_decay = 0;
+  if (config_.type == OptimizerType::kMuon && piece.method == OptimizerType::kAdamW)
+    piece.lr_scale = config_.muon.adamw_lr_scale;
+  for (const ParameterGroup& group : config_.groups) {
+    if (!holds_match(weight.name, group.match)) continue;
+    piece.lr_scale *= group.lr_scale;
+    piece.weight_decay = group.weight_decay.value_or(piece.weight_decay);
+    if (group.betas.has_value()) {
+      piece.own_betas = true;
+      piece.beta1 = (*group.betas)[0], piece.beta2 = (*group.betas)[1];
+    }
+    break;
+  }
+  kept.push_back(piece.weight);
+  pieces_.push_back(std::move(piece));
+}
+
+float* Optimizer::slot(size_t piece, size_t slot) {
+  const StateSlot& s = layout_.slots[piece][slot];
+  auto* bytes = reinterpret_cast<std::byte*>(buffers_[s.buffer].data());
+  return reinterpret_cast<float*>(bytes + s.offset * layout_.buffers[s.buffer].value_bytes);
+}
+
+void Optimizer::step(std::span<float> weights, std::span<const float> gradients, const OptimizerStep& s,
+                     ThreadPool& pool) {
+  CHECK(std::ssize(weights) == end_ - begin_ && weights.size() == gradients.size(),
+        "an optimizer of {} values got {} weights and {} gradients", end_ - begin_, weights.size(),
+        gradients.size());
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    const Piece& piece = pieces_[i];
+    float* w = weights.data() + piece.at;
+    Operands own{
+        .weights = w, .gradients = gradients.data() + piece.at, .state = {}, .count = piece.weight.count};
+    for (size_t j = 0; j < layout_.slots[i].size(); ++j) own.state.push_back(slot(i, j));
+    float* average = nullptr;  // the last slot, no matter of the method
+    if (config_.ema_decay > 0) {
+      average = own.state.back();
+      own.state.pop_back();
+      if (s.update == 0) std::copy_n(w, own.count, average);
+    }
+    if (piece.lr_scale != 0) {  // else frozen
+      const bool together = piece.weight.part.has_value() && cut_of(config_, piece.weight) == Cut::kNowhere;
+      together ? apply_together(i, own, s, pool) : apply(piece, own, s, pool);
+    }
+    if (average != nullptr)
+      kernels::lerp(average, w, static_cast<float>(1 - config_.ema_decay), own.count, pool);
+  }
+}
+
+// Every rank puts its parts of weights, gradients and state into zeros; the sum of the ranks' is the whole.
+void Optimizer::apply_together(size_t index, const Operands& own, const OptimizerStep& s, ThreadPool& pool) {
+  const Piece& piece = pieces_[index];
+  CHECK(s.sum != nullptr, "{} is cut over ranks, and its method needs the whole", piece.weight.name);
+  const auto n = static_cast<size_t>(piece.weight.whole_count());
+  const auto in_parts = [&](size_t i) { return layout_.slots[index][i].weights_a_value == 1; };
+  std::vector<float> whole(n * (2 + own.state.size()), 0.0f);
+  const auto spread = [&](const float* part, float* to) {
+    for_each_run(piece.weight, [&](int64_t in_whole, int64_t at, int64_t count) {
+      std::copy_n(part + at, count, to + in_whole);
+    });
+  };
+  Operands all{.weights = whole.data(),
+               .gradients = whole.data() + n,
+               .state = own.state,
+               .count = static_cast<int64_t>(n)};
+  size_t used = 2 * n;
+  spread(own.weights, all.weights);
+  spread(own.gradients, whole.data() + n);
+  for (size_t i = 0; i < own.state.size(); ++i) {
+    if (!in_parts(i)) continue;
+    all.state[i] = whole.data() + used;
+    spread(own.state[i], all.state[i]);
+    used += n;
+  }
+  s.sum(std::span(whole).first(used));
+  apply(piece, all, s, pool);
+  const auto keep = [&](const float* from, float* part) {
+    for_each_run(piece.weight, [&](int64_t in_whole, int64_t at, int64_t count) {
+      std::copy_n(from + in_whole, count, part + at);
+    });
+  };
+  keep(all.weights, own.weights);
+  for (size_t i = 0; i < own.state.size(); ++i) {
+    if (in_parts(i)) keep(all.state[i], own.state[i]);
+  }
+}
+
+void Optimizer::apply(const Piece& p, const Operands& o, const OptimizerStep& s, ThreadPool& pool) const {
+  float* w = o.weights;
+  const float* g = o.gradients;
+  const auto values = [&](size_t i) { return o.state[i]; };
+  const auto codes = [&](size_t i) { return reinterpret_cast<uint8_t*>(o.state[i]); };
+  const bool scheduled = s.betas.has_value() && !p.own_betas;
+  const auto lr = static_cast<float>(p.lr_scale == 1 ? s.lr : s.lr * p.lr_scale);
+  const auto beta1 = static_cast<float>(scheduled ? (*s.betas)[0] : p.beta1);
+  const auto beta2 = static_cast<float>(scheduled ? (*s.betas)[1] : p.beta2);
+  const auto decay = static_cast<float>(p.weight_decay), scale = static_cast<float>(s.gradient_scale);
+  const bool l2 = p.method == OptimizerType::kAdam;
+  const kernels::AdamWStep adamw{.lr = lr,
+                                 .beta1 = beta1,
+                                 .beta2 = beta2,
+                                 .epsilon = static_cast<float>(config_.epsilon),
+                                 .weight_decay = l2 ? 0.0f : decay,
+                                 .t = s.update + 1,
+                                 .gradient_scale = scale,
+                                 .l2 = l2 ? decay : 0.0f};
+  switch (p.method) {
+    case OptimizerType::kAdam:
+    case OptimizerType::kAdamW:
+      return kernels::adamw(w, values(0), values(1), g, nullptr, o.count, adamw, pool);
+    case OptimizerType::kAdamW8Bit:
+      return kernels::adamw_8bit(w, codes(0), values(1), codes(2), values(3), g, o.count, adamw, pool);
+    case OptimizerType::kSgd:
+      return kernels::sgd(w, config_.sgd.momentum == 0 ? nullptr : values(0), g, o.count,
+                          {.lr = lr,
+                           .momentum = static_cast<float>(config_.sgd.momentum),
+                           .dampening = static_cast<float>(config_.sgd.dampening),
+                           .nesterov = config_.sgd.nesterov,
+                           .l2 = decay,
+                           .t = s.update + 1,
+                           .gradient_scale = scale},
+                          pool);
+    case OptimizerType::kLion:
+      return kernels::lion(
+          w, values(0), g, o.count,
+          {.lr = lr, .beta1 = beta1, .beta2 = beta2, .weight_decay = decay, .gradient_scale = scale}, pool);
+    case OptimizerType::kAdafactor: {
+      const AdafactorConfig& c = config_.adafactor;
+      const kernels::AdafactorStep step{.lr = lr,
+                                        .decay_rate = static_cast<float>(c.decay_rate),
+                                        .clip_threshold = static_cast<float>(c.clip_threshold),
+                                        .epsilon1 = static_cast<float>(c.epsilon1),
+                                        .epsilon2 = static_cast<float>(c.epsilon2),
+                                        .scale_parameter = c.scale_parameter,
+                                        .relative_step = c.relative_step,
+                                        .beta1 = static_cast<float>(c.beta1),
+                                        .weight_decay = decay,
+                                        .t = s.update + 1,
+                                        .gradient_scale = scale};
+      const bool momentum = c.beta1 > 0;
+      if (!p.weight.matrix) {
+        return kernels::adafactor_vector(w, values(0), momentum ? values(1) : nullptr, g, o.count, step,
+                                         pool);
+      }
+      return kernels::adafactor_matrix(w, values(0), values(1), momentum ? values(2) : nullptr, g,
+                                       p.weight.shape[0], p.weight.shape[1], step, pool);
+    }
+    case OptimizerType::kMuon:
+      return kernels::muon(
+          w, values(0), g, p.weight.shape[0], p.weight.shape[1],
+          {.lr = lr,
+           .momentum = static_cast<float>(config_.muon.momentum),
+           .weight_decay = decay,
+           .nesterov = config_.muon.nesterov,
+           .scale = config_.muon.scale == MuonScaleType::kShape ? kernels::MuonScale::kShape
+                                                                : kernels::MuonScale::kLikeAdamW,
+           .iterations = static_cast<int>(config_.muon.iterations),
+           .gradient_scale = scale},
+          pool);
+  }
+}
+
+std::vector<StateBuffer> Optimizer::state() {
+  std::vector<StateBuffer> state;
+  for (size_t i = 0; i < buffers_.size(); ++i)
+    state.push_back({layout_.buffers[i].name, std::as_writable_bytes(std::span(buffers_[i]))});
+  return state;
+}
+
+std::span<const float> Optimizer::average() const {
+  for (size_t i = 0; i < buffers_.size(); ++i) {
+    if (layout_.buffers[i].name == "average") return buffers_[i];
+  }
+  return {};
+}
+
+double clip_factor(double norm, const OptimizerConfig& config) {
+  const double measured = norm + config.clip_epsilon;
+  return config.clip_norm > 0 && measured > config.clip_norm ? config.clip_norm / measured : 1.0;
+}
+
+}  // namespace flywheel::train

@@ -1,0 +1,96 @@
+// The optimizer of a training run: from config, over flat buffers of weights and gradients, or over a range
+// of them, so that a worker can keep the state of its share alone. What it keeps: train/optimizer_state.h.
+//
+// Where the tensor axis cuts a weight, each rank updates its part with its part of the state. A method that
+// needs the whole matrix (muon, adafactor) puts the parts together with `OptimizerStep::sum`, computes the
+// same step on every rank, and keeps its part: the weights are those of one worker.
+//
+// Ownership: owns the state; weights and gradients are the caller's. State begins as zeros, the average as
+// the first weights that step() sees. Threads: one at a time; `pool` is used inside, and no result depends on
+// its size. Errors: UserError for a config that check() refuses; those of `sum` are its owner's.
+//
+//   Optimizer optimizer(config, flat_weights(decoder));
+//   optimizer.step(weights, gradients, {.lr = 1e-3, .update = 0, .gradient_scale = scale}, pool);
+//   for (const StateBuffer& buffer : optimizer.state()) { ...write buffer.bytes under buffer.name... }
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "train/flat_weights.h"
+#include "train/optimizer_config.h"
+#include "train/optimizer_state.h"
+
+namespace flywheel::train {
+
+struct OptimizerStep {
+  double lr = 0;
+  int64_t update = 0;         // made before this one
+  double gradient_scale = 1;  // multiplies each gradient first: clipping, 1 / tokens, 1 / loss scale
+  std::optional<std::array<double, 2>> betas = std::nullopt;  // over the config's, where a schedule sets them
+  // In place over the ranks of the tensor axis; for weights that are cut.
+  std::function<void(std::span<float>)> sum = nullptr;
+};
+
+struct StateBuffer {
+  std::string name;  // first_moments, ...
+  std::span<std::byte> bytes;
+};
+
+class Optimizer {
+ public:
+  Optimizer(const OptimizerConfig& config, const std::vector<FlatWeight>& weights);
+  // Of the values [begin, end) alone; CHECKs that cut_of() allows both.
+  Optimizer(const OptimizerConfig& config, const std::vector<FlatWeight>& weights, int64_t begin,
+            int64_t end);
+
+  // Both are of the range's values.
+  void step(std::span<float> weights, std::span<const float> gradients, const OptimizerStep& step,
+            ThreadPool& pool);
+
+  // The buffers of state_layout(). The bytes are the state itself.
+  std::vector<StateBuffer> state();
+  int64_t state_bytes() const { return layout_.bytes(); }
+  // The average of the range's weights, each from a whole vector of 16; empty without ema_decay.
+  std::span<const float> average() const;
+
+ private:
+  // One weight's part of the range, with what it does not share with others.
+  struct Piece {
+    FlatWeight weight;  // as far as it is in the range
+    int64_t at = 0;     // of the first value, in the range
+    OptimizerType method = OptimizerType::kAdamW;
+    double lr_scale = 1, weight_decay = 0, beta1 = 0, beta2 = 0;
+    bool own_betas = false;
+  };
+  // What a method reads and writes: of `count` values, or of the whole matrix.
+  struct Operands {
+    float* weights;
+    const float* gradients;
+    std::vector<float*> state;  // of each slot
+    int64_t count;
+  };
+  void add_piece(const FlatWeight& weight, int64_t begin, int64_t end, std::vector<FlatWeight>& kept);
+  float* slot(size_t piece, size_t slot);
+  void apply(const Piece& piece, const Operands& operands, const OptimizerStep& step, ThreadPool& pool) const;
+  void apply_together(size_t piece, const Operands& own, const OptimizerStep& step, ThreadPool& pool);
+
+  OptimizerConfig config_;
+  int64_t begin_, end_;
+  std::vector<Piece> pieces_;
+  StateLayout layout_;                       // of the pieces
+  std::vector<std::vector<float>> buffers_;  // as layout_ says; codes of 8 bits lie in them as bytes
+};
+
+// What gradients of this norm are multiplied by so that it is at most clip_norm. The norm is the global one:
+// whoever holds a share sums the squares of all shares first.
+double clip_factor(double norm, const OptimizerConfig& config);
+
+}  // namespace flywheel::train

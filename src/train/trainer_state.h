@@ -1,0 +1,82 @@
+// All that the next training step depends on, as one value and as bytes (docs/formats/trainer_state.md).
+//
+// A rank of a mesh has the state of its part of the model. join() puts the parts together as the state of the
+// whole model, in the same places whatever the mesh; take_part() cuts it again for another.
+//
+// Pure functions, any thread. Errors: kCorrupt for bytes that are damaged, kInvalid for those of something
+// else.
+//
+//   file.write(snapshot.header()), then each of snapshot.buffers()
+//   ASSIGN_OR_RETURN(const TrainerStateView state, read_trainer_state(bytes));
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "train/local_decoder.h"
+#include "train/loss_scale.h"
+#include "train/optimizer.h"
+
+namespace flywheel::train {
+
+// Taken at one moment; the copy that makes a snapshot or checkpoint asynchronous.
+struct TrainerSnapshot {
+  struct Buffer {
+    std::string name;
+    std::vector<std::byte> bytes;
+  };
+
+  int64_t next_step = 0;
+  int64_t updates = 0;  // steps that were not skipped
+  uint64_t seed = 0;
+  std::optional<LossScale> loss_scale;  // of fp16
+  std::vector<float> weights;
+  std::vector<Buffer> state;  // the optimizer's, in its order
+
+  // What docs/formats/trainer_state.md says: header and table, then the buffers where they lie.
+  std::string header() const;
+  std::vector<std::string_view> buffers() const;
+  std::string bytes() const;  // all of it, joined: a copy
+  std::string sha256() const;
+};
+
+// The same within bytes that somebody else keeps.
+struct TrainerStateView {
+  struct Buffer {
+    std::string name;
+    std::string_view bytes;
+  };
+  int64_t next_step = 0, updates = 0;
+  uint64_t seed = 0;
+  std::optional<LossScale> loss_scale;
+  std::string_view weights;
+  std::vector<Buffer> state;
+};
+Result<TrainerStateView> read_trainer_state(std::string_view bytes);
+
+// SHA-256 over weights, optimizer state, updates and loss scale.
+std::string trainer_sha256(std::span<const float> weights,
+                           const std::vector<std::span<const std::byte>>& state, int64_t updates,
+                           const std::optional<LossScale>& loss_scale);
+
+// Zeros of the sizes that weights and optimizer state of these have.
+TrainerSnapshot empty_snapshot(const OptimizerConfig& config, const std::vector<FlatWeight>& weights);
+// Writes a rank's weights and state to their places in the whole model's.
+void join(const OptimizerConfig& config, const LocalDecoder& local, const TrainerSnapshot& part,
+          TrainerSnapshot& whole);
+// The other way: a rank's weights and state out of the whole model's. kInvalid where `whole` is that of
+// another model or optimizer; then nothing was changed.
+Result<void> take_part(const OptimizerConfig& config, const LocalDecoder& local,
+                       const TrainerStateView& whole, std::span<float> weights,
+                       const std::vector<StateBuffer>& state);
+// The same from a state of exactly these weights.
+Result<void> take_all(const TrainerStateView& from, std::span<float> weights,
+                      const std::vector<StateBuffer>& state);
+
+}  // namespace flywheel::train

@@ -1,0 +1,113 @@
+// One process, a few steps: what a trainer that is restored goes on with, and fp16's loss scale.
+#include "train/trainer.h"
+
+#include "base/philox.h"
+
+namespace flywheel::train {
+namespace {
+
+model::DecoderConfig tiny() {
+  ModelConfig config;
+  config.hidden_size = 32, config.num_layers = 2, config.num_heads = 2;
+  return decoder_config(config, 67);
+}
+
+data::Batch batch_of(int64_t step) {
+  data::Batch batch{.sequences = 4, .length = 16};
+  Philox rng(11, static_cast<uint64_t>(step));
+  for (int64_t i = 0; i < batch.sequences * (batch.length + 1); ++i)
+    batch.tokens.push_back(static_cast<int32_t>(rng.below(67)));
+  return batch;
+}
+
+TrainConfig config_of(const std::string& yaml) {
+  auto config = parse_config<TrainConfig>("t.yaml", yaml);
+  config.batch.sequences = 4, config.batch.length = 16, config.steps = 20;
+  return config;
+}
+
+// A trainer with the layout that it borrows.
+struct Model {
+  Model(const std::string& yaml, ThreadPool& pool)
+      : layout(make_layout(config_of(yaml), model::describe(tiny())).value()),
+        trainer(config_of(yaml), layout, {}, pool) {
+    trainer.parameters().initialize(3);
+  }
+  StepResult step() { return trainer.step(batch_of(trainer.next_step()), {}).value(); }
+  Layout layout;
+  Trainer trainer;
+};
+
+// The config of another precision or method for each, with something that a restore could forget.
+constexpr const char* kConfigs[] = {
+    "{}",
+    "{optimizer: {type: adam}, precision: f32}",
+    "{optimizer: {type: sgd}}",
+    "{optimizer: {type: sgd, sgd: {momentum: 0}}, precision: fp8, fp8_scales: tensors}",
+    "{optimizer: {type: lion}, schedule: {type: one_cycle}, precision: f32}",
+    "{optimizer: {type: muon, ema_decay: 0.9}, schedule: {type: wsd}}",
+    "{optimizer: {type: adamw_8bit}, precision: fp8}",
+    "{optimizer: {type: adafactor}, precision: fp16, loss_scale: {window: 2, initial_power: 24}}",
+    "{optimizer: {type: adafactor, adafactor: {beta1: 0.9}}, precision: fp16, loss_scale: {initial_power: "
+    "28}}"};
+
+TEST(Trainer, RestoredItGoesOnWithTheSameBits) {
+  ThreadPool pool(2);
+  for (const char* yaml : kConfigs) {
+    Model whole(yaml, pool), first(yaml, pool), second(yaml, pool), third(yaml, pool);
+    for (int i = 0; i < 6; ++i) whole.step();
+    for (int i = 0; i < 3; ++i) first.step();
+    ASSERT_TRUE(second.trainer.restore(first.trainer.snapshot().bytes()).ok());
+    ASSERT_TRUE(third.trainer.restore_whole(first.trainer.whole_snapshot({})->bytes()).ok());
+    for (int i = 0; i < 3; ++i) second.step(), third.step();
+    EXPECT_EQ(whole.trainer.sha256(), second.trainer.sha256()) << yaml;
+    EXPECT_EQ(whole.trainer.sha256(), third.trainer.sha256()) << yaml;
+    EXPECT_EQ(whole.trainer.sha256(), whole.trainer.snapshot().sha256());
+  }
+}
+
+TEST(Trainer, AnotherOptimizersStateIsRefused) {
+  ThreadPool pool(1);
+  Model adamw("{}", pool), lion("optimizer: {type: lion}", pool);
+  const std::string bytes = adamw.trainer.snapshot().bytes();
+  EXPECT_THAT(lion.trainer.restore(bytes).error().message, testing::HasSubstr("optimizer"));
+  EXPECT_THAT(lion.trainer.restore_whole(bytes).error().message, testing::HasSubstr("optimizer"));
+  for (const size_t length : {size_t{0}, size_t{39}, size_t{40}, bytes.size() / 2, bytes.size() - 1})
+    EXPECT_FALSE(adamw.trainer.restore(bytes.substr(0, length)).ok());
+  for (const size_t at : {size_t{9}, size_t{17}, size_t{37}, size_t{50}, bytes.size() - 5}) {
+    std::string flipped = bytes;
+    flipped[at] = static_cast<char>(flipped[at] ^ 4);
+    EXPECT_FALSE(adamw.trainer.restore(flipped).ok()) << at;
+  }
+  EXPECT_TRUE(adamw.trainer.restore(bytes).ok());
+}
+
+// A scale that overflows: steps are skipped, change nothing and lower it, until the gradients fit.
+TEST(Trainer, Fp16SkipsWhatOverflows) {
+  ThreadPool pool(2);
+  Model model("{precision: fp16, loss_scale: {initial_power: 40, hysteresis: 1}}", pool);
+  const std::vector<float> before = model.trainer.snapshot().weights;
+  int skipped = 0;
+  for (StepResult result = model.step(); result.skipped; result = model.step()) {
+    EXPECT_EQ(result.loss_scale, std::exp2(40 - skipped));
+    EXPECT_EQ(model.trainer.snapshot().weights, before);
+    ASSERT_LT(++skipped, 40);
+  }
+  EXPECT_GT(skipped, 3);
+  EXPECT_NE(model.trainer.snapshot().weights, before);
+  EXPECT_EQ(model.trainer.snapshot().updates, model.trainer.next_step() - skipped);
+}
+
+// fp16 finds the loss that f32 finds, and the scale cancels out.
+TEST(Trainer, Fp16TrainsAsF32Does) {
+  ThreadPool pool(2);
+  Model exact("precision: f32", pool), half("precision: fp16", pool);
+  for (int i = 0; i < 10; ++i) {
+    const StepResult a = exact.step(), b = half.step();
+    EXPECT_NEAR(a.loss, b.loss, 2e-3);
+    EXPECT_NEAR(b.gradient_norm / a.gradient_norm, 1, 0.02);
+  }
+}
+
+}  // namespace
+}  // namespace flywheel::train
