@@ -107,7 +107,9 @@ Trace train(const TrainConfig& config, const Layout& layout, int rank, const Lin
   ThreadPool pool(1);
   Trainer trainer(config, layout, layout.place(rank), pool);
   trainer.parameters().initialize(config.seed);
-  if (state != nullptr) EXPECT_TRUE(trainer.restore_whole(state->bytes()).ok());
+  if (state != nullptr) {
+    EXPECT_TRUE(trainer.restore_whole(state->bytes()).ok());
+  }
   Trace trace;
   for (int64_t step = trainer.next_step(); step < config.steps; ++step) {
     if (step == config.steps / 2) trace.half = trainer.whole_snapshot(links).value();
@@ -165,6 +167,14 @@ TEST(Mesh, NoComparisonLosesANumberThatIsNotFinite) {
   EXPECT_EQ(worst({1, HUGE_VAL, 1}, {1, 1, 1}), HUGE_VAL);
   EXPECT_EQ(worst({1, 1, 1}, {1, nan, 1}), HUGE_VAL);
   EXPECT_EQ(worst({1, 2}, {1, 1}), 1);
+}
+
+// What differs, step by step.
+std::string differences(const std::vector<double>& got, const std::vector<double>& want) {
+  std::string text;
+  for (size_t i = 0; i < std::min(got.size(), want.size()); ++i)
+    text += fmt::format(" {:.4g} ({:+.1e})", want[i], got[i] / want[i] - 1);
+  return text;
 }
 
 template <typename E>
@@ -247,8 +257,8 @@ void compare_products(std::initializer_list<Precision> precisions, double tolera
     alone.mesh = {};
     const Layout layout = make_layout(alone, decoder).value();
     const Trace one = train(alone, layout, 0, {});
-    EXPECT_LT(worst(mesh.losses, one.losses), tolerance);
-    EXPECT_LT(worst(mesh.norms, one.norms), tolerance);
+    EXPECT_LT(worst(mesh.losses, one.losses), tolerance) << differences(mesh.losses, one.losses);
+    EXPECT_LT(worst(mesh.norms, one.norms), tolerance) << differences(mesh.norms, one.norms);
     const Trace moved = train(alone, layout, 0, {}, &mesh.half);
     const std::vector<double> rest(one.losses.begin() + std::ssize(one.losses) / 2, one.losses.end());
     EXPECT_LT(worst(moved.losses, rest), tolerance);

@@ -204,7 +204,7 @@ struct Network::State {
         run_segment(pass, segment, values, in);
       }
     }
-    pass.product_input = pass.product_rounded = {};
+    pass.product_input = pass.product_rounded = Tensor();
     return values.at(chunk.out);
   }
 };

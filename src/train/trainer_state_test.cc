@@ -16,7 +16,7 @@ namespace {
 model::Decoder decoder() {
   model::DecoderConfig c;
   c.family = "qwen3", c.qk_norm = true;
-  c.vocab_size = 101, c.hidden_size = 64, c.intermediate_size = 1024, c.num_layers = 4;
+  c.vocab_size = 128, c.hidden_size = 64, c.intermediate_size = 1024, c.num_layers = 4;
   c.num_heads = 16, c.num_kv_heads = 4, c.head_dim = 64, c.max_positions = 64, c.tied_embeddings = true;
   return model::describe(c);
 }
