@@ -11,6 +11,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include <set>
+
 #include "base/env.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -23,6 +25,8 @@
 
 namespace flywheel::train {
 namespace {
+
+struct ControllerDies {};
 
 // A store and a small dataset in a folder of their own.
 class RunTraining : public ::testing::Test {
@@ -59,6 +63,26 @@ class RunTraining : public ::testing::Test {
     auto report = run_training(config_, options, hooks);
     EXPECT_TRUE(report.ok()) << (report.ok() ? "" : report.error().message);
     return report.ok() ? std::move(report).value() : TrainReport{};
+  }
+
+  // Dies after a step; the log and the watermarks are lost; goes on from its last checkpoint.
+  TrainReport run_from_checkpoint(int64_t last_step) {
+    std::string id;
+    EXPECT_THROW(run({.on_start = [&](const std::string& run, int64_t, bool) { id = run; },
+                      .on_step =
+                          [&](const Progress& p) {
+                            if (p.step == last_step) throw ControllerDies();
+                          }}),
+                 ControllerDies);
+    const std::string folder = env::home() + "/runs/" + id;
+    const std::vector<std::string> names = list_folder(folder).value();
+    for (const std::string& name : names) {
+      if (name == "checkpoints") continue;
+      EXPECT_TRUE(remove_all(folder + "/" + name).ok());
+    }
+    TrainReport resumed = run({}, {.resume = id});
+    EXPECT_EQ(resumed.run, id);
+    return resumed;
   }
 
   TempFolder folder_;
@@ -223,7 +247,7 @@ void PrintTo(const Method& method, std::ostream* out) {
 }
 class Methods : public RunTraining, public ::testing::WithParamInterface<Method> {};
 
-TEST_P(Methods, KilledWorkersChangeNoBit) {
+TEST_P(Methods, KilledWorkersAndALostLogChangeNoBit) {
   const Method& method = GetParam();
   auto config = parse_config<TrainConfig>("method", method.yaml);
   config.name = config_.name, config.data = config_.data, config.model = config_.model;
@@ -246,6 +270,15 @@ TEST_P(Methods, KilledWorkersChangeNoBit) {
   EXPECT_EQ(killed.sha256, undisturbed.sha256);
   EXPECT_EQ(killed.losses, undisturbed.losses);
   EXPECT_LT(killed.loss, killed.losses[0]);
+  const TrainReport resumed = run_from_checkpoint(18);
+  EXPECT_LE(resumed.losses.size(), 12u);
+  EXPECT_EQ(resumed.sha256, undisturbed.sha256);
+  if (config_.precision != Precision::kFP16) return;
+  auto store = store::Store::open().value();
+  std::set<double> scales;
+  for (const store::MetricPoint& point : store.metric(killed.run, "loss_scale").value())
+    scales.insert(point.value);
+  EXPECT_GT(scales.size(), 2u);  // steps were skipped, and the scale came back
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -263,8 +296,6 @@ INSTANTIATE_TEST_SUITE_P(
                2, 2, 1},
         Method{"fp8", "{precision: fp8, optimizer: {lr: 5e-3}}", 2, 1, 1}),
     [](const auto& info) { return info.param.name; });
-
-struct ControllerDies {};
 
 TEST_F(RunTraining, AControllerThatDiesIsTakenUpAgain) {
   config_.precision = Precision::kF32;
@@ -293,25 +324,11 @@ TEST_F(RunTraining, AControllerThatDiesIsTakenUpAgain) {
 // The log and the watermarks are gone, a checkpoint is there: `--resume` goes on from it.
 TEST_F(RunTraining, ACheckpointIsEnoughToGoOn) {
   const TrainReport undisturbed = run();
-  std::string id;
-  EXPECT_THROW(run({.on_start = [&](const std::string& run, int64_t, bool) { id = run; },
-                    .on_step =
-                        [](const Progress& p) {
-                          if (p.step == 26) throw ControllerDies();
-                        }}),
-               ControllerDies);
-  const std::string folder = env::home() + "/runs/" + id;
-  const std::vector<std::string> names = list_folder(folder).value();
-  for (const std::string& name : names) {
-    if (name == "checkpoints") continue;
-    ASSERT_TRUE(remove_all(folder + "/" + name).ok());
-  }
-  const TrainReport resumed = run({}, {.resume = id});
-  EXPECT_EQ(resumed.run, id);
+  const TrainReport resumed = run_from_checkpoint(26);
   EXPECT_LE(resumed.losses.size(),
             20u);  // from step 10 or 20: the later checkpoint may not have been complete
   EXPECT_EQ(resumed.sha256, undisturbed.sha256);
-  EXPECT_THROW((void)run_training(config_, {.resume = id}, {}), UserError);  // finished
+  EXPECT_THROW((void)run_training(config_, {.resume = resumed.run}, {}), UserError);  // finished
 }
 
 TEST_F(RunTraining, OneWorkerAndAccumulationGiveTheSameMean) {
