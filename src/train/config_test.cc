@@ -27,11 +27,12 @@ TEST(TrainConfig, NumbersThatCannotBeComputedWithAreRefusedByKey) {
   EXPECT_EQ(refusal("optimizer.lr=1e-3"), "");
   for (const std::string key : {"optimizer.lr", "optimizer.min_lr", "optimizer.epsilon",
                                 "optimizer.weight_decay", "optimizer.clip_norm", "model.rope_theta"}) {
-    for (const char* value : {".inf", "-.inf", ".nan", "1e39"})
+    for (const char* value : {".inf", "-.inf", "1e39"})
       EXPECT_THAT(refusal(key + "=" + value), StartsWith(key + ": ")) << value;
+    EXPECT_THAT(refusal(key + "=.nan"), HasSubstr(key + " must be a number"));
     EXPECT_THAT(refusal(key + "=-5"), StartsWith(key + ": "));
   }
-  EXPECT_THAT(refusal("optimizer.betas=[0.9, .nan]"), StartsWith("optimizer.betas[1]: "));
+  EXPECT_THAT(refusal("optimizer.betas=[0.9, .nan]"), HasSubstr("optimizer.betas[1] must be a number"));
   EXPECT_THAT(refusal("optimizer.betas=[0.9, 0.99999999999]"), StartsWith("optimizer.betas: "));
   EXPECT_THAT(refusal("optimizer.epsilon=1e-60"), StartsWith("optimizer.epsilon: "));
   EXPECT_EQ(refusal("optimizer.weight_decay=0"), "");
@@ -44,8 +45,7 @@ TEST(TrainConfig, CountsBeyondAllMeasureAreRefusedByKey) {
   }
   EXPECT_THAT(refusal("mesh.threads=100000"), StartsWith("mesh.threads: must be at most"));
   EXPECT_EQ(refusal("seed=18446744073709551615"),
-            "--set seed=18446744073709551615: seed must be an integer of 0 "
-            "or more, not \"18446744073709551615\"");
+            "--set seed=18446744073709551615: seed must be an integer, not \"18446744073709551615\"");
   const auto wide = parse_config<TrainConfig>(
       "--set", "{data: {train: docs}, batch: {sequences: 2000000}, mesh: {data: 1048576, tensor: 1048576}}");
   EXPECT_THROW(check(wide), UserError);
