@@ -258,11 +258,13 @@ void compare_products(std::initializer_list<Precision> precisions, double tolera
     const Layout layout = make_layout(alone, decoder).value();
     const Trace one = train(alone, layout, 0, {});
     // These round inside: the last bit of a gradient may become a code of 8-bit state, a bf16 value's last
-    // bit, or a sign.
+    // bit, or a sign; where the gradients are rounded too, that happens at every step.
     const OptimizerType type = config.optimizer.type;
     const bool rounds =
         type == OptimizerType::kAdamW8Bit || type == OptimizerType::kMuon || type == OptimizerType::kLion;
-    const double allowed = rounds ? std::max(tolerance, 1e-3) : tolerance;
+    const bool f32 = config.precision == Precision::kF32;
+    const double allowed = !rounds ? tolerance : f32 ? 1e-3 : 2 * tolerance;
+    const double allowed_norm = rounds && !f32 ? 10 * tolerance : allowed;
     EXPECT_LT(worst(mesh.losses, one.losses), allowed) << differences(mesh.losses, one.losses);
     if (config.precision == Precision::kFP8) {
       // From the second step on a last bit decides how a weight is rounded, and gradients of two bits'
@@ -270,12 +272,12 @@ void compare_products(std::initializer_list<Precision> precisions, double tolera
       // rounded.
       EXPECT_NEAR(mesh.norms[0] / one.norms[0], 1, config.mesh.tensor > 1 ? tolerance : 1e-6);
     } else {
-      EXPECT_LT(worst(mesh.norms, one.norms), allowed) << differences(mesh.norms, one.norms);
+      EXPECT_LT(worst(mesh.norms, one.norms), allowed_norm) << differences(mesh.norms, one.norms);
     }
     const Trace moved = train(alone, layout, 0, {}, &mesh.half);
     const std::vector<double> rest(one.losses.begin() + std::ssize(one.losses) / 2, one.losses.end());
     EXPECT_LT(worst(moved.losses, rest), allowed) << differences(moved.losses, rest);
-    if (config.precision != Precision::kF32) continue;
+    if (!f32) continue;
     double apart = 0, size = 0;
     ASSERT_EQ(mesh.whole.weights.size(), one.whole.weights.size());
     for (size_t i = 0; i < one.whole.weights.size(); ++i) {
