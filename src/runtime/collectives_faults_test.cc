@@ -344,7 +344,12 @@ TEST(TwoHosts, SumInRankOrderAndFormAgainAfterADeath) {
                   for (size_t i = 0; i < x.size(); ++i) {
                     ASSERT_EQ(x[i], ((value(0, i) + value(1, i)) + value(2, i)) + value(3, i));
                   }
-                  if (rank == 3) kill(getpid(), SIGKILL);
+                  ++peers.counter(0);
+                  if (rank == 3) {  // not before all have their sum
+                    for (const Deadline deadline = soon(); peers.counter(0) < 4 && !deadline.expired();)
+                      usleep(200);
+                    kill(getpid(), SIGKILL);
+                  }
                   EXPECT_EQ(comm->run(Barrier{}, soon()).error().code, ErrorCode::kAborted);
                   auto three = hosts;
                   three.pop_back();
