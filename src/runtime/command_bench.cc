@@ -3,7 +3,8 @@
 // Prints one JSON line. What the machine allows, measured beside it:
 //   raw_us       one at a time: the same bytes there and back between two processes over the same kind of
 //                ZeroMQ socket, both asleep until they come
-//   limit_per_s  many in flight: the bytes of the commands and of their outcomes, in messages of the same size,
+//   limit_per_s  many in flight: the bytes of the commands and of their outcomes, in messages of the same
+//   size,
 //                through the same hops, behind one write() and fdatasync() per group of the same size; no
 //                command is made, matched, run or kept. This is a limit.
 // `busy` ones are measured beside as many processes that compute as there are cores, as in training.

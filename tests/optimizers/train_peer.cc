@@ -9,9 +9,9 @@
 //   {"do": "optimizer", "config": YAML, "shapes": [[..], ..], "names": [..], "file": F, "lrs": [..]}
 //       F: f32 weights of all shapes, then gradients of each step; gets the weights after every step
 //   {"do": "fp8", "format": "e4m3" | "e5m2", "file": F}   F: f32 values; gets their codes
+#include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <cmath>
 #include <iostream>
 
 #include "base/file.h"
