@@ -40,6 +40,16 @@ namespace flywheel {
 template <typename E>
 struct ConfigEnum;
 
+// A value's name in a config; "?" for a value that has none.
+template <typename E>
+requires std::is_enum_v<E>
+const char* config_name(E value) {
+  for (const auto& [name, known] : ConfigEnum<E>::names) {
+    if (known == value) return name;
+  }
+  return "?";
+}
+
 // The candidate nearest to `name` by edit distance; empty when none is near.
 std::string nearest_name(const std::string& name, const std::vector<std::string>& candidates);
 
@@ -210,10 +220,7 @@ YAML::Node write_value(T& value) {
     for (auto& [key, element] : value) node[key] = write_value(element);
     return node;
   } else if constexpr (std::is_enum_v<T>) {
-    for (const auto& [name, known] : ConfigEnum<T>::names) {
-      if (known == value) return YAML::Node(std::string(name));
-    }
-    return YAML::Node(YAML::NodeType::Null);
+    return YAML::Node(std::string(config_name(value)));
   } else if constexpr (std::floating_point<T>) {
     return write_double(value);
   } else if constexpr (std::integral<T> && !std::is_same_v<T, bool>) {

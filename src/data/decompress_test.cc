@@ -1,25 +1,11 @@
 // What gzip(1) takes behind a whole stream, and what it does not.
 #include <gtest/gtest.h>
-#include <zlib.h>
 
+#include "data/gzip_for_test.h"
 #include "data/input.h"
 
 namespace flywheel::data {
 namespace {
-
-std::string gzip(const std::string& bytes) {
-  std::string out(compressBound(bytes.size()) + 64, '\0');
-  z_stream stream{};
-  deflateInit2(&stream, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY);
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
-  stream.avail_in = static_cast<uInt>(bytes.size());
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  deflate(&stream, Z_FINISH);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return out;
-}
 
 TEST(Decompress, ZeroBytesBehindAStreamAreFilling) {
   const std::string text(3'000'000, 'x'), packed = gzip(text);

@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "model/byte_level.h"
 #include "model/pretokenizer_pattern.h"
+#include "model/tokenizer_json_parts.h"
 #include "model/unicode.h"
 
 namespace flywheel::model {
@@ -228,7 +229,7 @@ Result<std::string> BpeTrainer::train() const {
     }
   }
   merger.begin();
-  Json merges = Json::array();
+  OrderedJson merges = OrderedJson::array();
   const int64_t wanted = config_.vocab_size - static_cast<int64_t>(tokens.size());
   while (static_cast<int64_t>(tokens.size()) < config_.vocab_size) {
     const PairMerger::Best best = merger.pop();
@@ -249,13 +250,7 @@ Result<std::string> BpeTrainer::train() const {
     const bool special = id < config_.special_tokens.size();
     vocab[special ? tokens[id] : byte_level_of_bytes(tokens[id])] = id;
     if (!special) continue;
-    added.push_back({{"id", id},
-                     {"content", tokens[id]},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", true}});
+    added.push_back(added_token_json(id, tokens[id], true));
   }
   const OrderedJson byte_level = {
       {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
@@ -272,16 +267,7 @@ Result<std::string> BpeTrainer::train() const {
   json["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {split, byte_level}}};
   json["post_processor"] = byte_level;
   json["decoder"] = byte_level;
-  json["model"] = {{"type", "BPE"},
-                   {"dropout", nullptr},
-                   {"unk_token", nullptr},
-                   {"continuing_subword_prefix", nullptr},
-                   {"end_of_word_suffix", nullptr},
-                   {"fuse_unk", false},
-                   {"byte_fallback", false},
-                   {"ignore_merges", false}};
-  json["model"]["vocab"] = std::move(vocab);
-  json["model"]["merges"] = merges;
+  json["model"] = to_json({.vocab = std::move(vocab), .merges = std::move(merges)});
   return json.dump(1, ' ') + "\n";
 }
 

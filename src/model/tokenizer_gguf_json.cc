@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "model/tokenizer_gguf_internal.h"
+#include "model/tokenizer_json_parts.h"
 #include "model/tokenizer_scores.h"
 #include "model/unicode.h"
 
@@ -114,13 +115,7 @@ class Exporter {
       if (types_[i] != token_type::kControl && types_[i] != token_type::kUserDefined &&
           types_[i] != token_type::kUnknown)
         continue;
-      added.push_back({{"id", i},
-                       {"content", tokens_[i]},
-                       {"single_word", false},
-                       {"lstrip", false},
-                       {"rstrip", false},
-                       {"normalized", false},
-                       {"special", types_[i] != token_type::kUserDefined}});
+      added.push_back(added_token_json(i, tokens_[i], types_[i] != token_type::kUserDefined));
     }
     return added;
   }
@@ -157,16 +152,8 @@ class Exporter {
       if (space != std::string_view::npos) merges.push_back({line.substr(0, space), line.substr(space + 1)});
     }
     ASSIGN_OR_RETURN(OrderedJson vocab, vocabulary());
-    json["model"] = {{"type", "BPE"},
-                     {"dropout", nullptr},
-                     {"unk_token", nullptr},
-                     {"continuing_subword_prefix", nullptr},
-                     {"end_of_word_suffix", nullptr},
-                     {"fuse_unk", false},
-                     {"byte_fallback", false},
-                     {"ignore_merges", pre.whole_piece_first},
-                     {"vocab", std::move(vocab)},
-                     {"merges", std::move(merges)}};
+    json["model"] = to_json(
+        {.ignore_merges = pre.whole_piece_first, .vocab = std::move(vocab), .merges = std::move(merges)});
     return {};
   }
 
@@ -211,16 +198,11 @@ class Exporter {
     for (size_t i = 0; i < types_.size() && !unknown; ++i) {
       if (types_[i] == token_type::kUnknown) unknown = i;
     }
-    json["model"] = {{"type", "BPE"},
-                     {"dropout", nullptr},
-                     {"unk_token", unknown ? OrderedJson(tokens_[*unknown]) : OrderedJson()},
-                     {"continuing_subword_prefix", nullptr},
-                     {"end_of_word_suffix", nullptr},
-                     {"fuse_unk", true},
-                     {"byte_fallback", true},
-                     {"ignore_merges", false},
-                     {"vocab", std::move(vocab)},
-                     {"merges", std::move(lines)}};
+    json["model"] = to_json({.unknown = unknown ? OrderedJson(tokens_[*unknown]) : OrderedJson(),
+                             .fuse_unknown = true,
+                             .byte_fallback = true,
+                             .vocab = std::move(vocab),
+                             .merges = std::move(lines)});
     return {};
   }
 

@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <optional>
 #include <set>
 #include <thread>
 #include <vector>
@@ -72,20 +73,45 @@ struct Trip {
   double median_us = 0, p99_us = 0;
 };
 
-Trip raw_round_trip(int n) {
-  const TempFolder folder;
-  const std::string there = "ipc://" + (folder / "there"), back = "ipc://" + (folder / "back");
-  const pid_t child = ::fork();
-  if (child == 0) {
-    while (!path_exists(folder / "back")) ::usleep(100);  // bound second
-    Transport transport;
-    auto in = transport.connect(ZMQ_PULL, there), out = transport.connect(ZMQ_PUSH, back);
-    for (int i = 0; i < n; ++i) (void)out->send(in->receive(Deadline::after_ms(10'000)).value_or(""));
-    (void)in->receive(Deadline::after_ms(10'000));
-    ::_exit(0);
+// A child process that runs `serve` at the other end of two unix sockets, and this process's ends of them.
+class RawPeer {
+ public:
+  template <typename Serve>
+  explicit RawPeer(const Serve& serve) {
+    const std::string there = "ipc://" + (folder_ / "there"), back = "ipc://" + (folder_ / "back");
+    child_ = ::fork();
+    if (child_ == 0) {
+      while (!path_exists(folder_ / "back")) ::usleep(100);  // bound second
+      Transport transport;
+      Socket in = transport.connect(ZMQ_PULL, there).value(), out = transport.connect(ZMQ_PUSH, back).value();
+      serve(in, out);
+      ::_exit(0);
+    }
+    transport_.emplace();
+    out_.emplace(transport_->bind(ZMQ_PUSH, there).value());
+    in_.emplace(transport_->bind(ZMQ_PULL, back).value());
   }
-  Transport transport;
-  auto out = transport.bind(ZMQ_PUSH, there).value(), in = transport.bind(ZMQ_PULL, back).value();
+  ~RawPeer() {
+    (void)out_->send("");  // `serve` ends with an empty message
+    ::waitpid(child_, nullptr, 0);
+  }
+  Socket& in() { return *in_; }
+  Socket& out() { return *out_; }
+  std::string path(const char* name) const { return folder_ / name; }
+
+ private:
+  TempFolder folder_;
+  pid_t child_ = -1;
+  std::optional<Transport> transport_;  // made after the fork
+  std::optional<Socket> out_, in_;
+};
+
+Trip raw_round_trip(int n) {
+  RawPeer peer([&](Socket& in, Socket& out) {
+    for (int i = 0; i < n; ++i) (void)out.send(in.receive(Deadline::after_ms(10'000)).value_or(""));
+    (void)in.receive(Deadline::after_ms(10'000));
+  });
+  Socket &out = peer.out(), &in = peer.in();
   std::vector<double> times;
   const std::string bytes(60, 'x');
   while (!out.send(bytes).ok()) ::usleep(1000);
@@ -95,8 +121,6 @@ Trip raw_round_trip(int n) {
     (void)in.receive(Deadline::after_ms(10'000));
     times.push_back(clock.seconds() * 1e6);
   }
-  (void)out.send("");
-  ::waitpid(child, nullptr, 0);
   return {percentile(times, 0.5), percentile(times, 0.99)};
 }
 
@@ -162,27 +186,20 @@ double raw_stream(const Stream& stream) {
   Outcome outcome;
   outcome.digest = ~uint64_t{0};
   const size_t command_bytes = encode(command).size(), outcome_bytes = 3 + encode(outcome).size();
-  const TempFolder folder;
-  const std::string there = "ipc://" + (folder / "there"), back = "ipc://" + (folder / "back");
-  const pid_t child = ::fork();
-  if (child == 0) {
-    while (!path_exists(folder / "back")) ::usleep(100);  // bound second
-    Transport transport;
-    auto in = transport.connect(ZMQ_PULL, there), out = transport.connect(ZMQ_PUSH, back);
+  RawPeer peer([&](Socket& in, Socket& out) {
     const std::string outcomes(kOutcomeBatch, 'o');
     for (;;) {
-      const std::string message = in->receive(Deadline::after_ms(10'000)).value_or("");
-      if (message.empty()) ::_exit(0);
+      const std::string message = in.receive(Deadline::after_ms(10'000)).value_or("");
+      if (message.empty()) return;
       for (size_t left = message.size() / command_bytes * outcome_bytes; left > 0;) {
         const size_t size = std::min(left, outcomes.size());
-        (void)out->send(std::string_view(outcomes).substr(0, size));
+        (void)out.send(std::string_view(outcomes).substr(0, size));
         left -= size;
       }
     }
-  }
-  Transport transport;
-  auto out = transport.bind(ZMQ_PUSH, there).value(), in = transport.bind(ZMQ_PULL, back).value();
-  const int fd = ::open((folder / "log").c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+  });
+  Socket &out = peer.out(), &in = peer.in();
+  const int fd = ::open(peer.path("log").c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
   const std::string frame(stream.log_bytes / static_cast<uint64_t>(stream.groups), 'f');
   const std::string commands(kCommandBatch / command_bytes * command_bytes, 'c');
   while (!out.send(std::string_view(commands).substr(0, command_bytes)).ok()) ::usleep(1000);  // connected
@@ -208,8 +225,6 @@ double raw_stream(const Stream& stream) {
   receiver.join();
   const double seconds = clock.seconds();
   ::close(fd);
-  (void)out.send("");
-  ::waitpid(child, nullptr, 0);
   return static_cast<double>(stream.commands) / seconds;
 }
 

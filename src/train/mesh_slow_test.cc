@@ -177,19 +177,12 @@ std::string differences(const std::vector<double>& got, const std::vector<double
   return text;
 }
 
-template <typename E>
-const char* name_of(E wanted) {
-  for (const auto& [name, value] : ConfigEnum<E>::names) {
-    if (value == wanted) return name;
-  }
-  return "?";
-}
-
 std::string describe_mesh(const TrainConfig& c) {
   return fmt::format(
       "data={} tensor={} pipeline={} {} sequence_parallel={} recompute={} micro={} {} {} ema={}", c.mesh.data,
-      c.mesh.tensor, c.mesh.pipeline, schedule_name(c.mesh.schedule), c.mesh.sequence_parallel, c.recompute,
-      c.batch.micro_sequences, name_of(c.precision), name_of(c.optimizer.type), c.optimizer.ema_decay);
+      c.mesh.tensor, c.mesh.pipeline, config_name(c.mesh.schedule), c.mesh.sequence_parallel, c.recompute,
+      c.batch.micro_sequences, config_name(c.precision), config_name(c.optimizer.type),
+      c.optimizer.ema_decay);
 }
 
 // A mesh of at most 8 ranks.
@@ -250,7 +243,7 @@ void compare_products(std::initializer_list<Precision> precisions, double tolera
       EXPECT_TRUE(blocks && config.mesh.tensor == 4) << make_layout(config, decoder).error().message;
       continue;
     }
-    ++product, ++drawn[name_of(config.optimizer.type)], ++drawn[name_of(config.precision)];
+    ++product, ++drawn[config_name(config.optimizer.type)], ++drawn[config_name(config.precision)];
     SCOPED_TRACE(describe_mesh(config));
     const Trace mesh = train_on_mesh(config, decoder);
     TrainConfig alone = config;

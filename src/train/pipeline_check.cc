@@ -157,14 +157,14 @@ Result<void> check(const PipelineSchedule& schedule) {
         max_live(schedule.kind, {schedule.workers, schedule.microbatches, schedule.chunks}, worker);
     if (live[static_cast<size_t>(worker)] > bound) {
       return make_error(ErrorCode::kInvalid, "worker {}: {} activations are live at once; {} promises {}",
-                        worker, live[static_cast<size_t>(worker)], schedule_name(schedule.kind), bound);
+                        worker, live[static_cast<size_t>(worker)], config_name(schedule.kind), bound);
     }
   }
   return {};
 }
 
 PipelineSchedule with_communication(const PipelineSchedule& schedule) {
-  CHECK(!schedule.has_communication, "{} has its communication already", schedule_name(schedule.kind));
+  CHECK(!schedule.has_communication, "{} has its communication already", config_name(schedule.kind));
   const Result<Timeline> timeline = simulate(schedule, {});
   CHECK(timeline.ok(), "{}", timeline.error().message);
   // All in one order: a computation stands at its start, a message at the end of what made it and before what

@@ -121,7 +121,7 @@ std::string draw_svg(const PipelineSchedule& schedule, const Timeline& timeline,
 }
 
 std::string describe_timeline(const PipelineSchedule& schedule, const Timeline& timeline) {
-  std::string text = fmt::format("{}: {} workers, {} microbatches", schedule_name(schedule.kind),
+  std::string text = fmt::format("{}: {} workers, {} microbatches", config_name(schedule.kind),
                                  schedule.workers, schedule.microbatches);
   if (schedule.chunks > 1) text += fmt::format(", {} chunks each", schedule.chunks);
   return text + fmt::format("; bubble {:.1f}% of work", timeline.bubble() * 100);

@@ -92,13 +92,6 @@ std::vector<Action> v_shaped(const PipelineSize& size, int worker) {
 
 }  // namespace
 
-const char* schedule_name(ScheduleKind kind) {
-  for (const auto& [name, value] : ConfigEnum<ScheduleKind>::names) {
-    if (value == kind) return name;
-  }
-  return "?";
-}
-
 int least_chunks(ScheduleKind kind) {
   return kind == ScheduleKind::kInterleaved || kind == ScheduleKind::kZeroBubbleV ? 2 : 1;
 }
@@ -119,7 +112,7 @@ int PipelineSchedule::chunk_of(int stage) const {
 
 Result<void> can_schedule(ScheduleKind kind, PipelineSize size) {
   size = filled(kind, size);
-  const char* name = schedule_name(kind);
+  const char* name = config_name(kind);
   const auto invalid = [](std::string why) { return Error{ErrorCode::kInvalid, std::move(why)}; };
   if (size.workers < 1 || size.workers > kMostWorkers)
     return invalid(fmt::format("{} pipeline workers; from 1 to {} are possible", size.workers, kMostWorkers));
@@ -216,7 +209,7 @@ std::string action_text(const Action& action, int chunks) {
 }
 
 std::string to_text(const PipelineSchedule& schedule) {
-  std::string text = fmt::format("{} {} workers {} microbatches {} chunks\n", schedule_name(schedule.kind),
+  std::string text = fmt::format("{} {} workers {} microbatches {} chunks\n", config_name(schedule.kind),
                                  schedule.workers, schedule.microbatches, schedule.chunks);
   for (size_t worker = 0; worker < schedule.actions.size(); ++worker) {
     text += fmt::format("{}:", worker);

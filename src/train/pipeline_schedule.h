@@ -37,7 +37,6 @@
 namespace flywheel::train {
 
 enum class ScheduleKind { kGPipe, kOneForwardOneBackward, kInterleaved, kZeroBubbleH1, kZeroBubbleV };
-const char* schedule_name(ScheduleKind kind);
 
 enum class ActionKind : uint8_t {
   kForward,

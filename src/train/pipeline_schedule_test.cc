@@ -32,7 +32,7 @@ void for_many_sizes(Visit visit) {
         for (int64_t m = 1; m <= 20; ++m) {
           const PipelineSize size{p, m, v};
           if (!can_schedule(kind, size).ok()) continue;
-          SCOPED_TRACE(fmt::format("{} p {} m {} v {}", schedule_name(kind), p, m, v));
+          SCOPED_TRACE(fmt::format("{} p {} m {} v {}", config_name(kind), p, m, v));
           visit(kind, size);
           ++visited;
         }

@@ -102,14 +102,12 @@ std::string PlanMesh::axes() const {
 std::string PlanMesh::text() const {
   std::string out = axes();
   if (zero > 0) out += fmt::format(", ZeRO {}", zero);
-  if (pipeline > 1) out += fmt::format(", {}", schedule_name(schedule));
+  if (pipeline > 1) out += fmt::format(", {}", config_name(schedule));
   if (chunks > 1) out += fmt::format(" with {} chunks", chunks);
   if (micro_sequences > 0) {
     out += fmt::format(", micro-batches of {} sequence{}", micro_sequences, micro_sequences == 1 ? "" : "s");
   }
-  for (const auto& [name, kind] : ConfigEnum<Recompute>::names) {
-    if (kind == recompute && kind != Recompute::kNone) out += fmt::format(", {} recomputation", name);
-  }
+  if (recompute != Recompute::kNone) out += fmt::format(", {} recomputation", config_name(recompute));
   return out;
 }
 

@@ -82,14 +82,6 @@ double measured_bytes(const TrainConfig& config, const model::DecoderConfig& dec
   return taken;
 }
 
-template <typename E>
-const char* name_of(E wanted) {
-  for (const auto& [name, value] : ConfigEnum<E>::names) {
-    if (value == wanted) return name;
-  }
-  return "?";
-}
-
 MachineSpec house() {
   return {.name = "test",
           .kind = DeviceKind::kCpu,
@@ -138,7 +130,7 @@ TEST(PlanMemory, TrainersTakeWhatIsForetold) {
     std::printf(
         "hidden %ld layers %ld batch %ldx%ld %s %s%s: measured %.1f MB, foretold %.1f (%+.1f%%): parameters "
         "%.1f gradients %.1f optimizer %.1f activations %.1f buffers %.1f\n",
-        c.hidden, c.layers, c.sequences, c.length, name_of(c.precision), name_of(c.optimizer),
+        c.hidden, c.layers, c.sequences, c.length, config_name(c.precision), config_name(c.optimizer),
         c.recompute ? " recompute" : "", measured / 1e6, m.total() / 1e6, 100 * (m.total() / measured - 1),
         m.parameters / 1e6, m.gradients / 1e6, m.optimizer / 1e6, m.activations / 1e6, m.buffers / 1e6);
     EXPECT_NEAR(m.total() / measured, 1, 0.05);

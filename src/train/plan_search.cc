@@ -181,7 +181,7 @@ class Search {
       without("recomputation: without ", [](PlanMesh& m) { m.recompute = Recompute::kNone; });
     }
     if (mesh.pipeline > 1 && mesh.schedule != ScheduleKind::kOneForwardOneBackward) {
-      without(fmt::format("{}, not 1f1b: ", schedule_name(mesh.schedule)),
+      without(fmt::format("{}, not 1f1b: ", config_name(mesh.schedule)),
               [](PlanMesh& m) { m.schedule = ScheduleKind::kOneForwardOneBackward, m.chunks = 1; });
     }
     return out;

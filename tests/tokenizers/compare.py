@@ -3,33 +3,17 @@
 Texts are whole files (WikiText-2, a Japanese novel), their lines, and random strings of awkward characters
 from a fresh seed each time; the seed is printed, and FLYWHEEL_SEED repeats it.
 """
-import gzip, json, os, pathlib, random, subprocess, sys, tempfile, time
+import gzip, json, pathlib, subprocess, sys, tempfile, time
 
-flywheel, cache = sys.argv[1], pathlib.Path(sys.argv[2])
-root = pathlib.Path(__file__).resolve().parents[2]
-data = pathlib.Path(os.environ.get("FLYWHEEL_TEST_DATA", root / "../shared/data"))
-seed = int(os.environ.get("FLYWHEEL_SEED", random.randrange(2**32)))
-rng = random.Random(seed)
+from beside import data, difference, flywheel, mixture, ours, read_text, rng, seed
+
+cache = pathlib.Path(sys.argv[2])
 failures = checks = 0
 start = time.monotonic()
 
 
 def say(text):
     print(f"{time.monotonic() - start:6.1f} s  {text}", flush=True)
-
-
-def ours(tokenizer, texts, *flags):
-    lines = "".join(json.dumps(t) + "\n" for t in texts)
-    done = subprocess.run([flywheel, "tokenize", str(tokenizer), "--lines", *flags], input=lines.encode(),
-                          capture_output=True, timeout=300)
-    if done.returncode:
-        sys.exit(f"flywheel tokenize {tokenizer}: exit {done.returncode}: {done.stderr.decode()}")
-    return [json.loads(line) for line in done.stdout.decode().split("\n")[:-1]]
-
-
-def read_text(path):
-    with open(path, encoding="utf-8", newline="") as file:  # newlines as they are
-        return file.read()
 
 
 def corpus_files(folder):
@@ -47,20 +31,15 @@ def check(name, text, got, wanted):
     if got == wanted:
         return
     failures += 1
-    at = next((i for i, (a, b) in enumerate(zip(got, wanted)) if a != b), min(len(got), len(wanted)))
     if failures <= 20:
-        print(f"FAILED {name}: {text[:200]!r}\n  at {at}: ours {got[at:at + 8]}, theirs {wanted[at:at + 8]}")
+        print(f"FAILED {name}: {text[:200]!r}\n  {difference(got, wanted)}")
 
 
 def random_text():
     kinds = ["abc XYZ", "'s 'T 'RE 've'll", "  \t\n\r\n", "0123456789½٣Ⅷ", "héüñ ÅÄÖ ſ İ ß", "日本語かなカナ漢字が", "한국어 조합",
              "🙂👩‍👩‍👧🇯🇵", "।नमस्ते", "\u0301\u0300e\u0301", "\u00a0\u2003\u3000\u200b", "!?.,;:()[]{}<>/\\|`~@#$%^&*-_=+",
              "ﬁ①Ⅳ㍿ｱ", "ΑΒγδς", "привет МИР", "<|im_start|>", "<s>", "</s>", "[MASK]", "▁", "\ufffd", "ǅ"]
-    out = ""
-    for _ in range(rng.randrange(1, 30)):
-        kind = rng.choice(kinds)
-        out += kind if rng.random() < .3 else "".join(rng.choice(kind) for _ in range(rng.randrange(1, 6)))
-    return out
+    return mixture(kinds, 30)
 
 
 def texts():

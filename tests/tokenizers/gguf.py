@@ -3,13 +3,11 @@
 gguf.py FLYWHEEL EXPORT_GGUF: real vocabularies, each under every name of tokenizer.ggml.pre that both know, on
 texts from a fresh seed each time; FLYWHEEL_SEED repeats one.
 """
-import json, os, pathlib, random, struct, subprocess, sys, tempfile
+import json, pathlib, struct, subprocess, sys, tempfile
 
-flywheel, export = sys.argv[1:3]
-root = pathlib.Path(__file__).resolve().parents[2]
-data = pathlib.Path(os.environ.get("FLYWHEEL_TEST_DATA", root / "../shared/data"))
-seed = int(os.environ.get("FLYWHEEL_SEED", random.randrange(2**32)))
-rng = random.Random(seed)
+from beside import data, difference, mixture, ours, read_text, rng, seed
+
+export = sys.argv[2]
 failures = checks = 0
 failed = {}
 
@@ -27,35 +25,20 @@ def check(name, text, got, wanted):
         return
     failures += 1
     failed[name] = failed.get(name, 0) + 1
-    at = next((i for i, (a, b) in enumerate(zip(got, wanted)) if a != b), min(len(got), len(wanted)))
     if failed[name] <= 2:
-        print(f"FAILED {name}: {text[:120]!r}\n  at {at}: ours {got[at:at + 8]}, theirs {wanted[at:at + 8]}")
-
-
-def ours(tokenizer, texts, *flags):
-    lines = "".join(json.dumps(t) + "\n" for t in texts)
-    done = subprocess.run([flywheel, "tokenize", str(tokenizer), "--lines", *flags], input=lines.encode(),
-                          capture_output=True, timeout=300)
-    if done.returncode:
-        sys.exit(f"flywheel tokenize {tokenizer}: exit {done.returncode}: {done.stderr.decode()}")
-    return [json.loads(line) for line in done.stdout.decode().split("\n")[:-1]]
+        print(f"FAILED {name}: {text[:120]!r}\n  {difference(got, wanted)}")
 
 
 def random_text():
     kinds = ["abc XYZ", "'s 'T 're've'll don't", "  \t\n\r\n", "0123456789", "héüñ ÅÄÖ", "日本語かなカナ漢字が", "한국어 조합", "🙂👩🇯🇵",
              "!?.,;:()[]{}<>/\\|`~@#$%^&*-_=+", "ΑΒγδς", "привет МИР", "\u3000\u00a0", "snake_case CamelCase HTTPServer"]
-    out = ""
-    for _ in range(rng.randrange(1, 25)):
-        kind = rng.choice(kinds)
-        out += kind if rng.random() < .3 else "".join(rng.choice(kind) for _ in range(rng.randrange(1, 6)))
-    return out
+    return mixture(kinds, 25)
 
 
 def texts():
     lines = []
     for name in ("wikitext-2/test.txt", "wagahaiwa_nekodearu.txt"):
-        with open(data / "text" / name, encoding="utf-8", newline="") as file:
-            lines += rng.sample(file.read().split("\n"), 100)
+        lines += rng.sample(read_text(data / "text" / name).split("\n"), 100)
     return lines + [random_text() for _ in range(300)]
 
 

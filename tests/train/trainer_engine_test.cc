@@ -23,63 +23,90 @@ namespace {
 
 using kernels::DType;
 
-struct Case {
+// What sets the families apart: biases, norms of queries and keys, windows over some or all layers, an output
+// matrix of its own.
+struct Family {
   const char* name;
-  void (*make)(model::DecoderConfig&);
+  void (*change)(model::DecoderConfig&);
 };
 
-const Case kCases[] = {
-    {"tied_llama", [](model::DecoderConfig& c) { c.tied_embeddings = true; }},
+const Family kFamilies[] = {
+    {"llama_tied", [](model::DecoderConfig& c) { c.tied_embeddings = true; }},
     {"llama_with_every_bias",
      [](model::DecoderConfig& c) { c.qkv_bias = c.output_bias = c.mlp_bias = true; }},
+    {"mistral_windowed", [](model::DecoderConfig& c) { c.family = "mistral", c.sliding_window = 21; }},
     {"qwen2", [](model::DecoderConfig& c) { c.family = "qwen2", c.qkv_bias = true; }},
-    {"qwen2_windowed_above",
+    {"qwen2_tied_windowed_above",
      [](model::DecoderConfig& c) {
-       c.family = "qwen2", c.qkv_bias = true;
+       c.family = "qwen2", c.qkv_bias = c.tied_embeddings = true;
        c.sliding_window = 19, c.first_windowed_layer = 1;
      }},
     {"qwen3", [](model::DecoderConfig& c) { c.family = "qwen3", c.qk_norm = true, c.head_dim = 24; }},
-    {"mistral_windowed", [](model::DecoderConfig& c) { c.family = "mistral", c.sliding_window = 21; }},
+    {"qwen3_with_biases",
+     [](model::DecoderConfig& c) { c.family = "qwen3", c.qk_norm = c.qkv_bias = c.output_bias = true; }},
 };
 
-class TrainerEngine : public ::testing::TestWithParam<std::tuple<Case, DType>> {};
+// A family's small model with random weights, in the trainer and as the files that it exports.
+struct Trained {
+  Trained(const Family& family, DType dtype, uint64_t seed, Philox& rng)
+      : decoder(model::describe(config_of(family))),
+        local(train::whole(decoder)),
+        parameters(local, dtype, pool),
+        network(local, parameters, alone, {}, pool) {
+    parameters.initialize(seed);
+    // Biases of nought and norms of one would hide one that is left out.
+    for (float& w : parameters.weights()) w = w * 3 + rng.normal() * 0.05f;
+    parameters.pack();
+    EXPECT_TRUE(train::export_model(folder.path(), decoder, dtype, parameters.weights()).ok());
+    source = model::open_weights(folder.path()).value();
+  }
 
-TEST_P(TrainerEngine, LogProbabilitiesAreEqualBitForBit) {
-  const auto& [test_case, dtype] = GetParam();
+  static model::DecoderConfig config_of(const Family& family) {
+    model::DecoderConfig config;
+    config.vocab_size = kVocabulary, config.hidden_size = 96, config.intermediate_size = 200;
+    config.num_layers = 3, config.num_heads = 6, config.num_kv_heads = 2, config.head_dim = 16;
+    config.max_positions = 128;
+    family.change(config);
+    return config;
+  }
+
+  static constexpr int64_t kVocabulary = 301;
+  ThreadPool pool{2};
+  const model::Decoder decoder;
+  const train::LocalDecoder local;
+  train::Parameters parameters;
+  train::Links alone;
+  train::Network network;
+  const TempFolder folder;
+  std::shared_ptr<const model::WeightSource> source;
+};
+
+int32_t random_token(Philox& rng) {
+  return static_cast<int32_t>(rng.below(Trained::kVocabulary));
+}
+
+class FamilyThroughExecutor : public ::testing::TestWithParam<std::tuple<Family, DType>> {};
+
+TEST_P(FamilyThroughExecutor, LogProbabilitiesAreEqualBitForBit) {
+  const auto& [family, dtype] = GetParam();
   const uint64_t seed = std::random_device{}();
   SCOPED_TRACE(seed);
   Philox rng(seed);
-  model::DecoderConfig config;
-  config.vocab_size = 301, config.hidden_size = 96, config.intermediate_size = 200, config.num_layers = 3;
-  config.num_heads = 6, config.num_kv_heads = 2, config.head_dim = 16, config.max_positions = 128;
-  test_case.make(config);
   const int64_t length = 70;
   std::vector<int32_t> tokens;
-  for (int64_t i = 0; i < 2 * (length + 1); ++i) tokens.push_back(static_cast<int32_t>(rng.below(301)));
+  for (int64_t i = 0; i < 2 * (length + 1); ++i) tokens.push_back(random_token(rng));
 
   // Two sequences in the trainer.
-  ThreadPool pool(2);
-  const model::Decoder decoder = model::describe(config);
-  const train::LocalDecoder local = train::whole(decoder);
-  train::Parameters parameters(local, dtype, pool);
-  parameters.initialize(seed);
-  // Biases of nought and norms of one would hide one that is left out.
-  for (float& w : parameters.weights()) w = w * 3 + rng.normal() * 0.05f;
-  parameters.pack();
-  train::Links alone;
-  train::Network network(local, parameters, alone, {}, pool);
+  Trained trained(family, dtype, seed, rng);
   std::vector<float> trainer(static_cast<size_t>(2 * length));
-  network.evaluate({2, length, tokens}, trainer.data());
+  trained.network.evaluate({2, length, tokens}, trainer.data());
 
   // The first of them in the engine, from the exported files, chunk by chunk, with other work beside it.
-  const TempFolder folder;
-  ASSERT_TRUE(train::export_model(folder.path(), decoder, dtype, parameters.weights()).ok());
-  std::shared_ptr<const model::WeightSource> source = model::open_weights(folder.path()).value();
-  auto weights = model::load_decoder_weights(decoder, source, {}, pool).value();
+  auto weights = model::load_decoder_weights(trained.decoder, trained.source, {}, trained.pool).value();
   engine::Executor executor(
-      decoder, std::move(weights),
+      trained.decoder, std::move(weights),
       {.max_tokens = 64, .max_logit_rows = 64, .max_positions = 128, .num_blocks = 16, .kv_dtype = dtype},
-      pool);
+      trained.pool);
   std::vector<int32_t> blocks, other_blocks;
   for (int32_t i = 0; i < 8; ++i) blocks.push_back(15 - i), other_blocks.push_back(i);
   std::vector<float> engine(static_cast<size_t>(length));
@@ -88,7 +115,7 @@ TEST_P(TrainerEngine, LogProbabilitiesAreEqualBitForBit) {
     engine::Batch batch;
     const int64_t other = static_cast<int64_t>(rng.below(20));
     for (int64_t t = 0; t < other; ++t) {
-      batch.ids_T.push_back(static_cast<int32_t>(rng.below(301)));
+      batch.ids_T.push_back(random_token(rng));
       batch.positions_T.push_back(static_cast<int32_t>(t));
     }
     if (other > 0) batch.sequences.push_back({other_blocks.data(), 0, other, 0});
@@ -99,9 +126,9 @@ TEST_P(TrainerEngine, LogProbabilitiesAreEqualBitForBit) {
     }
     batch.sequences.push_back({blocks.data(), other, n, at});
     const float* logits = executor.forward(batch);
-    for (int64_t t = 0; t < n; ++t, logits += config.vocab_size) {
-      engine[static_cast<size_t>(at + t)] =
-          logits[tokens[static_cast<size_t>(at + t + 1)]] - kernels::log_sum_exp(logits, config.vocab_size);
+    for (int64_t t = 0; t < n; ++t, logits += Trained::kVocabulary) {
+      engine[static_cast<size_t>(at + t)] = logits[tokens[static_cast<size_t>(at + t + 1)]] -
+                                            kernels::log_sum_exp(logits, Trained::kVocabulary);
     }
     at += n;
   }
@@ -111,61 +138,18 @@ TEST_P(TrainerEngine, LogProbabilitiesAreEqualBitForBit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, TrainerEngine,
-                         ::testing::Combine(::testing::ValuesIn(kCases),
-                                            ::testing::Values(DType::kF32, DType::kBF16)),
-                         [](const auto& info) {
-                           return fmt::format("{}_{}", std::get<0>(info.param).name,
-                                              kernels::dtype_name(std::get<1>(info.param)));
-                         });
-
-// What sets the families apart: biases, norms of queries and keys, windows over some or all layers, an output
-// matrix of its own.
-struct Family {
-  const char* name;
-  void (*change)(model::DecoderConfig&);
-};
-
-const Family kFamilies[] = {
-    {"llama", [](model::DecoderConfig& c) { c.qkv_bias = c.output_bias = c.mlp_bias = true; }},
-    {"mistral", [](model::DecoderConfig& c) { c.sliding_window = 21; }},
-    {"qwen2",
-     [](model::DecoderConfig& c) {
-       c.qkv_bias = c.tied_embeddings = true;
-       c.sliding_window = 30, c.first_windowed_layer = 1;
-     }},
-    {"qwen3", [](model::DecoderConfig& c) { c.qk_norm = c.qkv_bias = c.output_bias = true; }},
-};
-
-class FamilyThroughEngine : public ::testing::TestWithParam<std::tuple<DType, Family>> {};
+class FamilyThroughEngine : public ::testing::TestWithParam<std::tuple<Family, DType>> {};
 
 // Requests to a whole engine, in company and with a shared beginning: the log-probability of every token that
 // it generates is the trainer's.
 TEST_P(FamilyThroughEngine, GeneratedTokensHaveTheTrainersLogProbabilities) {
-  const auto& [dtype, family] = GetParam();
+  const auto& [family, dtype] = GetParam();
   const uint64_t seed = std::random_device{}();
   SCOPED_TRACE(seed);
   Philox rng(seed);
-  model::DecoderConfig config;
-  config.family = family.name;
-  config.vocab_size = 301, config.hidden_size = 96, config.intermediate_size = 200, config.num_layers = 3;
-  config.num_heads = 6, config.num_kv_heads = 2, config.head_dim = 16, config.max_positions = 128;
-  family.change(config);
-  ThreadPool pool(2);
-  const model::Decoder decoder = model::describe(config);
-  const train::LocalDecoder local = train::whole(decoder);
-  train::Parameters parameters(local, dtype, pool);
-  parameters.initialize(seed);
-  for (float& w : parameters.weights()) w = 3 * w + 0.05f * rng.normal();  // biases too are not 0
-  parameters.pack();
-  train::Links alone;
-  train::Network network(local, parameters, alone, {}, pool);
-
-  const TempFolder folder;
-  ASSERT_TRUE(train::export_model(folder.path(), decoder, dtype, parameters.weights()).ok());
+  Trained trained(family, dtype, seed, rng);
   model::OpenModel opened;
-  opened.name = family.name, opened.decoder = decoder;
-  opened.source = model::open_weights(folder.path()).value();
+  opened.name = family.name, opened.decoder = trained.decoder, opened.source = trained.source;
   constexpr int64_t kPrompt = 45, kOutput = 60;
   struct Call {
     std::vector<int32_t> tokens;
@@ -185,7 +169,7 @@ TEST_P(FamilyThroughEngine, GeneratedTokensHaveTheTrainersLogProbabilities) {
     const size_t index = static_cast<size_t>(&call - calls.data());
     for (int64_t t = 0; t < kPrompt; ++t) {
       call.tokens.push_back(index >= 3 && t < 33 ? calls[index - 3].tokens[static_cast<size_t>(t)]
-                                                 : static_cast<int32_t>(rng.below(301)));
+                                                 : random_token(rng));
     }
     const auto id = engine->submit({.prompt = call.tokens,
                                     .sampling = {.temperature = 1, .seed = rng.next_u64()},
@@ -208,7 +192,7 @@ TEST_P(FamilyThroughEngine, GeneratedTokensHaveTheTrainersLogProbabilities) {
     ASSERT_EQ(call.tokens.size(), static_cast<size_t>(kPrompt + kOutput));
     const int64_t length = kPrompt + kOutput - 1;
     std::vector<float> trainer(static_cast<size_t>(length));
-    network.evaluate({1, length, call.tokens}, trainer.data());
+    trained.network.evaluate({1, length, call.tokens}, trainer.data());
     for (int64_t t = 0; t < kOutput; ++t) {
       ASSERT_EQ(kernels::bits_of(call.logprobs[static_cast<size_t>(t)]),
                 kernels::bits_of(trainer[static_cast<size_t>(kPrompt - 1 + t)]))
@@ -217,13 +201,15 @@ TEST_P(FamilyThroughEngine, GeneratedTokensHaveTheTrainersLogProbabilities) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, FamilyThroughEngine,
-                         ::testing::Combine(::testing::Values(DType::kF32, DType::kBF16),
-                                            ::testing::ValuesIn(kFamilies)),
-                         [](const auto& info) {
-                           return std::string(kernels::dtype_name(std::get<0>(info.param))) + "_" +
-                                  std::get<1>(info.param).name;
-                         });
+const auto kEveryFamily =
+    ::testing::Combine(::testing::ValuesIn(kFamilies), ::testing::Values(DType::kF32, DType::kBF16));
+
+std::string case_name(const ::testing::TestParamInfo<std::tuple<Family, DType>>& info) {
+  return fmt::format("{}_{}", std::get<0>(info.param).name, kernels::dtype_name(std::get<1>(info.param)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, FamilyThroughExecutor, kEveryFamily, case_name);
+INSTANTIATE_TEST_SUITE_P(Families, FamilyThroughEngine, kEveryFamily, case_name);
 
 }  // namespace
 }  // namespace flywheel
