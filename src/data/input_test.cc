@@ -93,7 +93,9 @@ TEST_F(InputFolder, FoldersThatMayNotBeListedAreSaid) {
   } catch (const std::exception& thrown) {
     error = thrown.what();
   }
-  if (self == 0) ASSERT_EQ(seteuid(0), 0);
+  if (self == 0) {
+    ASSERT_EQ(seteuid(0), 0);
+  }
   ASSERT_EQ(chmod(closed.c_str(), 0755), 0);
   EXPECT_EQ(error, "");
   EXPECT_THAT(files(list), ElementsAre("a.txt", "sub/b.txt"));

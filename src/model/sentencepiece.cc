@@ -205,7 +205,7 @@ Result<Tokenizer> Tokenizer::from_sentencepiece(std::string_view model) {
   const std::string space = proto.escape_spaces ? kMark : " ";
   if (proto.dummy_prefix) parts->normalizer.add_prepend(space);
   parts->normalizer.add_replace(" ", space);
-  ASSIGN_OR_RETURN(parts->decoder, Decoder::from_json(sentencepiece_decoder(proto.dummy_prefix)));
+  ASSIGN_OR_RETURN(parts->decoder, TokenDecoder::from_json(sentencepiece_decoder(proto.dummy_prefix)));
 
   parts->tokens = Vocabulary(proto.pieces);
   std::vector<AddedToken> added;

@@ -109,7 +109,7 @@ Result<Tokenizer> Tokenizer::from_tiktoken(std::string_view ranks, const std::st
   ASSIGN_OR_RETURN(const EncodingRules rules, rules_of(encoding, static_cast<TokenId>(tokens.size())));
   auto parts = std::make_shared<TokenizerParts>();
   ASSIGN_OR_RETURN(parts->pretokenizer, Pretokenizer::of_regex(std::string(rules.pattern)));
-  ASSIGN_OR_RETURN(parts->decoder, Decoder::from_json({{"type", "ByteLevel"}}));
+  ASSIGN_OR_RETURN(parts->decoder, TokenDecoder::from_json({{"type", "ByteLevel"}}));
 
   Vocabulary vocabulary(tokens);
   std::vector<uint32_t> rank_of_token(tokens.size());

@@ -115,7 +115,7 @@ Encoding Tokenizer::encode_with_offsets(std::string_view text, EncodeOptions opt
 }
 
 std::string Tokenizer::decode(std::span<const TokenId> ids, bool skip_special) const {
-  Decoder::Stream stream;
+  TokenDecoder::Stream stream;
   for (const TokenId id : ids) {
     if (id < 0 || id >= vocab_size() || (skip_special && is_special(id))) continue;
     parts_->decoder.push(stream, parts_->tokens.text(id));
@@ -171,7 +171,7 @@ const std::string& Tokenizer::chat_template() const {
 struct Detokenizer::State {
   std::shared_ptr<const TokenizerParts> parts;
   bool skip_special;
-  Decoder::Stream stream;
+  TokenDecoder::Stream stream;
 };
 
 Detokenizer::Detokenizer(const Tokenizer& tokenizer, bool skip_special)

@@ -24,8 +24,8 @@ void clean_up(std::string& token) {
 
 }  // namespace
 
-Result<Decoder> Decoder::from_json(const Json& spec) {
-  Decoder decoder;
+Result<TokenDecoder> TokenDecoder::from_json(const Json& spec) {
+  TokenDecoder decoder;
   if (spec.is_null()) {
     decoder.spaces_between_ = true;
     return decoder;
@@ -38,7 +38,7 @@ Result<Decoder> Decoder::from_json(const Json& spec) {
   return decoder;
 }
 
-Result<void> Decoder::add(const Json& spec) {
+Result<void> TokenDecoder::add(const Json& spec) {
   const std::string type = spec.at("type");
   if (type == "Sequence") {
     for (const Json& part : spec.at("decoders")) RETURN_IF_ERROR(add(part));
@@ -83,7 +83,7 @@ Result<void> Decoder::add(const Json& spec) {
   return {};
 }
 
-void Decoder::add_strip(const Json& spec) {
+void TokenDecoder::add_strip(const Json& spec) {
   const std::string content = spec.at("content");
   const size_t start = spec.value("start", size_t{0}), stop = spec.value("stop", size_t{0});
   if (fused_) {
@@ -99,7 +99,7 @@ void Decoder::add_strip(const Json& spec) {
   });
 }
 
-std::string Decoder::decode_one(std::string_view token, bool first, bool& is_byte) const {
+std::string TokenDecoder::decode_one(std::string_view token, bool first, bool& is_byte) const {
   const int byte = byte_fallback_ ? byte_of_token(token) : -1;
   is_byte = byte >= 0;
   if (is_byte) return std::string(1, static_cast<char>(byte));
@@ -109,7 +109,7 @@ std::string Decoder::decode_one(std::string_view token, bool first, bool& is_byt
   return text;
 }
 
-void Decoder::push(Stream& stream, std::string_view token) const {
+void TokenDecoder::push(Stream& stream, std::string_view token) const {
   bool is_byte = false;
   std::string text = decode_one(token, stream.first, is_byte);
   stream.first = false;
@@ -130,12 +130,12 @@ void Decoder::push(Stream& stream, std::string_view token) const {
   stream.bytes += text;
 }
 
-void Decoder::finish(Stream& stream) const {
+void TokenDecoder::finish(Stream& stream) const {
   stream.held.clear();
   stream.finished = true;
 }
 
-std::string Decoder::take(Stream& stream) const {
+std::string TokenDecoder::take(Stream& stream) const {
   const size_t tail = stream.finished ? 0 : incomplete_utf8_tail(stream.bytes);
   std::string whole = stream.bytes.substr(0, stream.bytes.size() - tail);
   stream.bytes.erase(0, whole.size());
@@ -150,7 +150,7 @@ std::string Decoder::take(Stream& stream) const {
   return out;
 }
 
-std::string Decoder::bytes_of(std::string_view token) const {
+std::string TokenDecoder::bytes_of(std::string_view token) const {
   bool is_byte = false;
   return decode_one(token, false, is_byte);
 }

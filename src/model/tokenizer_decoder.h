@@ -1,10 +1,10 @@
 // Tokens back to text, as tokenizer.json's "decoder" says. Streaming is the only way it works: decoding a
 // list is pushing its tokens and finishing.
 //
-// Threads: Decoder is immutable; a Stream belongs to one thread.
+// Threads: TokenDecoder is immutable; a Stream belongs to one thread.
 // Errors: kInvalid for a specification that is malformed or of a type that is not supported.
 //
-//   Decoder::Stream stream;
+//   TokenDecoder::Stream stream;
 //   decoder.push(stream, "\xE2\x96\x81hello");
 //   text += stream.take(decoder);
 //   decoder.finish(stream);
@@ -17,7 +17,7 @@
 
 namespace flywheel::model {
 
-class Decoder {
+class TokenDecoder {
  public:
   struct Stream {
     std::string bytes;  // decoded, not taken yet
@@ -28,7 +28,7 @@ class Decoder {
     std::string held;  // decoded, but dropped if nothing follows
   };
 
-  static Result<Decoder> from_json(const Json& spec);  // null: tokens joined by spaces
+  static Result<TokenDecoder> from_json(const Json& spec);  // null: tokens joined by spaces
 
   void push(Stream& stream, std::string_view token) const;
   void finish(Stream& stream) const;

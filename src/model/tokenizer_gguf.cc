@@ -90,7 +90,7 @@ class GgufTokenizer {
     if (pre.nfc) {
       ASSIGN_OR_RETURN(parts_->normalizer, Normalizer::from_json({{"type", "NFC"}}));
     }
-    ASSIGN_OR_RETURN(parts_->decoder, Decoder::from_json({{"type", "ByteLevel"}}));
+    ASSIGN_OR_RETURN(parts_->decoder, TokenDecoder::from_json({{"type", "ByteLevel"}}));
 
     ASSIGN_OR_RETURN(const std::vector<std::string_view> lines, file_.strings("tokenizer.ggml.merges"));
     const Vocabulary written(tokens_);
@@ -134,7 +134,7 @@ class GgufTokenizer {
     const bool prefix = flag("add_space_prefix", true);
     if (prefix) parts_->normalizer.add_prepend(kMark);
     parts_->normalizer.add_replace(" ", kMark);
-    ASSIGN_OR_RETURN(parts_->decoder, Decoder::from_json(sentencepiece_decoder(prefix)));
+    ASSIGN_OR_RETURN(parts_->decoder, TokenDecoder::from_json(sentencepiece_decoder(prefix)));
     return {};
   }
 
@@ -178,7 +178,7 @@ class GgufTokenizer {
     const Json bert = {{"type", "BertNormalizer"}, {"lowercase", true}};
     ASSIGN_OR_RETURN(parts_->normalizer, Normalizer::from_json(bert));
     ASSIGN_OR_RETURN(parts_->pretokenizer, Pretokenizer::from_json({{"type", "BertPreTokenizer"}}));
-    ASSIGN_OR_RETURN(parts_->decoder, Decoder::from_json({{"type", "WordPiece"}, {"cleanup", false}}));
+    ASSIGN_OR_RETURN(parts_->decoder, TokenDecoder::from_json({{"type", "WordPiece"}, {"cleanup", false}}));
     for (size_t i = 0; i < tokens_.size(); ++i) {
       if (types_[i] != token_type::kNormal) continue;
       if (tokens_[i].starts_with(kMark)) {

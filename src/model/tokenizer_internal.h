@@ -45,7 +45,7 @@ struct TokenizerParts {
   Normalizer normalizer;
   Pretokenizer pretokenizer;
   std::unique_ptr<TokenModel> model;
-  Decoder decoder;
+  TokenDecoder decoder;
   AddedTokenFinder added;              // in the original text
   AddedTokenFinder added_normalized;   // in the normalized text
   Vocabulary tokens;                   // all of them, as the file writes them

@@ -23,7 +23,7 @@ class JsonTokenizer {
   Result<std::shared_ptr<TokenizerParts>> read() {
     ASSIGN_OR_RETURN(parts_->normalizer, Normalizer::from_json(root_.value("normalizer", Json())));
     ASSIGN_OR_RETURN(parts_->pretokenizer, Pretokenizer::from_json(root_.value("pre_tokenizer", Json())));
-    ASSIGN_OR_RETURN(parts_->decoder, Decoder::from_json(root_.value("decoder", Json())));
+    ASSIGN_OR_RETURN(parts_->decoder, TokenDecoder::from_json(root_.value("decoder", Json())));
     RETURN_IF_ERROR(read_tokens());
     RETURN_IF_ERROR(read_added());
     RETURN_IF_ERROR(read_model());

@@ -14,9 +14,10 @@
 
 namespace flywheel::runtime {
 
-class Transport {
+// How a Communicator reaches the others: shared memory or Gloo.
+class CollectiveTransport {
  public:
-  virtual ~Transport() = default;
+  virtual ~CollectiveTransport() = default;
   virtual const char* name() const = 0;
   // Bytes for the peers' connect().
   virtual const std::string& address() const = 0;
@@ -30,8 +31,8 @@ class Transport {
   virtual bool broken() const = 0;
 };
 
-Result<std::unique_ptr<Transport>> open_shm_transport(const Group& group);
-Result<std::unique_ptr<Transport>> open_gloo_transport(const Group& group);
+Result<std::unique_ptr<CollectiveTransport>> open_shm_transport(const Group& group);
+Result<std::unique_ptr<CollectiveTransport>> open_gloo_transport(const Group& group);
 
 // What an operation looks like to its peers: two ranks may meet in one only if these are equal. Fits 64 bits
 // (kind, element, reduction, root, count), so that a transport can send it along with each message.

@@ -110,7 +110,7 @@ struct Checker {
   }
 };
 
-Result<std::unique_ptr<Transport>> open_transport(const Group& group) {
+Result<std::unique_ptr<CollectiveTransport>> open_transport(const Group& group) {
   const bool one_host = std::equal(group.hosts.begin() + 1, group.hosts.end(), group.hosts.begin());
   return one_host ? open_shm_transport(group) : open_gloo_transport(group);
 }
@@ -133,18 +133,18 @@ struct Communicator::State {
   // Shared, so that abort() may meet a reopen(): it then aborts the old one, which is what reopen() wants
   // too.
   std::mutex transport_mutex;
-  std::shared_ptr<Transport> transport;
+  std::shared_ptr<CollectiveTransport> transport;
   enum { kCollectives, kSends, kRecvs, kLanes };
   std::array<std::unique_ptr<Lane>, kLanes> lanes;
 
-  std::shared_ptr<Transport> current() {
+  std::shared_ptr<CollectiveTransport> current() {
     std::lock_guard lock(transport_mutex);
     return transport;
   }
 
   Result<void> open(Group next) {
     RETURN_IF_ERROR(check_group(next));
-    ASSIGN_OR_RETURN(std::unique_ptr<Transport> opened, open_transport(next));
+    ASSIGN_OR_RETURN(std::unique_ptr<CollectiveTransport> opened, open_transport(next));
     group = std::move(next);
     endpoint = pack_endpoint(group, opened->address());
     for (auto& lane : lanes) lane = std::make_unique<Lane>();

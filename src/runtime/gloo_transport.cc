@@ -79,7 +79,7 @@ class Exchange {
   FlywheelGlooExchange* exchange_ = nullptr;
 };
 
-class GlooTransport final : public Transport {
+class GlooTransport final : public CollectiveTransport {
  public:
   GlooTransport(const Group& group, const FlywheelGlooTable* gloo, FlywheelGlooMember* member)
       : group_(group),
@@ -359,7 +359,7 @@ class GlooTransport final : public Transport {
 
 }  // namespace
 
-Result<std::unique_ptr<Transport>> open_gloo_transport(const Group& group) {
+Result<std::unique_ptr<CollectiveTransport>> open_gloo_transport(const Group& group) {
   if (group.key.empty()) {
     return make_error(ErrorCode::kDenied, "{}: a group over several hosts needs a key", describe(group));
   }
@@ -370,7 +370,7 @@ Result<std::unique_ptr<Transport>> open_gloo_transport(const Group& group) {
   if (member == nullptr) {
     return make_error(ErrorCode::kIo, "{}: cannot listen on {}: {}", describe(group), host, error.text);
   }
-  return std::unique_ptr<Transport>(std::make_unique<GlooTransport>(group, gloo, member));
+  return std::unique_ptr<CollectiveTransport>(std::make_unique<GlooTransport>(group, gloo, member));
 }
 
 }  // namespace flywheel::runtime

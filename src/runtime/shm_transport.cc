@@ -50,7 +50,7 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
-class ShmTransport final : public Transport {
+class ShmTransport final : public CollectiveTransport {
  public:
   ShmTransport(const Group& group, std::unique_ptr<ShmSegment> segment)
       : group_(group),
@@ -371,9 +371,9 @@ class ShmTransport final : public Transport {
 
 }  // namespace
 
-Result<std::unique_ptr<Transport>> open_shm_transport(const Group& group) {
+Result<std::unique_ptr<CollectiveTransport>> open_shm_transport(const Group& group) {
   ASSIGN_OR_RETURN(auto segment, ShmSegment::open(group, ShmTransport::data_bytes(group.size())));
-  return std::unique_ptr<Transport>(std::make_unique<ShmTransport>(group, std::move(segment)));
+  return std::unique_ptr<CollectiveTransport>(std::make_unique<ShmTransport>(group, std::move(segment)));
 }
 
 }  // namespace flywheel::runtime

@@ -18,6 +18,8 @@ namespace {
 
 // How long closed connections' handlers may take to notice and return: they may be in a prompt's tokenizing.
 constexpr int64_t kLetGoMs = 5000;
+// How long the handlers of what is closed then may take.
+constexpr int64_t kLastHandlersMs = 1000;
 
 }  // namespace
 
@@ -49,6 +51,22 @@ asio::awaitable<void> HttpServer::State::accept_loop() {
     auto connection = std::make_shared<HttpConnection>(std::move(socket), self);
     asio::co_spawn(
         executor, [connection] { return connection->run(); }, asio::detached);
+  }
+}
+
+// Handlers, until there is nothing more to wait for, the context is stopped or the time is over.
+void HttpServer::State::run(Deadline deadline) {
+  for (;;) {
+    try {
+      if (deadline.is_never()) {
+        io.run();
+      } else {
+        io.run_until(deadline.at());
+      }
+      return;
+    } catch (const std::exception& error) {
+      LOG_ERROR("server thread: {}", error.what());
+    }
   }
 }
 
@@ -105,16 +123,7 @@ Result<void> HttpServer::start() {
   asio::co_spawn(
       s.io, [state = state_] { return state->accept_loop(); }, asio::detached);
   for (int i = 0; i < std::max(1, s.config.threads); ++i) {
-    s.threads.emplace_back([state = state_.get()] {
-      for (;;) {
-        try {
-          state->io.run();
-          return;
-        } catch (const std::exception& error) {
-          LOG_ERROR("server thread: {}", error.what());
-        }
-      }
-    });
+    s.threads.emplace_back([state = state_.get()] { state->run(Deadline::never()); });
   }
   return {};
 }
@@ -166,6 +175,9 @@ void HttpServer::drain(Deadline deadline) {
   s.io.stop();
   for (auto& thread : s.threads) thread.join();
   s.threads.clear();
+  // What has ended but not yet been run to its end holds the State, which holds it.
+  s.io.restart();
+  s.run(Deadline::after_ms(kLastHandlersMs));
 }
 
 }  // namespace flywheel::serve

@@ -47,6 +47,7 @@ struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
   std::set<HttpConnection*> open;  // under mutex
 
   asio::awaitable<void> accept_loop();
+  void run(Deadline deadline);
   void close_all(bool at_once);
 };
 
