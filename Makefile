@@ -32,7 +32,7 @@ test: build ## every test that needs no GPU
 bench: build ## every benchmark beside its peer; writes docs/benchmarks.md
 	@bench/all
 
-lint: format-check docs-check $(BUILD)/build.ninja ## format, docs and clang-tidy over everything
+lint: format-check docs-check names-check $(BUILD)/build.ninja ## format, docs and clang-tidy over everything
 	@scripts/tidy --all
 
 format: ## clang-format everything in place
@@ -44,6 +44,9 @@ format-check:
 docs-check:
 	@scripts/check_docs
 
+names-check:
+	@scripts/check_names
+
 asan: setup ## the fast tests under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory sanitized BUILD=build-asan SANITIZER=address,undefined
 
@@ -53,7 +56,7 @@ tsan: setup ## the fast tests under ThreadSanitizer
 # What is not ours and cannot be mended here is named in cmake/sanitizers, each with its reason. die_after_fork=0: the
 # launcher starts workers from a process with threads. setarch -R: ThreadSanitizer's memory layout collides with the
 # randomized one of newer kernels ("unexpected memory mapping").
-.PHONY: sanitized format-check
+.PHONY: sanitized format-check names-check
 sanitized: export ASAN_OPTIONS = detect_stack_use_after_return=1:strict_string_checks=1
 sanitized: export LSAN_OPTIONS = suppressions=$(CURDIR)/cmake/sanitizers/leaks.txt:print_suppressions=0
 sanitized: export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
