@@ -161,9 +161,13 @@ TEST_P(Faults, KillingARankEndsTheOthersAndTheyFormAgain) {
                   [&](int rank, TestPeers& peers) {
                     auto comm = peers.form(test_group(rank, 4, 1, hosts(4)));
                     ASSERT_NE(comm, nullptr);
+                    ++peers.counter(1);
                     std::thread killer;
                     if (rank == victim) {
                       killer = std::thread([&] {
+                        // On a busy machine others may still connect: not what is tried here.
+                        for (const Deadline all = soon(); peers.counter(1) < 4 && !all.expired();)
+                          usleep(100);
                         usleep(delay_us);
                         peers.counter(0) = std::chrono::duration_cast<std::chrono::nanoseconds>(
                                                std::chrono::steady_clock::now().time_since_epoch())
