@@ -26,6 +26,7 @@ struct Options {
   std::vector<std::string> runs, tags;
   store::RunFilter filter{.limit = 50};
   std::string status, metric = "loss", svg;
+  std::vector<std::string> removed_tags;
   bool json = false, log_y = false;
 };
 
@@ -103,14 +104,22 @@ std::vector<RunInfo> find_runs(Store& store, store::RunFilter filter, const std:
   return runs;
 }
 
+// UserError, blamed on `option`, for one that is not key=value.
+std::map<std::string, std::string> parse_tags(const std::string& option,
+                                              const std::vector<std::string>& texts) {
+  std::map<std::string, std::string> tags;
+  for (const std::string& text : texts) {
+    const size_t equal = text.find('=');
+    if (equal == std::string::npos) throw UserError(option, "\"" + text + "\" is not key=value");
+    tags[text.substr(0, equal)] = text.substr(equal + 1);
+  }
+  return tags;
+}
+
 int list(const Options& options) {
   Store store = Store::open().value_or_throw();
   store::RunFilter filter = options.filter;
-  for (const std::string& tag : options.tags) {
-    const size_t equal = tag.find('=');
-    if (equal == std::string::npos) throw UserError("--tag", "\"" + tag + "\" is not key=value");
-    filter.tags[tag.substr(0, equal)] = tag.substr(equal + 1);
-  }
+  filter.tags = parse_tags("--tag", options.tags);
   const std::vector<RunInfo> runs = find_runs(store, filter, options.status);
   if (options.json) {
     Json out = Json::array();
@@ -146,11 +155,6 @@ int show(const Options& options) {
   for (const std::string& input : run.inputs) rows.push_back({"used", input});
   for (const std::string& output : run.outputs) rows.push_back({"made", output});
   std::fputs(format_table(rows).c_str(), stdout);
-  if (!run.params.empty()) {
-    rows = {{"\nPARAMETER", "VALUE"}};
-    for (const auto& [key, value] : run.params) rows.push_back({key, value});
-    std::fputs(format_table(rows).c_str(), stdout);
-  }
   if (!run.metrics.empty()) {
     rows = {{"\nMETRIC", "LAST", "STEP", "POINTS"}};
     for (const auto& metric : run.metrics) {
@@ -229,6 +233,20 @@ int compare(const Options& options) {
   return 0;
 }
 
+int tag(const Options& options) {
+  Store store = Store::open().value_or_throw();
+  const auto tags = parse_tags("flywheel runs tag", options.tags);
+  if (tags.empty() && options.removed_tags.empty())
+    throw UserError("flywheel runs tag", "nothing to change", "give key=value or --remove KEY");
+  store.tag_run(options.runs[0], tags, options.removed_tags).value_or_throw();
+  const RunInfo run = store.run_info(options.runs[0]).value_or_throw();
+  if (options.json)
+    print_json(to_json(run));
+  else
+    std::printf("%s  %s\n", run.id.c_str(), join(run.tags).c_str());
+  return 0;
+}
+
 int plot(const Options& options) {
   Store store = Store::open().value_or_throw();
   Chart chart{.title = options.metric, .x_label = "step", .y_label = options.metric, .log_y = options.log_y};
@@ -266,6 +284,7 @@ int verb_runs(const std::vector<std::string>& args) {
       "  flywheel runs list --kind train\n"
       "  flywheel runs show demo-1\n"
       "  flywheel runs compare demo-1 demo-2\n"
+      "  flywheel runs tag demo-1 goal=baseline\n"
       "  flywheel runs plot demo-1 demo-2 --metric loss --svg loss.svg\n");
   Options options;
   Subcommands<Options> subcommands(app, options);
@@ -286,9 +305,19 @@ int verb_runs(const std::vector<std::string>& args) {
       ->add_option("run", options.runs, "Its id, as demo-1")
       ->required()
       ->expected(1);
-  subcommands.add("compare", "Several runs side by side", compare, "  flywheel runs compare demo-1 demo-2\n")
+  subcommands
+      .add("compare", "Parameters that differ and metrics of several runs, side by side", compare,
+           "  flywheel runs compare demo-1 demo-2\n")
       ->add_option("runs", options.runs, "Their ids")
       ->required();
+  command = subcommands.add("tag", "Say something of a run, to find it by", tag,
+                            "  flywheel runs tag demo-1 goal=baseline team=red\n"
+                            "  flywheel runs tag demo-1 --remove team\n"
+                            "  flywheel runs list --tag goal=baseline\n");
+  command->add_option("run", options.runs, "Its id")->required()->expected(1);
+  command->add_option("tags", options.tags, "key=value, over what was there");
+  command->add_option("--remove", options.removed_tags, "Take the tag with this key away; may be repeated")
+      ->allow_extra_args(false);
   command = subcommands.add("plot", "A metric against the step, in the terminal or as SVG", plot,
                             "  flywheel runs plot demo-1\n"
                             "  flywheel runs plot demo-1 demo-2 --metric gradient_norm --log-y\n"
@@ -304,7 +333,7 @@ int verb_runs(const std::vector<std::string>& args) {
   return subcommands.run();
 }
 
-REGISTER_VERB(runs, "Executions: list, show, compare, plot", verb_runs);
+REGISTER_VERB(runs, "Executions: list, show, compare, tag, plot", verb_runs);
 
 }  // namespace
 }  // namespace flywheel::cli

@@ -13,6 +13,7 @@
 #include "base/deadline.h"
 #include "base/log.h"
 #include "store/metrics.h"
+#include "store/params.h"
 #include "store/store.h"
 #include "store/store_internal.h"
 
@@ -245,38 +246,6 @@ Result<void> Run::finish(RunStatus status, const std::string& note) {
   return state_->finish(status, note);
 }
 
-namespace {
-
-// `table` is run_param or run_tag.
-Result<void> set_pair(Database& db, const std::string& table, const std::string& run, const std::string& key,
-                      const std::string& value) {
-  RETURN_IF_ERROR(db.execute("INSERT INTO " + table +
-                                 " (run, key, value) VALUES ($1, $2, $3) ON CONFLICT (run, key) "
-                                 "DO UPDATE SET value = excluded.value",
-                             {run, key, value}));
-  return {};
-}
-
-}  // namespace
-
-Result<void> Run::set_param(const std::string& key, const std::string& value) {
-  Database& db = *state_->store_->db;
-  return db.transact(Access::kWrite, [&] { return set_pair(db, "run_param", id(), key, value); });
-}
-
-Result<void> Run::set_tag(const std::string& key, const std::string& value) {
-  Database& db = *state_->store_->db;
-  return db.transact(Access::kWrite, [&] { return set_pair(db, "run_tag", id(), key, value); });
-}
-
-Result<void> Run::set_config(const std::string& resolved) {
-  Database& db = *state_->store_->db;
-  return db.transact(Access::kWrite, [&]() -> Result<void> {
-    RETURN_IF_ERROR(db.execute("UPDATE run SET config = $1 WHERE id = $2", {resolved, id()}));
-    return {};
-  });
-}
-
 Result<void> Run::add_input(const std::string& ref) {
   Database& db = *state_->store_->db;
   return db.transact(Access::kWrite, [&]() -> Result<void> {
@@ -289,6 +258,7 @@ Result<void> Run::add_input(const std::string& ref) {
 
 Result<Run> Store::create_run(const NewRun& request) {
   RETURN_IF_ERROR(check_name(request.name));
+  ASSIGN_OR_RETURN(const auto params, flatten_params(request.config));
   Database& db = *state_->db;
   ASSIGN_OR_RETURN(const std::string id, db.transact(Access::kWrite, [&]() -> Result<std::string> {
     ASSIGN_OR_RETURN(const int64_t number, next_number(db, "run", request.name));
@@ -300,9 +270,10 @@ Result<Run> Store::create_run(const NewRun& request) {
                    "($1, $2, $3, $4, $5, $6, 'running', '', $7, 1, $8, 0, $8, $8)",
                    {id, request.name, request.kind, request.owner.empty() ? state_->owner : request.owner,
                     state_->host, int64_t{::getpid()}, request.config, now}));
-    for (const auto& [key, value] : request.params)
-      RETURN_IF_ERROR(set_pair(db, "run_param", id, key, value));
-    for (const auto& [key, value] : request.tags) RETURN_IF_ERROR(set_pair(db, "run_tag", id, key, value));
+    for (const auto& [key, value] : params) {
+      RETURN_IF_ERROR(
+          db.execute("INSERT INTO run_param (run, key, value) VALUES ($1, $2, $3)", {id, key, value}));
+    }
     return id;
   }));
   return Run(std::make_shared<RunState>(state_, id, 1));
@@ -325,6 +296,24 @@ Result<Run> Store::resume_run(const std::string& id) {
     return rows[0].integer(0);
   }));
   return Run(std::make_shared<RunState>(state_, id, session));
+}
+
+Result<void> Store::tag_run(const std::string& id, const std::map<std::string, std::string>& tags,
+                            const std::vector<std::string>& removed) {
+  for (const auto& [key, value] : tags) RETURN_IF_ERROR(check_word("a tag's key", key));
+  ASSIGN_OR_RETURN(const RunInfo run, run_info(id));  // kNotFound names the nearest
+  Database& db = *state_->db;
+  return db.transact(Access::kWrite, [&]() -> Result<void> {
+    for (const std::string& key : removed)
+      RETURN_IF_ERROR(db.execute("DELETE FROM run_tag WHERE run = $1 AND key = $2", {run.id, key}));
+    for (const auto& [key, value] : tags) {
+      RETURN_IF_ERROR(
+          db.execute("INSERT INTO run_tag (run, key, value) VALUES ($1, $2, $3) ON CONFLICT (run, key) "
+                     "DO UPDATE SET value = excluded.value",
+                     {run.id, key, value}));
+    }
+    return {};
+  });
 }
 
 }  // namespace flywheel::store

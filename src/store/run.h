@@ -1,4 +1,5 @@
 // One execution: its resolved config, parameters, metrics, tags, status, and the artifacts it used and made.
+// Parameters are the config's values by key; tags are what people say of a run, at any time (Store::tag_run).
 //
 //   Run run = store.create_run({.name = "tiny", .kind = "train", .config = dump_config(config)}).value();
 //   run.add_input("debian-docs@latest");
@@ -39,10 +40,8 @@ const char* run_status_name(RunStatus status);
 struct NewRun {
   std::string name = "run";  // the id is this and the next number: "tiny-7"
   std::string kind = {};     // train, data, tokenizer, evaluate, ...
-  std::string config = {};   // resolved, as YAML or JSON text
-  std::map<std::string, std::string> params = {};
-  std::map<std::string, std::string> tags = {};
-  std::string owner = {};  // default: the user's name
+  std::string config = {};   // resolved, as YAML or JSON text; its values are the run's parameters (params.h)
+  std::string owner = {};    // default: the user's name
 };
 
 struct MetricPoint {
@@ -78,9 +77,6 @@ class Run {
   void log_metrics(int64_t step, std::initializer_list<std::pair<std::string_view, double>> values);
   Result<void> flush();
 
-  Result<void> set_param(const std::string& key, const std::string& value);
-  Result<void> set_tag(const std::string& key, const std::string& value);
-  Result<void> set_config(const std::string& resolved);
   // An artifact that this run reads: "name:version", "name@alias" or "name".
   Result<void> add_input(const std::string& ref);
 

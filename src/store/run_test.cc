@@ -23,17 +23,14 @@ FLYWHEEL_TEST_ON_BOTH_DATABASES(RunTest);
 
 TEST_P(RunTest, RunKeepsWhatWasSaid) {
   put("docs", "text");
-  auto run = store()
-                 .create_run({.name = "tiny",
-                              .kind = "train",
-                              .config = "lr: 1\n",
-                              .params = {{"lr", "1"}},
-                              .tags = {{"team", "red"}}})
-                 .value();
+  auto run =
+      store().create_run({.name = "tiny", .kind = "train", .config = "model: {layers: 4}\nlr: 1\n"}).value();
   EXPECT_EQ(run.id(), "tiny-1");
   ASSERT_TRUE(run.add_input("docs").ok());
-  ASSERT_TRUE(run.set_param("layers", "4").ok());
-  ASSERT_TRUE(run.set_tag("team", "blue").ok());
+  ASSERT_TRUE(store().tag_run("tiny-1", {{"team", "red"}, {"goal", "baseline"}}).ok());
+  ASSERT_TRUE(store().tag_run("tiny-1", {{"team", "blue"}}, {"goal"}).ok());
+  EXPECT_EQ(store().tag_run("tiny-1", {{"a key", "x"}}).error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(store().tag_run("tiny-7", {{"team", "blue"}}).error().code, ErrorCode::kNotFound);
   run.log_metrics(0, {{"loss", 5.5}, {"lr", 0.1}});
   EXPECT_EQ(store().run_info("tiny-1")->status, RunStatus::kRunning);
   const Artifact model = put("tiny", "w", {"docs:1"}, run.id());
@@ -41,9 +38,9 @@ TEST_P(RunTest, RunKeepsWhatWasSaid) {
   ASSERT_TRUE(run.finish(RunStatus::kFailed).ok());  // changes nothing
   const RunInfo info = open().run_info("tiny-1").value();
   EXPECT_EQ(info.status, RunStatus::kFinished);
-  EXPECT_EQ(info.config, "lr: 1\n");
-  EXPECT_EQ(info.params, (std::map<std::string, std::string>{{"layers", "4"}, {"lr", "1"}}));
-  EXPECT_EQ(info.tags.at("team"), "blue");
+  EXPECT_EQ(info.config, "model: {layers: 4}\nlr: 1\n");
+  EXPECT_EQ(info.params, (std::map<std::string, std::string>{{"lr", "1"}, {"model.layers", "4"}}));
+  EXPECT_EQ(info.tags, (std::map<std::string, std::string>{{"team", "blue"}}));
   EXPECT_THAT(info.inputs, ElementsAre("docs:1"));
   EXPECT_THAT(info.outputs, ElementsAre("tiny:1"));
   ASSERT_EQ(info.metrics.size(), 2u);

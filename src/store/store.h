@@ -109,6 +109,9 @@ class Store {
   // Opens a run that exists, to go on with it: its status is running again.
   Result<Run> resume_run(const std::string& id);
   Result<RunInfo> run_info(const std::string& id);
+  // Gives a run these tags, whether it is running or has ended, and takes the `removed` keys away.
+  Result<void> tag_run(const std::string& id, const std::map<std::string, std::string>& tags,
+                       const std::vector<std::string>& removed = {});
   Result<std::vector<RunInfo>> list_runs(const RunFilter& filter = {});
   // Points by ascending step, each step once.
   Result<std::vector<MetricPoint>> metric(const std::string& run, const std::string& name);
