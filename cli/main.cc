@@ -6,6 +6,7 @@
 #include <exception>
 
 #include "base/config.h"
+#include "base/env.h"
 #include "base/filesystem.h"
 #include "base/log.h"
 #include "base/result.h"
@@ -48,7 +49,7 @@ std::string take_option(std::vector<std::string>& args, const std::string& name)
       return value;
     }
     if (args[i] == name) {
-      if (i + 1 == args.size()) throw UserError(name, "needs a value");
+      if (i + 1 == args.size() || args[i + 1].empty()) throw UserError(name, "needs a value");
       std::string value = args[i + 1];
       args.erase(args.begin() + static_cast<std::ptrdiff_t>(i),
                  args.begin() + static_cast<std::ptrdiff_t>(i) + 2);
@@ -63,6 +64,9 @@ std::string take_option(std::vector<std::string>& args, const std::string& name)
 void take_common_options(std::vector<std::string>& args) {
   if (const std::string home = take_option(args, "--home"); !home.empty()) {
     setenv("FLYWHEEL_HOME", home.c_str(), 1);  // NOLINT(concurrency-mt-unsafe): before any thread
+  }
+  if (!env::get("FLYWHEEL_HOME").empty()) {           // absolute, for processes that stand in another folder
+    setenv("FLYWHEEL_HOME", env::home().c_str(), 1);  // NOLINT(concurrency-mt-unsafe)
   }
   if (const std::string threads = take_option(args, "--threads"); !threads.empty()) {
     char* end = nullptr;

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "base/result.h"
+
 namespace flywheel::env {
 
 std::string get(const char* name) {
@@ -12,8 +14,18 @@ std::string get(const char* name) {
 }
 
 std::string home() {
-  if (std::string home = get("FLYWHEEL_HOME"); !home.empty()) return home;
-  return get("HOME") + "/.flywheel";
+  std::string home = get("FLYWHEEL_HOME");
+  if (home.empty()) {
+    const std::string user = get("HOME");
+    if (user.empty()) {
+      throw UserError("FLYWHEEL_HOME", "neither it nor HOME is set",
+                      "give the folder for runs, artifacts and models with --home");
+    }
+    home = user + "/.flywheel";
+  }
+  home = std::filesystem::absolute(home).lexically_normal().string();
+  if (home.size() > 1 && home.ends_with('/')) home.pop_back();
+  return home;
 }
 
 std::string store() {

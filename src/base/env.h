@@ -6,7 +6,7 @@
 
 namespace flywheel::env {
 
-std::string home();       // FLYWHEEL_HOME, default ~/.flywheel
+std::string home();       // FLYWHEEL_HOME, default ~/.flywheel; absolute. UserError without HOME
 std::string store();      // FLYWHEEL_STORE: postgres:// address for names and runs; "" = a file in home()
 std::string log_level();  // FLYWHEEL_LOG, default "info"
 std::string test_data();  // FLYWHEEL_TEST_DATA, default ../shared/data from the project's root; "" if absent

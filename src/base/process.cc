@@ -11,6 +11,8 @@
 #include <cstring>
 #include <thread>
 
+#include "base/env.h"
+
 extern char** environ;
 
 namespace flywheel {
@@ -58,8 +60,8 @@ struct Prepared {
 // Finds the program on PATH, as execvp would.
 std::string find_program(const std::string& name) {
   if (name.find('/') != std::string::npos) return ::access(name.c_str(), X_OK) == 0 ? name : "";
-  const char* path = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe)
-  std::string folders = path == nullptr ? "/usr/bin:/bin" : path;
+  std::string folders = env::get("PATH");
+  if (folders.empty()) folders = "/usr/bin:/bin";
   while (!folders.empty()) {
     const size_t colon = folders.find(':');
     std::string candidate = folders.substr(0, colon) + "/" + name;

@@ -121,16 +121,19 @@ void Core::take_outcome(MeshState& mesh, CallState& call, int rank, Outcome outc
   if (call.complete || !call.expected.empty()) {  // a replay: what the log has is what must come out
     const Outcome& logged = call.complete ? call.outcomes[i] : call.expected[i];
     const bool comparable = !call.error && !logged.failed && call.command.kind != Kind::kNondeterministic;
-    if (comparable &&
-        (outcome.failed || outcome.digest != logged.digest || outcome.size_bytes != logged.size_bytes)) {
-      fail_mesh(mesh, make_error(
-                          ErrorCode::kCorrupt,
-                          "the replay of command {} ({}) on rank {} gave {}, the log has digest {:016x}: the "
-                          "operation is declared {} but does not give the same result twice",
-                          call.command.sequence, call.command.operation, rank,
-                          outcome.failed ? "the error \"" + outcome.value + "\""
-                                         : fmt::format("digest {:016x}", outcome.digest),
-                          logged.digest, kind_name(call.command.kind)));
+    if (comparable && outcome.failed) {  // a file that is gone, a full disk: it says so itself
+      fail_mesh(mesh,
+                make_error(outcome.code,
+                           "the replay of command {} ({}) on rank {} failed, which had a result before: "
+                           "{}",
+                           call.command.sequence, call.command.operation, rank, outcome.value));
+    } else if (comparable && (outcome.digest != logged.digest || outcome.size_bytes != logged.size_bytes)) {
+      fail_mesh(mesh,
+                make_error(ErrorCode::kCorrupt,
+                           "the replay of command {} ({}) on rank {} gave digest {:016x}, the log has "
+                           "{:016x}: the operation is declared {} but does not give the same result twice",
+                           call.command.sequence, call.command.operation, rank, outcome.digest, logged.digest,
+                           kind_name(call.command.kind)));
     }
     if (call.complete) return;
   }

@@ -238,6 +238,25 @@ TEST(Recovery, AnOperationThatLiesAboutBeingDeterministicIsFoundOut) {
   EXPECT_THAT(found.error().message, HasSubstr("does not give the same result twice"));
 }
 
+TEST(Recovery, AnOperationThatFailsWhenReplayedSaysWhy) {
+  const TempFolder folder;
+  auto options = options_in(folder / "run");
+  options.watermark_interval_ms = 1'000'000;
+  auto controller = Controller::open(options).value();
+  const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+  const std::string input = folder / "input";
+  ASSERT_TRUE(write_file(input, "what it says").ok());
+  EXPECT_TRUE(mesh.call("test.read", input).wait(Deadline::after_ms(5000)).ok());
+  ASSERT_TRUE(remove_all(input).ok());
+  hurt(mesh, 1, SIGKILL);
+  const auto found = mesh.call("test.nothing").wait(Deadline::after_ms(5000));
+  ASSERT_FALSE(found.ok());
+  EXPECT_EQ(found.error().code, ErrorCode::kNotFound);
+  EXPECT_THAT(found.error().message, HasSubstr("(test.read) on rank 1 failed, which had a result before: "));
+  EXPECT_THAT(found.error().message, HasSubstr(input));
+  EXPECT_THAT(found.error().message, testing::Not(HasSubstr("same result twice")));
+}
+
 // A program in a process of its own, so that it can be killed: writes its hash to a file.
 pid_t start_program(const std::string& folder, int steps) {
   const pid_t pid = ::fork();

@@ -123,6 +123,9 @@ REGISTER_OPERATION("test.die", Kind::kStateful, [](Call& call) -> Result<std::st
 REGISTER_OPERATION("test.liar", Kind::kStateful, [](Call&) -> Result<std::string> {
   return std::to_string(::getpid()) + std::to_string(Deadline::Clock::now().time_since_epoch().count());
 });
+// Gives the same result as long as the file does not change.
+REGISTER_OPERATION("test.read", Kind::kStateful,
+                   [](Call& call) -> Result<std::string> { return read_file(std::string(call.args())); });
 
 }  // namespace
 

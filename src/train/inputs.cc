@@ -17,20 +17,25 @@ using store::Store;
 constexpr const char* kDatasetHint =
     "`flywheel data prepare` makes a dataset of your files, `flywheel demo --only data` makes debian-docs";
 constexpr const char* kModelHint = "`flywheel models list` shows the models that are there";
+// What a folder of this kind holds.
 const std::vector<std::string> kShardsMarkers = {"manifest.json", "shards/train/manifest.json"};
+const std::vector<std::string> kTokenizerMarkers = {"tokenizer.json"};
+const std::vector<std::string> kModelMarkers = {"config.json"};
+
+// The first of these files that the folder has; "" without one.
+std::string marker_in(const std::string& folder, const std::vector<std::string>& markers) {
+  for (const std::string& marker : markers) {
+    if (path_exists(folder + "/" + marker)) return folder + "/" + marker;
+  }
+  return "";
+}
 
 // `name`: a folder, or an artifact in the store. What is found must hold one of `markers`.
 // `hint`: what brings one that is not there.
 Result<Input> find_input(Store& store, const std::string& key, const std::string& name,
                          const std::vector<std::string>& markers, const std::string& hint = "") {
   if (name.empty()) return Input{};
-  const auto marker_in = [&](const std::string& folder) {
-    for (const std::string& marker : markers) {
-      if (path_exists(folder + "/" + marker)) return folder + "/" + marker;
-    }
-    return std::string();
-  };
-  if (const std::string mark = marker_in(name); !mark.empty()) {
+  if (const std::string mark = marker_in(name, markers); !mark.empty()) {
     ASSIGN_OR_RETURN(const std::string digest, sha256_file(mark));
     const std::string folder = std::filesystem::absolute(name).lexically_normal().string();
     ASSIGN_OR_RETURN(const uint64_t size, file_size(mark));
@@ -51,8 +56,11 @@ Result<Input> find_input(Store& store, const std::string& key, const std::string
     throw UserError(key, found.error().message, hint);
   }
   ASSIGN_OR_RETURN(const Artifact artifact, found);
-  ASSIGN_OR_RETURN(const std::string folder, store.path_of(artifact));
-  if (marker_in(folder).empty()) throw UserError(key, artifact.ref() + " has no " + markers.front());
+  const Result<std::string> found_folder = store.path_of(artifact);
+  if (!found_folder.ok() && found_folder.error().code == ErrorCode::kNotFound)
+    throw UserError(key, found_folder.error().message, "name another one, as --set " + key + "=NAME:VERSION");
+  ASSIGN_OR_RETURN(const std::string folder, found_folder);
+  if (marker_in(folder, markers).empty()) throw UserError(key, artifact.ref() + " has no " + markers.front());
   return Input{folder, artifact.ref()};
 }
 
@@ -98,7 +106,7 @@ Result<Input> find_tokenizer(Store& store, const TrainConfig& config, const Inpu
     ASSIGN_OR_RETURN(const store::LineageNode made_from, store.lineage(dataset.ref));
     name = tokenizer_above(made_from);
   }
-  return find_input(store, "data.tokenizer", name, {"tokenizer.json"});
+  return find_input(store, "data.tokenizer", name, kTokenizerMarkers);
 }
 
 // Sequences of these tokens can be taken, and the model has a row for each of them. `model`: what names it.
@@ -131,6 +139,18 @@ std::vector<std::string> Inputs::refs() const {
   return refs;
 }
 
+TrainConfig with_absolute_paths(TrainConfig config) {
+  const auto settle = [](std::string& name, const std::vector<std::string>& markers) {
+    if (!name.empty() && !marker_in(name, markers).empty())
+      name = std::filesystem::absolute(name).lexically_normal().string();
+  };
+  settle(config.data.train, kShardsMarkers);
+  settle(config.data.validation, kShardsMarkers);
+  settle(config.data.tokenizer, kTokenizerMarkers);
+  settle(config.model.from, kModelMarkers);
+  return config;
+}
+
 Result<Inputs> find_inputs(Store& store, const TrainConfig& config) {
   Inputs inputs;
   ASSIGN_OR_RETURN(const Input dataset,
@@ -143,7 +163,7 @@ Result<Inputs> find_inputs(Store& store, const TrainConfig& config) {
     inputs.decoder = decoder_config(config.model, shards.manifest().vocab_size);
   } else {
     ASSIGN_OR_RETURN(inputs.model,
-                     find_input(store, "model.from", config.model.from, {"config.json"}, kModelHint));
+                     find_input(store, "model.from", config.model.from, kModelMarkers, kModelHint));
     ASSIGN_OR_RETURN(const auto source, model::open_weights(inputs.model.folder));
     ASSIGN_OR_RETURN(const Json json, source->config());
     ASSIGN_OR_RETURN(inputs.decoder, model::decoder_config_from_hf(json));

@@ -33,6 +33,9 @@ struct Inputs {
 // Whether a name in a config can only be a path: no artifact is called so.
 bool is_path(const std::string& name);
 
+// The config with its folders as absolute paths, as it is recorded: a run goes on from any folder.
+TrainConfig with_absolute_paths(TrainConfig config);
+
 Result<Inputs> find_inputs(store::Store& store, const TrainConfig& config);
 
 }  // namespace flywheel::train

@@ -367,9 +367,10 @@ class Program {
 
 }  // namespace
 
-Result<TrainReport> run_training(const TrainConfig& config, const TrainOptions& options,
+Result<TrainReport> run_training(const TrainConfig& as_given, const TrainOptions& options,
                                  const TrainHooks& hooks) {
-  check(config);
+  check(as_given);
+  const TrainConfig config = with_absolute_paths(as_given);
   Hosts hosts = find_hosts(config.mesh);
   ASSIGN_OR_RETURN(Store store, Store::open());
   ASSIGN_OR_RETURN(Inputs inputs, find_inputs(store, config));
