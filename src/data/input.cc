@@ -8,6 +8,8 @@
 #include <optional>
 #include <set>
 
+#include "model/unicode.h"
+
 namespace flywheel::data {
 namespace {
 
@@ -49,20 +51,30 @@ bool matches(const std::vector<std::string>& patterns, const std::string& relati
 
 class Lister {
  public:
-  explicit Lister(const InputConfig& config) : config_(config) { check(config); }
+  Lister(const InputConfig& config, const std::string& output) : config_(config) {
+    check(config);
+    std::error_code error;  // a folder that cannot be looked up cannot be read as an input either
+    if (!output.empty()) output_ = fs::weakly_canonical(output, error).string();
+    if (output_.ends_with('/')) output_.pop_back();
+  }
 
   void add(std::string input) {
     const std::string scheme = uri_scheme(input);
     if (scheme == "file") input = input.substr(std::string_view("file://").size());
     if (!scheme.empty() && scheme != "file") return add_remote(input);
     std::error_code error;
-    if (fs::exists(input, error)) return add_path(input);
+    if (fs::exists(input, error)) {
+      if (is_output(input)) throw UserError(input, "is the output folder itself", "give another --output");
+      return add_path(input);
+    }
     glob_t found{};
     const int rc = glob(input.c_str(), 0, nullptr, &found);
     std::vector<std::string> paths(found.gl_pathv, found.gl_pathv + (rc == 0 ? found.gl_pathc : 0));
     globfree(&found);
     if (paths.empty()) throw UserError(input, "no such file or folder", "give a folder, a file or a pattern");
-    for (const std::string& path : paths) add_path(path);
+    for (const std::string& path : paths) {
+      if (!is_output(path)) add_path(path);
+    }
   }
 
   InputList finish() {
@@ -74,6 +86,11 @@ class Lister {
   }
 
  private:
+  bool is_output(const std::string& path) const {
+    std::error_code error;
+    return !output_.empty() && fs::canonical(path, error).string() == output_;
+  }
+
   void add_path(const std::string& path) {
     std::error_code error;
     const fs::file_type type = fs::status(path, error).type();
@@ -86,6 +103,11 @@ class Lister {
     std::error_code error;
     root_ = folder, real_root_ = fs::canonical(folder, error).string();
     if (real_root_ == "/") real_root_.clear();  // everything is below it
+    own_.clear();
+    if (output_.starts_with(real_root_ + "/")) {
+      own_ = output_.substr(real_root_.size() + 1);
+      ++list_.skipped["the output folder"];  // counted before it is there, so that each run says the same
+    }
     if (!error) walk(folder, error);
     if (error) throw UserError(folder, "cannot be listed: " + error.message());
   }
@@ -99,7 +121,7 @@ class Lister {
       std::error_code problem;
       switch (it->symlink_status(problem).type()) {
         case fs::file_type::directory:
-          if (!left_out) walk(it->path(), problem);
+          if (!left_out && (own_.empty() || relative != own_)) walk(it->path(), problem);
           if (problem) not_read(path, "cannot be listed: " + problem.message());
           break;
         case fs::file_type::regular:
@@ -205,7 +227,7 @@ class Lister {
                     config_.formats.end()) {
       return kind;
     }
-    const std::string ending = fs::path(path).extension().string();
+    const std::string ending = model::repair_utf8(fs::path(path).extension().string());
     ++list_.skipped[ending.empty() ? "no ending" : ending];
     return std::nullopt;
   }
@@ -220,6 +242,8 @@ class Lister {
   std::set<std::string> seen_;
   fs::path root_;          // the folder being walked, as it was given
   std::string real_root_;  // without links
+  std::string output_;     // without links; "" for none
+  std::string own_;        // the output's path below the root, where it lies there
 };
 
 }  // namespace
@@ -242,8 +266,9 @@ void check(const InputConfig& config) {
   if (config.max_line_bytes < 1) throw UserError("input.max_line_bytes", "must be at least 1");
 }
 
-InputList list_inputs(const std::vector<std::string>& inputs, const InputConfig& config) {
-  Lister lister(config);
+InputList list_inputs(const std::vector<std::string>& inputs, const InputConfig& config,
+                      const std::string& output) {
+  Lister lister(config, output);
   for (const std::string& input : inputs) lister.add(input);
   InputList list = lister.finish();
   if (list.files.empty()) {

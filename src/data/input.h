@@ -68,7 +68,9 @@ struct InputList {
   std::vector<NotRead> not_read;           // by path; they are quarantined
 };
 
-InputList list_inputs(const std::vector<std::string>& inputs, const InputConfig& config);
+// `output`: the folder that is made of them. It is no input: below one it is left out, and as one refused.
+InputList list_inputs(const std::vector<std::string>& inputs, const InputConfig& config,
+                      const std::string& output = "");
 
 class LoadedFile {
  public:

@@ -64,6 +64,38 @@ TEST_F(InputFolder, LinksOutOfItAreNotFollowedAndSaid) {
   EXPECT_EQ(list_inputs({input_ / "n*.txt"}, {}).files.size(), 1u);
 }
 
+TEST_F(InputFolder, WhatIsMadeOfItIsNoPartOfIt) {
+  const auto list = [&](const std::string& input, const std::string& output) {
+    return list_inputs({input}, {}, output);
+  };
+  const InputList before = list(input_.path(), input_ / "out/");
+  write_file(input_ / "out/documents.jsonl", "{}").value();
+  write_file(input_ / "sub/out/c.txt", "a folder of the same name").value();
+  const InputList after = list(input_.path() + "/sub/..", input_ / "sub/../out");
+  EXPECT_EQ(after.files.size(), 3u);
+  EXPECT_THAT(files(list(input_.path(), input_ / "out")), ElementsAre("a.txt", "sub/b.txt", "sub/out/c.txt"));
+  EXPECT_EQ(before.skipped, after.skipped);
+  EXPECT_EQ(after.skipped.at("the output folder"), 1);
+  EXPECT_THAT(files(list(input_ / "*", input_ / "out")), ElementsAre("a.txt", "sub/b.txt", "sub/out/c.txt"));
+  // The output may lie elsewhere, or around the inputs; it is not itself one.
+  EXPECT_EQ(list(input_ / "sub", input_.path()).files.size(), 2u);
+  EXPECT_THROW(list(input_.path(), input_.path() + "/"), UserError);
+  link(input_ / "out", "link");
+  EXPECT_THROW(list(input_ / "link", input_ / "out"), UserError);
+}
+
+TEST_F(InputFolder, AnEndingThatIsNoUtf8IsCountedByWhatCanBeShown) {
+  write_file(input_ / "x.\xff", "x").value();
+  write_file(input_ / "y.\xfe", "y").value();
+  EXPECT_EQ(list_inputs({input_.path()}, {}).skipped.at(".\uFFFD"), 2);
+  DataConfig config;
+  config.quality.gopher_quality.enabled = false;
+  config.tokenizer.vocab_size = 260;
+  const PrepareReport report =
+      prepare({.inputs = {input_.path()}, .output = secret_ / "out", .config = config}).value();
+  EXPECT_EQ(read_report(secret_ / "out")->skipped, report.skipped);
+}
+
 TEST_F(InputFolder, DeadLinksLoopsAndPipesAreSaid) {
   link("nowhere.txt", "dead.txt");
   link("loop.txt", "loop.txt");

@@ -1,5 +1,6 @@
 #include "data/prepare.h"
 
+#include <filesystem>
 #include <optional>
 
 #include "base/config.h"
@@ -98,13 +99,16 @@ void log_metrics(store::Run& run, const PrepareReport& report) {
 
 }  // namespace
 
-Result<PrepareReport> prepare(const PrepareRequest& request, ThreadPool& pool) {
+Result<PrepareReport> prepare(const PrepareRequest& as_given, ThreadPool& pool) {
+  PrepareRequest request = as_given;
+  std::string& tokenizer = request.config.tokenizer.path;  // as it is recorded: read again from any folder
+  if (path_exists(tokenizer)) tokenizer = std::filesystem::absolute(tokenizer).lexically_normal().string();
   if (request.inputs.empty()) throw UserError("--input", "at least one folder, file or pattern is needed");
   if (request.output.empty()) throw UserError("--output", "a folder for the dataset is needed");
   check(request.config);
   store::check_name(request.config.name).value_or_throw("name");
   const Stopwatch clock;
-  InputList inputs = list_inputs(request.inputs, request.config.input);
+  InputList inputs = list_inputs(request.inputs, request.config.input, request.output);
   ASSIGN_OR_RETURN(const FileLock lock, take_output(request.output));
   const std::string resolved = dump_config(request.config);
   RETURN_IF_ERROR(write_file(request.output + "/config.yaml", resolved));

@@ -223,6 +223,13 @@ TEST(Prepare, RunsAndArtifactsAreRecordedWithTheirLineage) {
   // The same again is the same version.
   EXPECT_EQ(prepare(request, pool)->artifacts.at("dataset"), "small:1");
   EXPECT_EQ(store.list_runs({.kind = "data"})->size(), 2u);
+  // But not when its tokenizer was given up in between: the dataset's lineage must lead to one that is there.
+  ASSERT_TRUE(store.remove_artifact("small-tokenizer:1").ok());
+  const PrepareReport again = prepare(request, pool).value();
+  EXPECT_EQ(again.artifacts.at("tokenizer"), "small-tokenizer:2");
+  EXPECT_EQ(again.artifacts.at("dataset"), "small:2");
+  EXPECT_THAT(store::draw_lineage(store.lineage("small").value()), HasSubstr("small-tokenizer:2"));
+  EXPECT_EQ(prepare(request, pool)->artifacts.at("dataset"), "small:2");
 }
 
 TEST(Prepare, ErrorsThatTheUserCanMend) {

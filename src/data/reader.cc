@@ -92,7 +92,8 @@ struct UnitReader {
     if (!parsed.ok()) return quarantine(place, parsed.error().message);
     Json& json = parsed.value();
     if (!json.is_object())
-      return quarantine(place, std::string("a JSON object is wanted, not a ") + json.type_name());
+      return quarantine(place, std::string("a JSON object is wanted, not ") +
+                                   (json.is_array() ? "an " : "a ") + json.type_name());
     const auto text = json.find(config.text_key);
     if (text == json.end()) return quarantine(place, "no key \"" + config.text_key + "\" (input.text_key)");
     if (!text->is_string()) {

@@ -95,13 +95,16 @@ Result<void> record_artifacts(const PrepareRequest& request, const std::vector<H
     if (stage.name != "shards") continue;
     for (const auto& [what, n] : stage.counts) metadata[what] = n;
   }
+  // With the tokenizer that its lineage names: when that one was removed and is here again under another
+  // version, the earlier dataset leads to nothing.
+  const std::string once = fmt::format("dataset/{}/{}", key, tokenizer.ref());
   ASSIGN_OR_RETURN(const store::Artifact dataset, store.put_artifact({.kind = "dataset",
                                                                       .name = name,
                                                                       .files = files,
                                                                       .inputs = dataset_inputs,
                                                                       .run = run.id(),
                                                                       .metadata = metadata,
-                                                                      .once = "dataset/" + key}));
+                                                                      .once = once}));
   report.artifacts["tokenizer"] = tokenizer.ref();
   report.artifacts["dataset"] = dataset.ref();
   return {};

@@ -129,10 +129,11 @@ std::string to_text(const PrepareReport& report) {
     for (const auto& [rule, count] : stage.dropped) dropped += count.documents;
     const double rate = stage.seconds > 0 ? static_cast<double>(stage.bytes_in) / 1e6 / stage.seconds : 0;
     out +=
-        fmt::format("| {:<9} | {:>12} | {:>8} | {:>8} | {:>11} | {:>11} | {:>9} | {:>6.1f} |\n", stage.name,
+        fmt::format("| {:<9} | {:>12} | {:>8} | {:>8} | {:>11} | {:>11} | {:>9} | {:>6} |\n", stage.name,
                     human_count(stage.documents_in), human_count(stage.documents_out), human_count(dropped),
                     human_count(stage.quarantined), human_bytes(static_cast<double>(stage.bytes_out)),
-                    stage.reused ? "reused" : fmt::format("{:.2f}", stage.seconds), rate);
+                    stage.reused ? "reused" : fmt::format("{:.2f}", stage.seconds),
+                    stage.reused ? "-" : fmt::format("{:.1f}", rate));
   }
   out += "\n| stage     | dropped because                               | documents |        text |\n";
   out += "|-----------|-----------------------------------------------|----------:|------------:|\n";
