@@ -22,6 +22,12 @@ std::vector<std::string> documentation_folders() {
   return {folders.begin(), folders.end()};
 }
 
+std::string venv_python() {
+  std::error_code error;
+  const std::string python = FLYWHEEL_VENV "/bin/python3";
+  return fs::exists(python, error) ? python : "python3";
+}
+
 std::string smollm2_file() {
   std::error_code error;
   for (const auto& python : fs::directory_iterator(FLYWHEEL_VENV "/lib", error)) {

@@ -15,6 +15,10 @@ std::vector<std::string> documentation_folders();
 inline constexpr const char* kInstallDocumentation =
     "`make setup` installs it, or: apt install postgresql-doc python3-doc debian-reference-en";
 
+// What runs pip: .venv's Python where there is one, for what is installed there need not be downloaded; else
+// the system's.
+std::string venv_python();
+
 // SmolLM2's GGUF in .venv; "" where it is not.
 std::string smollm2_file();
 

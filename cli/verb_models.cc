@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/progress.h"
 #include "cli.h"
+#include "local_sources.h"
 #include "model/pull.h"
 #include "subcommands.h"
 #include "table.h"
@@ -68,8 +69,7 @@ int pull(const Options& options) {
   Store store = Store::open().value_or_throw();
   model::PullRequest request = options.pull;
   if (options.link) request.ingest = store::Ingest::kLink;
-  // The project's own environment first: what is installed there need not be downloaded.
-  if (path_exists(".venv/bin/python3")) request.python = ".venv/bin/python3";
+  request.python = venv_python();
   std::optional<ProgressBar> bar;
   request.progress = [&](const std::string& what, uint64_t done, uint64_t all) {
     if (!bar) bar.emplace("pull", static_cast<int64_t>(all), "bytes");

