@@ -43,9 +43,11 @@ void summarize(Context& context) {
     say("run", context.killed->folder);
   }
   if (context.figures.contains("data")) {
-    say("data",
-        fmt::format("{} of HTML at {:.1f} MB/s", human_bytes(context.figures["data"]["bytes"].get<double>()),
-                    context.figures["data"]["mb_per_second"].get<double>()));
+    const auto& figures = context.figures["data"];
+    say("data", human_bytes(figures["bytes"].get<double>()) + " of HTML" +
+                    (figures.contains("mb_per_second")
+                         ? fmt::format(" at {:.1f} MB/s", figures["mb_per_second"].get<double>())
+                         : ", partly kept from an earlier run"));
   }
   if (context.killed && context.undisturbed) {
     say("train",

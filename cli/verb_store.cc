@@ -203,14 +203,14 @@ int gc(const Options& options) {
 
 int verify(const Options& options) {
   Store store = open_store();
-  std::optional<ProgressBar> bar;
+  ProgressBar bar("verify", 0, "bytes");  // from the beginning: its time is that of all the reading
   const auto report = store
                           .verify([&](uint64_t done, uint64_t all) {
-                            if (!bar) bar.emplace("verify", static_cast<int64_t>(all), "bytes");
-                            bar->update(static_cast<int64_t>(done));
+                            bar.set_total(static_cast<int64_t>(all));
+                            bar.update(static_cast<int64_t>(done));
                           })
                           .value_or_throw();
-  if (bar) bar->finish();
+  bar.finish();
   if (options.json) {
     Json problems = Json::array();
     for (const auto& problem : report.problems) {

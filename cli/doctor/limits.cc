@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/progress.h"
 #include "doctor/doctor.h"
+#include "store/store.h"
 
 namespace flywheel::cli::doctor {
 namespace {
@@ -84,6 +85,13 @@ void look_at_limits(Report& report) {
   } else if (disk = free_bytes(home); disk < kLeastDiskBytes) {
     report.problems.push_back({"only " + human_bytes(disk) + " free under " + home,
                                "free some, or choose another disk with --home"});
+  }
+  if (const auto opened = store::Store::open(); !opened.ok()) {
+    report.problems.push_back(
+        {"the store does not open: " + opened.error().message,
+         env::store().empty()
+             ? "move flywheel.db away, or choose another folder with --home"
+             : "start that server, mend FLYWHEEL_STORE, or unset it to use a file under home"});
   }
   report.json["disk_free_bytes"] = disk;
   report.lines.emplace_back("home", fmt::format("{}, {} free", home, human_bytes(disk)));

@@ -23,6 +23,7 @@ class ProgressBar {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
+  void set_total(int64_t total) { total_ = total; }  // once it is known
   void update(int64_t done, const std::string& detail = "");
   // Draws the end state and moves to the next line. Called by the destructor if it was not.
   void finish(const std::string& detail = "");
