@@ -76,7 +76,8 @@ bool turn(Session& session, Conversation& conversation, const std::string& quest
   try {
     int forgot = 0;
     prompt = conversation.prompt(room_tokens, forgot);
-    if (forgot > 0)
+    if (forgot == 1) std::fprintf(stderr, "(the context is full: the oldest turn is forgotten)\n");
+    if (forgot > 1)
       std::fprintf(stderr, "(the context is full: the %d oldest turns are forgotten)\n", forgot);
   } catch (const UserError& error) {
     conversation.drop_question();

@@ -17,7 +17,7 @@ struct Options {
 };
 
 std::string read_all(const std::string& path) {
-  if (path != "-") return read_file(path).value_or_throw(path);
+  if (path != "-") return read_file(path).value_or_throw();
   std::ostringstream all;
   all << std::cin.rdbuf();
   return all.str();
@@ -83,6 +83,9 @@ int verb_template(const std::vector<std::string>& args) {
   if (options.lines) return render_lines(chat, options);
   const OrderedJson messages =
       parse_ordered_json(read_all(options.messages)).value_or_throw(options.messages);
+  if (!messages.is_array())
+    throw UserError(options.messages, std::string("must be a list of messages, not ") + messages.type_name(),
+                    "--lines takes objects of variables");
   std::cout << chat.render(messages, with).value_or_throw(options.source);
   return 0;
 }

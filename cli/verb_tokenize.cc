@@ -1,6 +1,8 @@
 // flywheel tokenize: text to token ids and back, and new tokenizers from text.
 #include <unistd.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <iostream>
 #include <sstream>
@@ -25,8 +27,7 @@ struct Options {
 };
 
 std::string read_input(const Options& options) {
-  if (!options.file.empty() && options.file != "-")
-    return read_file(options.file).value_or_throw(options.file);
+  if (!options.file.empty() && options.file != "-") return read_file(options.file).value_or_throw();
   if (options.file.empty() && !options.text.empty()) return options.text;
   std::ostringstream all;
   all << std::cin.rdbuf();
@@ -58,11 +59,14 @@ int decode_ids(const model::Tokenizer& tokenizer, const std::string& list) {
   std::vector<model::TokenId> ids;
   std::istringstream words(list);
   for (std::string word; words >> word;) {
-    try {
-      ids.push_back(std::stoi(word));
-    } catch (const std::exception&) {
+    int64_t id = 0;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), id);
+    if (error == std::errc::invalid_argument || end != word.data() + word.size())
       throw UserError("--decode", fmt::format("`{}` is not a token id", word), "give numbers between spaces");
-    }
+    if (error != std::errc() || id < 0 || id >= tokenizer.vocab_size())
+      throw UserError("--decode",
+                      fmt::format("{} is no token: ids are 0 to {}", word, tokenizer.vocab_size() - 1));
+    ids.push_back(static_cast<model::TokenId>(id));
   }
   std::cout << tokenizer.decode(ids) << "\n";
   return 0;
@@ -74,7 +78,7 @@ int train(const Options& options) {
   config.pattern = options.pattern;
   model::BpeTrainer trainer(config);
   for (const std::string& path : options.from) {
-    std::istringstream text(read_file(path).value_or_throw(path));
+    std::istringstream text(read_file(path).value_or_throw());
     // Cut at line ends, so that one large file is counted by all threads.
     std::vector<std::string> parts(1);
     for (std::string line; std::getline(text, line);) {
@@ -116,6 +120,11 @@ int verb_tokenize(const std::vector<std::string>& args) {
       "  flywheel tokenize tokenizer.json --file book.txt --count\n");
   if (auto exit = parse(app, "tokenize", args)) return *exit;
   if (!options.train.empty()) return train(options);
+  const std::vector<std::string> ways = {options.text, options.file, options.decode};
+  if (std::ranges::count(ways, "") < 2) {
+    throw UserError("flywheel tokenize", "a text, --file and --decode are three ways to say what to do",
+                    "give one of them");
+  }
   if (options.tokenizer.empty())
     throw UserError("flywheel tokenize", "no tokenizer given", "see flywheel tokenize --help");
 

@@ -4,6 +4,9 @@
 #include <charconv>
 #include <cmath>
 #include <set>
+#include <sstream>
+
+#include <yaml-cpp/eventhandler.h>
 
 #include "base/file.h"
 
@@ -31,7 +34,7 @@ std::string nearest_name(const std::string& name, const std::vector<std::string>
 
 std::string read_config_file(const std::string& path) {
   auto text = read_file(path);
-  if (!text.ok()) throw UserError(path, text.error().message);
+  if (!text.ok()) throw UserError("", text.error().message);  // it names the file
   return std::move(text).value();
 }
 
@@ -71,9 +74,42 @@ std::string key_text(const std::string& file, const YAML::Node& key) {
   return key.Scalar();
 }
 
+namespace {
+
+// Hears where documents begin, and nothing of what is in them.
+struct DocumentLines final : YAML::EventHandler {
+  std::vector<int> lines;
+  void OnDocumentStart(const YAML::Mark& mark) override { lines.push_back(mark.line + 1); }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t, const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {
+  }
+  void OnMapEnd() override {}
+};
+
+// YAML::Load() ignores what follows the first document, and YAML::LoadAll() never ends on some texts.
+std::optional<int> second_document_line(const std::string& text) {
+  std::istringstream stream(text);
+  YAML::Parser parser(stream);
+  DocumentLines documents;
+  if (!parser.HandleNextDocument(documents) || !parser.HandleNextDocument(documents)) return std::nullopt;
+  return documents.lines.back();
+}
+
+}  // namespace
+
 YAML::Node parse(const std::string& file, const std::string& text) {
   try {
     YAML::Node root = YAML::Load(text);
+    if (const auto line = second_document_line(text)) {
+      throw UserError(file.starts_with(kSet) ? file : file + ":" + std::to_string(*line),
+                      "a second YAML document begins here; a config is one", "leave it away");
+    }
     if (root.IsNull() || !root.IsDefined()) root = YAML::Node(YAML::NodeType::Map);
     return root;
   } catch (const YAML::Exception& error) {

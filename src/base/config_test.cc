@@ -142,5 +142,20 @@ TEST(Config, NearestName) {
   EXPECT_EQ(nearest_name("zzzzzz", {"stage", "size"}), "");
 }
 
+TEST(Config, ASecondDocumentIsRefusedWithItsLine) {
+  const auto message = [](const std::string& text) -> std::string {
+    try {
+      (void)config_internal::parse("two.yaml", text);
+      return "";
+    } catch (const UserError& error) {
+      return error.what();
+    }
+  };
+  EXPECT_EQ(message("---\na: 1\n"), "");
+  EXPECT_EQ(message(""), "");
+  EXPECT_THAT(message("a: 1\n---\na: 2\n"), testing::HasSubstr("two.yaml:2: a second YAML document"));
+  EXPECT_THAT(message("a: 1\n---\n"), testing::HasSubstr("two.yaml:2: "));
+}
+
 }  // namespace
 }  // namespace flywheel
