@@ -57,7 +57,6 @@ class Executor {
   // Whether an epoch after `epoch` has begun.
   bool fenced(uint64_t epoch) const { return fenced_.load(std::memory_order_relaxed) > epoch; }
   uint64_t executing() const { return executing_.load(std::memory_order_relaxed); }
-  size_t num_objects() const { return objects_.size(); }
 
  private:
   friend class Call;

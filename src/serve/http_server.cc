@@ -131,9 +131,6 @@ Result<void> HttpServer::start() {
 int HttpServer::port() const {
   return state_->port;
 }
-int64_t HttpServer::open_connections() const {
-  return state_->connections;
-}
 
 // Closes connections, those of requests under way too where `at_once`.
 void HttpServer::State::close_all(bool at_once) {

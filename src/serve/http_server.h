@@ -106,7 +106,6 @@ class HttpServer {
   Result<void> start();
   // The port that it listens on, after start().
   int port() const;
-  int64_t open_connections() const;
   // Takes no more connections and waits for the requests under way; false: the deadline came before their
   // end.
   bool finish(Deadline deadline);

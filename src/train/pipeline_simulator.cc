@@ -110,11 +110,6 @@ double Timeline::bubble() const {
   return work > 0 ? window_seconds / work - 1 : 0;
 }
 
-double Timeline::bubble_of_all() const {
-  const double work = busy_seconds.empty() ? 0 : std::ranges::max(busy_seconds);
-  return work > 0 ? seconds / work - 1 : 0;
-}
-
 Result<Timeline> simulate(const PipelineSchedule& schedule, const PipelineCosts& costs) {
   const size_t p = schedule.actions.size();
   CHECK(static_cast<int>(p) == schedule.workers, "{} lists for {} workers", p, schedule.workers);

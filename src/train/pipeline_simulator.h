@@ -44,8 +44,6 @@ struct Timeline {
                               // distance where each worker updates on its own
   // Idle time over work, of the worker that decides: window over the busiest worker's time, less 1.
   double bubble() const;
-  // The same counted from the first action of all.
-  double bubble_of_all() const;
 };
 
 Result<Timeline> simulate(const PipelineSchedule& schedule, const PipelineCosts& costs);
