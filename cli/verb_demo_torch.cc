@@ -52,7 +52,7 @@ void summarize(Context& context) {
   if (context.killed && context.undisturbed) {
     say("train",
         fmt::format("{} tokens/s; killed and undisturbed runs {}; recovery {}",
-                    human_count(static_cast<int64_t>(context.undisturbed->tokens_per_second)),
+                    human_count(static_cast<int64_t>(context.undisturbed->tokens_per_second.value_or(0))),
                     context.killed->sha256 == context.undisturbed->sha256 ? "equal to the bit" : "DIFFER",
                     human_seconds(context.killed->recovery_seconds)));
   }

@@ -16,6 +16,7 @@ namespace flywheel::cli {
 namespace {
 
 Json to_json(const train::TrainReport& r) {
+  const auto or_null = [](const std::optional<double>& value) { return value ? Json(*value) : Json(); };
   Json json = {{"run", r.run},
                {"model", r.model},
                {"checkpoint", r.checkpoint},
@@ -25,8 +26,8 @@ Json to_json(const train::TrainReport& r) {
                {"tokens", r.tokens},
                {"loss", r.loss},
                {"seconds", r.seconds},
-               {"tokens_per_second", r.tokens_per_second},
-               {"limit_share", r.limit_share},
+               {"tokens_per_second", or_null(r.tokens_per_second)},
+               {"limit_share", or_null(r.limit_share)},
                {"recoveries", r.recoveries},
                {"recovery_seconds", r.recovery_seconds},
                {"chart", r.chart}};
@@ -41,8 +42,7 @@ void print_report(const train::TrainReport& r) {
               human_seconds(r.seconds).c_str());
   std::printf("loss        %.4f", r.loss);
   if (r.validation_loss >= 0) std::printf(", validation %.4f", r.validation_loss);
-  std::printf("\nspeed       %s tokens/s, %.0f%% of what the cores can multiply\n",
-              human_count(static_cast<int64_t>(r.tokens_per_second)).c_str(), r.limit_share * 100);
+  std::printf("\nspeed       %s\n", speed_text(r).c_str());
   if (r.recoveries > 0) {
     std::printf("recovered   %d times, the last in %s\n", r.recoveries,
                 human_seconds(r.recovery_seconds).c_str());
@@ -189,9 +189,7 @@ int verb_train(const std::vector<std::string>& args) {
     if (!deepspeed.csv_folder.empty()) write_csv(deepspeed, p);
     if (deepspeed.steps_per_print > 0 && p.step % deepspeed.steps_per_print == 0)
       std::fprintf(stderr, "\nstep=%ld, loss=%.6f, lr=%g\n", static_cast<long>(p.step), p.loss, p.lr);
-    bar->update(p.step,
-                fmt::format("loss {:.3f}  {} tok/s  {:.0f}% of limit", p.loss,
-                            human_count(static_cast<int64_t>(p.tokens_per_second)), p.limit_share * 100));
+    bar->update(p.step, p.text());
   };
   const StopSignals signals;
   hooks.should_stop = [] { return StopSignals::noted() != 0; };

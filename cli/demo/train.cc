@@ -38,9 +38,7 @@ train::TrainReport train_once(Context& context, bool kill) {
     bar = std::make_unique<ProgressBar>("train", config.steps, "steps");
   };
   hooks.on_step = [&](const train::Progress& p) {
-    bar->update(p.step,
-                fmt::format("loss {:.3f}  {} tok/s  {:.0f}% of limit", p.loss,
-                            human_count(static_cast<int64_t>(p.tokens_per_second)), p.limit_share * 100));
+    bar->update(p.step, p.text());
     if (kill && !killed && p.step * 2 >= config.steps && p.worker_pids.size() > 1) {
       killed = true;
       const auto victim = static_cast<pid_t>(p.worker_pids[1]);
@@ -62,10 +60,7 @@ train::TrainReport train_once(Context& context, bool kill) {
     throw UserError("demo", "the worker that was killed was not missed: the run ended before it was noticed",
                     "train for longer with --steps");
   }
-  say("trained",
-      fmt::format("{} tokens at {} tokens/s, {:.0f}% of what these cores can multiply",
-                  human_count(report.tokens), human_count(static_cast<int64_t>(report.tokens_per_second)),
-                  report.limit_share * 100));
+  say("trained", fmt::format("{} tokens at {}", human_count(report.tokens), speed_text(report)));
   say("sha256", report.sha256 + "  of weights and optimizer state");
   return report;
 }
@@ -78,8 +73,8 @@ OrderedJson figures_of(const train::TrainReport& report) {
                      {"tokens", report.tokens},
                      {"loss", report.loss},
                      {"seconds", report.seconds},
-                     {"tokens_per_second", report.tokens_per_second},
-                     {"limit_share", report.limit_share},
+                     {"tokens_per_second", report.tokens_per_second.value_or(0)},  // a new run: it is there
+                     {"limit_share", report.limit_share.value_or(0)},
                      {"recoveries", report.recoveries},
                      {"recovery_seconds", report.recovery_seconds},
                      {"sha256", report.sha256},

@@ -113,7 +113,7 @@ class Future {
 struct MeshStatus {
   uint64_t epoch = 0, watermark = 0, durable_watermark = 0;
   int recoveries = 0;
-  double last_recovery_seconds = 0;        // from noticing to replay under way
+  double last_recovery_seconds = 0;        // from noticing to replay under way; 0: none
   double last_freeze_seconds = 0;          // how long commands waited for the last snapshot
   double last_watermark_cost_seconds = 0;  // that, and the processor time of making its bytes
   uint64_t watermarks = 0;

@@ -263,8 +263,8 @@ void Core::advance(MeshState& mesh) {
   if (!all) return;
   mesh.phase = MeshState::Phase::kRunning;
   mesh.ran = true;
-  mesh.last_recovery_seconds = mesh.recovery_clock.seconds();
-  if (mesh.recoveries > 0) {
+  if (mesh.recoveries > 0) {  // else it is the start, or a command that failed
+    mesh.last_recovery_seconds = mesh.recovery_clock.seconds();
     LOG_INFO("mesh {}: epoch {} runs again from watermark {} after {:.2f} s", mesh.name, mesh.epoch,
              mesh.restore_point, mesh.last_recovery_seconds);
   }

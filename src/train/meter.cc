@@ -6,30 +6,51 @@ namespace flywheel::train {
 namespace {
 
 constexpr double kRecentSeconds = 10;
+// Answers that were waiting while we were busy come at once, as many as steps are in flight (two), and look
+// like steps of no time. Behind a begin() their sum is right; after forget() it is nearly, with some more.
+constexpr int kUnsureSteps = 4;
 
 }  // namespace
 
+void Meter::begin(double now) {
+  begin_ = now;
+  unsure_ = 0;
+}
+
+void Meter::forget() {
+  begin_.reset();
+  last_seconds_.reset();
+}
+
 void Meter::step(int64_t tokens, double now) {
-  const auto count = static_cast<double>(tokens);
-  if (!recent_.empty()) all_tokens_ += count, all_seconds_ += now - recent_.back().end;
-  recent_.push_back({now, count});
-  while (recent_.size() > 2 && now - recent_.front().end > kRecentSeconds) recent_.pop_front();
+  if (!begin_) {
+    begin_ = now;
+    unsure_ = kUnsureSteps;
+    return;
+  }
+  const Step step{std::max(0.0, now - *begin_), static_cast<double>(tokens)};
+  begin_ = now;
+  last_seconds_ = step.seconds;
+  if (unsure_ > 0) --unsure_;
+  all_tokens_ += step.tokens, all_seconds_ += step.seconds;
+  recent_.push_back(step);
+  recent_seconds_ += step.seconds;
+  while (recent_.size() > 1 && recent_seconds_ - recent_.front().seconds >= kRecentSeconds) {
+    recent_seconds_ -= recent_.front().seconds;
+    recent_.pop_front();
+  }
 }
 
-std::optional<double> Meter::last_step_seconds() const {
-  if (recent_.size() < 2) return std::nullopt;
-  return recent_.back().end - recent_[recent_.size() - 2].end;
-}
-
-double Meter::tokens_per_second() const {
-  if (recent_.size() < 2) return 0;
+std::optional<double> Meter::tokens_per_second() const {
+  if (unsure_ > 0 || recent_.empty() || recent_seconds_ <= 0) return std::nullopt;
   double tokens = 0;
-  for (size_t i = 1; i < recent_.size(); ++i) tokens += recent_[i].tokens;
-  return tokens / std::max(1e-9, recent_.back().end - recent_.front().end);
+  for (const Step& step : recent_) tokens += step.tokens;
+  return tokens / recent_seconds_;
 }
 
-double Meter::average_tokens_per_second() const {
-  return all_tokens_ / std::max(1e-9, all_seconds_);
+std::optional<double> Meter::average_tokens_per_second() const {
+  if (unsure_ > 0 || all_seconds_ <= 0) return std::nullopt;
+  return all_tokens_ / all_seconds_;
 }
 
 }  // namespace flywheel::train

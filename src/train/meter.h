@@ -1,8 +1,12 @@
 // How fast a run goes: tokens a second lately and over all, and the share of the machine that this is.
 //
+// Only time in training steps counts. What else a run does (evaluation, a checkpoint) lies between the last
+// step()'s time and the next begin()'s.
+//
 //   Meter meter({.flop_per_token = flop_per_token(decoder, length), .peak_flops = peak});
+//   meter.begin(clock.seconds());                  // the first step is sent off
 //   meter.step(tokens, clock.seconds());           // as each step ends
-//   meter.pause();                                 // an evaluation: the next step's time is not its own
+//   ...evaluate...; meter.begin(clock.seconds());  // the next step is sent off
 #pragma once
 
 #include <cstdint>
@@ -19,25 +23,32 @@ class Meter {
  public:
   explicit Meter(Machine machine) : machine_(machine) {}
 
-  // A step of `tokens` has ended `now` seconds after the run began. What a log answered took no time and is
-  // not told.
+  // The next step's time counts from `now` (seconds since the run began), when nothing else is under way.
+  void begin(double now);
+  // The next step's time is not its own: the log answered the one before, and workers may still be computing
+  // it again. The step after that counts from its end.
+  void forget();
+  // A step of `tokens` has ended.
   void step(int64_t tokens, double now);
-  void pause() { recent_.clear(); }
 
-  std::optional<double> last_step_seconds() const;
-  double tokens_per_second() const;          // of the last seconds; 0 before the second step
-  double average_tokens_per_second() const;  // of the whole run, without pauses
+  // Nothing where it is not known (yet).
+  std::optional<double> last_step_seconds() const { return last_seconds_; }
+  std::optional<double> tokens_per_second() const;          // of the last ten seconds in steps
+  std::optional<double> average_tokens_per_second() const;  // of all steps whose time is known
   double limit_share(double tokens_per_second) const {
     return tokens_per_second * machine_.flop_per_token / machine_.peak_flops;
   }
 
  private:
   struct Step {
-    double end = 0, tokens = 0;
+    double seconds = 0, tokens = 0;
   };
   Machine machine_;
+  std::optional<double> begin_;  // of the next step
+  std::optional<double> last_seconds_;
+  int unsure_ = 0;  // steps to come, until a rate is told
   std::deque<Step> recent_;
-  double all_tokens_ = 0, all_seconds_ = 0;
+  double recent_seconds_ = 0, all_tokens_ = 0, all_seconds_ = 0;
 };
 
 }  // namespace flywheel::train

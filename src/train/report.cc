@@ -1,6 +1,23 @@
 #include "train/report.h"
 
+#include "base/progress.h"
+#include "train/run_training.h"
+
 namespace flywheel::train {
+
+std::string Progress::text() const {
+  std::string text = fmt::format("loss {:.3f}", loss);
+  if (tokens_per_second)
+    text += fmt::format("  {} tok/s", human_count(static_cast<int64_t>(*tokens_per_second)));
+  if (limit_share) text += fmt::format("  {:.0f}% of limit", *limit_share * 100);
+  return text;
+}
+
+std::string speed_text(const TrainReport& report) {
+  if (!report.tokens_per_second || !report.limit_share) return "not measured: the log answered every step";
+  return fmt::format("{} tokens/s, {:.0f}% of what the cores can multiply",
+                     human_count(static_cast<int64_t>(*report.tokens_per_second)), *report.limit_share * 100);
+}
 
 Chart loss_chart(const TrainReport& report) {
   Chart chart{.title = "loss of " + report.run, .x_label = "step", .y_label = "nats per token"};

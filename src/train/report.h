@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,13 +17,17 @@ struct TrainReport {
   std::string chart;                   // loss.svg
   int64_t parameters = 0, steps = 0, tokens = 0;
   double loss = 0, validation_loss = -1;  // -1: not evaluated
-  double seconds = 0, tokens_per_second = 0, limit_share = 0;
+  double seconds = 0;
+  std::optional<double> tokens_per_second, limit_share;  // nothing where the log answered all steps
   int recoveries = 0;
   double recovery_seconds = 0;
   std::vector<double> losses;  // of every step
   std::vector<int64_t> evaluation_steps;
   std::vector<double> evaluation_losses;
 };
+
+// "38.7 k tokens/s, 14% of what the cores can multiply".
+std::string speed_text(const TrainReport& report);
 
 // Loss over steps, of training and of validation.
 Chart loss_chart(const TrainReport& report);

@@ -4,17 +4,18 @@
 #include <utility>
 
 #include "base/cpu.h"
+#include "base/env.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/metrics.h"
-#include "kernels/peak.h"
 #include "model/decoder.h"
 #include "train/inputs.h"
 #include "train/meter.h"
 #include "train/metrics.h"
 #include "train/network.h"
 #include "train/operations.h"
+#include "train/peak_record.h"
 #include "train/run_record.h"
 #include "train/workers.h"
 
@@ -35,7 +36,8 @@ Machine machine_of(const model::Decoder& decoder, const TrainConfig& config) {
   ThreadPool pool(static_cast<int>(usable_cores()));
   const auto dtype = config.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32;
   return {.flop_per_token = flop_per_token(decoder, config.batch.length),
-          .peak_flops = kernels::peak_flops(dtype, pool) * static_cast<double>(config.mesh.num_hosts())};
+          .peak_flops = recorded_peak_flops(env::home() + "/peaks.json", dtype, pool) *
+                        static_cast<double>(config.mesh.num_hosts())};
 }
 
 // One run's way from its inputs to its report; the functions are its stages, in order.
@@ -117,6 +119,7 @@ class Program {
   Result<void> steps() {
     clock_.restart();
     for (int64_t step = first_step_; step < config_.steps; ++step) {
+    meter_.begin(0);
       in_flight_.push_back(workers_->all().call(kStep, "", {.want_value = true, .cursor = step}));
       RETURN_IF_ERROR(take_steps(kStepsInFlight));
       const int64_t done = step + 1;
@@ -126,7 +129,7 @@ class Program {
     RETURN_IF_ERROR(take_steps(0));
     report_.seconds = clock_.seconds();
     report_.tokens_per_second = meter_.average_tokens_per_second();
-    report_.limit_share = meter_.limit_share(report_.tokens_per_second);
+    if (report_.tokens_per_second) report_.limit_share = meter_.limit_share(*report_.tokens_per_second);
     return {};
   }
   bool evaluates_after(int64_t done) const {
@@ -169,18 +172,24 @@ class Program {
     report_.losses.push_back(result.loss);
     report_.loss = result.loss;
     report_.tokens += result.tokens;
-    if (!replayed) {  // what the log answered took no time and says nothing about speed
+    if (replayed) {  // what the log answered took no time and says nothing about speed
+      meter_.forget();
+    } else {
       meter_.step(result.tokens, clock_.seconds());
       metrics_.steps.add(1);
       metrics_.tokens.add(static_cast<double>(result.tokens));
       if (const auto seconds = meter_.last_step_seconds()) metrics_.step_seconds.observe(*seconds);
     }
-    const double rate = meter_.tokens_per_second(), share = meter_.limit_share(rate);
-    record_.run().log_metrics(done, {{"loss", result.loss},
-                                     {"lr", result.lr},
-                                     {"gradient_norm", result.gradient_norm},
-                                     {"tokens_per_second", rate},
-                                     {"mfu", share}});
+    record_.run().log_metrics(
+        done, {{"loss", result.loss}, {"lr", result.lr}, {"gradient_norm", result.gradient_norm}});
+    std::optional<double> rate, share;
+    if (!replayed) rate = meter_.tokens_per_second();
+    if (rate) {
+      share = meter_.limit_share(*rate);
+      record_.run().log_metrics(done, {{"tokens_per_second", *rate}, {"mfu", *share}});
+      metrics_.tokens_per_second.set(*rate);
+      metrics_.mfu.set(*share);
+    }
     if (config_.precision == Precision::kFP16)
       record_.run().log_metric("loss_scale", done, result.loss_scale);
     if (result.skipped && !replayed)
@@ -188,8 +197,6 @@ class Program {
     metrics_.loss.set(result.loss);
     metrics_.lr.set(result.lr);
     metrics_.gradient_norm.set(result.gradient_norm);
-    metrics_.tokens_per_second.set(rate);
-    metrics_.mfu.set(share);
     const runtime::MeshStatus status = workers_->all().status();
     note_recoveries(status);
     if (since_metrics_.seconds() > kMetricsSeconds) write_metrics();
@@ -234,7 +241,7 @@ class Program {
     record_.run().log_metric("validation_loss", done, report_.validation_loss);
     metrics_.validation_loss.set(report_.validation_loss);
     if (hooks_.on_evaluate) hooks_.on_evaluate(done, report_.validation_loss);
-    meter_.pause();
+    steps_go_on(future);
     return {};
   }
 
@@ -244,7 +251,18 @@ class Program {
     RETURN_IF_ERROR(end_save());
     saving_ = done;
     const std::string args = Json{{"folder", record_.checkpoint_folder(done)}, {"loss", report_.loss}}.dump();
-    return workers_->all().call(kSave, args).wait();
+    const Future future = workers_->all().call(kSave, args);
+    RETURN_IF_ERROR(future.wait());
+    steps_go_on(future);
+    return {};
+  }
+  // What was no step has ended; no step is under way.
+  void steps_go_on(const Future& other) {
+    if (other.replayed()) {
+      meter_.forget();
+    } else {
+      meter_.begin(clock_.seconds());
+    }
   }
 
   // A checkpoint on the way that finds no room is missed, and the next one is tried.

@@ -112,6 +112,33 @@ TEST_F(RunTraining, LearnsAndRecordsWhatItMade) {
 }
 
 TEST_F(RunTraining, LeavesMetricsInItsFolder) {
+// Steps of milliseconds, evaluation and checkpoints between them: every step has its speed, none is absurd,
+// and the start of the workers is no recovery.
+TEST_F(RunTraining, MeasuresStepsAndNothingElse) {
+  config_.evaluate.every_steps = 1;
+  config_.checkpoint.every_steps = 7;
+  std::vector<double> shown;
+  const TrainReport report = run({.on_step = [&](const Progress& p) {
+    shown.push_back(p.tokens_per_second.value_or(-1));
+    EXPECT_EQ(p.recovery_seconds, 0);
+  }});
+  EXPECT_EQ(report.recoveries, 0);
+  EXPECT_EQ(report.recovery_seconds, 0);
+  ASSERT_TRUE(report.tokens_per_second && report.limit_share);
+  // All the time, evaluations included, is more than that of the steps.
+  const double at_least = static_cast<double>(report.tokens) / report.seconds;
+  EXPECT_GT(*report.tokens_per_second, at_least);
+  EXPECT_GT(*report.limit_share, 0);
+  EXPECT_LT(*report.limit_share, 1);
+  const auto points = store::Store::open().value().metric(report.run, "tokens_per_second").value();
+  ASSERT_EQ(points.size(), 30u);
+  for (size_t i = 0; i < points.size(); ++i) {
+    EXPECT_EQ(points[i].value, shown[i]);
+    EXPECT_GT(points[i].value, 0);
+    EXPECT_LT(points[i].value, 1e6);  // a step of this model takes a millisecond at the least
+  }
+}
+
   config_.name = "metered";  // every test's store calls its first run tiny-1, and metrics live as long as we
   const TrainReport report = run();
   const std::string text = read_file(report.folder + "/metrics.prom").value();

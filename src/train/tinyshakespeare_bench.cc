@@ -119,7 +119,7 @@ Result<void> train_once(const std::string& folder, const std::string& precision)
                            {"loss", report.loss},
                            {"parameters", report.parameters},
                            {"tokens", report.tokens},
-                           {"tokens_per_second", report.tokens_per_second}}
+                           {"tokens_per_second", report.tokens_per_second.value_or(0)}}
                           .dump()
                           .c_str());
   return {};

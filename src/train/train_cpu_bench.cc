@@ -51,8 +51,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", report.error().to_string().c_str());
     return 1;
   }
-  std::printf("%s\n", Json{{"tokens_per_second", report->tokens_per_second},
-                           {"limit_share", report->limit_share},
+  std::printf("%s\n", Json{{"tokens_per_second", report->tokens_per_second.value_or(0)},
+                           {"limit_share", report->limit_share.value_or(0)},
                            {"parameters", report->parameters},
                            {"steps", report->steps},
                            {"loss", report->loss}}
