@@ -72,6 +72,7 @@ class Program {
       throw;
     }
     RETURN_IF_ERROR(record_.run().finish(RunStatus::kFinished));
+    free_watermarks();
     return report_;
   }
 
@@ -118,8 +119,8 @@ class Program {
 
   Result<void> steps() {
     clock_.restart();
-    for (int64_t step = first_step_; step < config_.steps; ++step) {
     meter_.begin(0);
+    for (int64_t step = first_step_; step < config_.steps; ++step) {
       in_flight_.push_back(workers_->all().call(kStep, "", {.want_value = true, .cursor = step}));
       RETURN_IF_ERROR(take_steps(kStepsInFlight));
       const int64_t done = step + 1;
@@ -220,6 +221,13 @@ class Program {
     }
     report_.recoveries = status.recoveries;
     report_.recovery_seconds = status.last_recovery_seconds;
+  }
+
+  // They are for going on; a finished run does not, and they are as large as its state. Not before the store
+  // says that it is finished: a controller that died until then is taken up with them.
+  void free_watermarks() {
+    if (const auto removed = remove_all(report_.folder + "/watermarks"); !removed.ok())
+      LOG_WARN("watermarks of {}: {}", report_.run, removed.error().to_string());
   }
 
   void write_metrics() {

@@ -107,11 +107,11 @@ TEST_F(RunTraining, LearnsAndRecordsWhatItMade) {
   const auto tree = store.lineage("tiny").value();
   EXPECT_NE(store::draw_lineage(tree).find("train-folder"), std::string::npos) << store::draw_lineage(tree);
   EXPECT_EQ(store.metric(report.run, "loss").value().size(), 30u);
+  EXPECT_FALSE(path_exists(report.folder + "/watermarks")) << "a finished run does not go on";
   const auto checkpoint = store.path_of(store.resolve(report.checkpoint).value()).value();
   EXPECT_EQ(read_checkpoint_info(checkpoint).value().sha256, report.sha256);
 }
 
-TEST_F(RunTraining, LeavesMetricsInItsFolder) {
 // Steps of milliseconds, evaluation and checkpoints between them: every step has its speed, none is absurd,
 // and the start of the workers is no recovery.
 TEST_F(RunTraining, MeasuresStepsAndNothingElse) {
@@ -139,6 +139,7 @@ TEST_F(RunTraining, MeasuresStepsAndNothingElse) {
   }
 }
 
+TEST_F(RunTraining, LeavesMetricsInItsFolder) {
   config_.name = "metered";  // every test's store calls its first run tiny-1, and metrics live as long as we
   const TrainReport report = run();
   const std::string text = read_file(report.folder + "/metrics.prom").value();
