@@ -64,12 +64,11 @@ Result<void> Core::start() {
     ASSIGN_OR_RETURN(keys, Keys::make());
   }
   transport = std::make_unique<Transport>(keys);
-  temporary = std::make_unique<TempFolder>();  // mode 0700: only the owner reaches the sockets in it
-  socket_folder = temporary->path();
+  ASSIGN_OR_RETURN(sockets, SocketFolder::make());
   const bool tcp = !options.address.empty();
   int next_port = options.port;
   const auto bind = [&](int type, const char* name) {
-    if (!tcp) return transport->bind(type, fmt::format("ipc://{}/{}", socket_folder, name));
+    if (!tcp) return transport->bind(type, fmt::format("ipc://{}/{}", sockets.path(), name));
     const std::string port = options.port == 0 ? "*" : std::to_string(next_port++);
     return transport->bind(type, fmt::format("tcp://{}:{}", options.address, port));
   };

@@ -29,6 +29,7 @@
 #include "base/metrics.h"
 #include "runtime/controller.h"
 #include "runtime/history.h"
+#include "runtime/socket_folder.h"
 #include "runtime/transport.h"
 #include "runtime/worker.h"
 
@@ -122,11 +123,11 @@ struct MeshState {
 
 struct Core : std::enable_shared_from_this<Core> {
   ControllerOptions options;
-  std::string log_path, socket_folder;
+  std::string log_path;
   FileLock run_lock;
   History history;
   std::unique_ptr<Transport> transport;
-  std::unique_ptr<TempFolder> temporary;
+  SocketFolder sockets;
   Socket commands, results, control;
   zmq::socket_t monitor;
   int wake = -1;

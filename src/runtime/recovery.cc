@@ -105,7 +105,7 @@ void Core::start_worker(MeshState& mesh, int rank) {
   config.commands = commands.endpoint;
   config.results = results.endpoint;
   config.control = control.endpoint;
-  config.peer = host.address.empty() ? fmt::format("ipc://{}/peer-{}", socket_folder, worker.id.incarnation)
+  config.peer = host.address.empty() ? fmt::format("ipc://{}/peer-{}", sockets.path(), worker.id.incarnation)
                                      : fmt::format("tcp://{}:*", host.address);
   config.host = host.address.empty() ? "127.0.0.1" : host.address;
   config.id = worker.id;
