@@ -31,6 +31,35 @@ std::string find_log(const std::string& run) {
                   "`flywheel runs list` shows the runs; a folder or a file will do too");
 }
 
+// What an operation took or gave, whole: JSON as it is, other text as text.
+Json value_json(const std::string& bytes) {
+  if (bytes.starts_with('{') || bytes.starts_with('[')) {
+    if (auto json = parse_json(bytes); json.ok()) return std::move(json).value();
+  }
+  return bytes;
+}
+
+Json line_json(const runtime::LogLine& line) {
+  Json out = {{"offset", line.offset}, {"epoch", line.epoch}, {"mesh", line.mesh}, {"what", line.what}};
+  if (line.sequence == 0) return out;
+  out["sequence"] = line.sequence;
+  out["ranks"] = line.slice;
+  out["arguments"] = value_json(line.args);
+  out["cursor"] = line.cursor;
+  out["uses"] = line.uses;
+  out["results"] = Json::array();
+  for (const runtime::Outcome& outcome : line.outcomes) {
+    Json one = {{"size_bytes", outcome.size_bytes}, {"digest", fmt::format("{:016x}", outcome.digest)}};
+    if (outcome.failed) {
+      one = {{"error", outcome.value}, {"code", error_code_name(outcome.code)}};
+    } else if (outcome.has_value) {
+      one["value"] = value_json(outcome.value);
+    }
+    out["results"].push_back(std::move(one));
+  }
+  return out;
+}
+
 int show(const Options& options) {
   const std::string path = find_log(options.run);
   const auto content = runtime::read_log(path);
@@ -44,16 +73,7 @@ int show(const Options& options) {
       options.last > 0 ? std::min(static_cast<size_t>(options.last), lines->size()) : lines->size();
   if (options.json) {
     Json out = Json::array();
-    for (const auto& line : std::span(*lines).last(last)) {
-      out.push_back({{"offset", line.offset},
-                     {"sequence", line.sequence},
-                     {"epoch", line.epoch},
-                     {"mesh", line.mesh},
-                     {"what", line.what},
-                     {"ranks", line.slice},
-                     {"arguments", line.arguments},
-                     {"result", line.result}});
-    }
+    for (const auto& line : std::span(*lines).last(last)) out.push_back(line_json(line));
     print_json(out);
   } else {
     std::printf("%s", runtime::log_table(*lines, last).c_str());

@@ -164,13 +164,16 @@ Result<std::vector<LogLine>> log_lines(const LogContent& content) {
         line.what = command.operation;
         line.slice = command.ranks.empty() ? "all" : ranks_text(command.ranks);
         line.arguments = arguments_text(command);
+        line.args = command.args, line.cursor = command.cursor, line.uses = command.uses;
         line.result = kNoResult;
         line_of[command.sequence] = lines.size();
         break;
       }
       case RecordType::kResult: {
-        const auto result = decode<ResultRecord>(record.bytes).value();
-        lines[line_of.at(result.sequence)].result = result_text(result.outcomes);
+        auto result = decode<ResultRecord>(record.bytes).value();
+        LogLine& command = lines[line_of.at(result.sequence)];
+        command.result = result_text(result.outcomes);
+        command.outcomes = std::move(result.outcomes);
         continue;
       }
       case RecordType::kValue: {

@@ -23,7 +23,12 @@ struct LogLine {
   uint64_t offset = 0;    // of the record's frame in the file
   uint64_t sequence = 0;  // of the command; 0 for other records
   uint64_t epoch = 0;
-  std::string mesh, what, slice, arguments, result;
+  std::string mesh, what, slice, arguments, result;  // long ones are cut: for people
+  // A command's own, whole: for machines.
+  std::string args;
+  uint64_t cursor = 0;
+  std::vector<uint64_t> uses;
+  std::vector<Outcome> outcomes;  // of its ranks; none: no result
 };
 
 // One line per record; a command's result stands in its own line. kCorrupt as read_history.
