@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "base/config.h"
+#include "base/config_places.h"
 #include "base/json.h"
 #include "base/progress.h"
 #include "base/thread_pool.h"
@@ -32,8 +32,8 @@ int prepare(const Options& options) {
   data::PrepareRequest request;
   request.inputs = options.inputs;
   request.output = options.output;
-  request.config = options.config.empty() ? parse_config<data::DataConfig>("--set", "{}", overrides)
-                                          : load_config<data::DataConfig>(options.config, overrides);
+  ConfigPlaces places;
+  request.config = places.load<data::DataConfig>(options.config, overrides);
   std::unique_ptr<ProgressBar> bar;
   std::string stage;
   request.progress = [&](const std::string& name, int64_t done, int64_t total) {
@@ -49,7 +49,8 @@ int prepare(const Options& options) {
     store = store::Store::open().value_or_throw("--home");
     request.store = &*store;
   }
-  const data::PrepareReport report = data::prepare(request).value_or_throw(options.output);
+  const data::PrepareReport report =
+      places.blame([&] { return data::prepare(request); }).value_or_throw(options.output);
   bar.reset();
   if (options.json) {
     std::printf("%s\n", data::to_json(report).dump().c_str());

@@ -2,7 +2,7 @@
 #include <csignal>
 #include <cstdio>
 
-#include "base/config.h"
+#include "base/config_places.h"
 #include "base/log.h"
 #include "cli.h"
 #include "serve/server.h"
@@ -16,6 +16,7 @@ int verb_serve(const std::vector<std::string>& args) {
   std::vector<std::string> models, overrides, keys;
   std::string config_file, host;
   int port = -1;
+  bool show = false;
   app.add_option("models", models,
                  "Models to serve: names in the store, folders or .gguf files; NAME=MODEL renames");
   app.add_option("--config", config_file, "YAML with all settings; flags go over it")
@@ -26,17 +27,20 @@ int verb_serve(const std::vector<std::string>& args) {
   app.add_option("--port", port, "Port, 0 to 65535 (default 8000; 0: any free one)")
       ->check(CLI::Range(0, 65535));
   app.add_option("--api-key", keys, "Ask for this key; may be given again")->allow_extra_args(false);
+  app.add_flag("--show-config", show, "Print the resolved config and stop (docs/serve.md explains it)");
   app.footer(
       "  flywheel serve smollm2\n"
       "  flywheel serve smollm2 mine=./my-model.gguf --port 8080\n"
+      "  flywheel serve smollm2 --set http.write_timeout_ms=10000 --show-config\n"
       "  curl http://127.0.0.1:8000/v1/chat/completions -d '{\"model\": \"smollm2\", \"messages\": "
       "[{\"role\": \"user\", \"content\": \"Hello\"}]}'\n");
   if (auto exit = parse(app, "serve", args)) return *exit;
 
-  auto config = config_file.empty() ? parse_config<serve::ServerConfig>("--set", "", overrides)
-                                    : load_config<serve::ServerConfig>(config_file, overrides);
-  if (!host.empty()) config.http.host = host;
-  if (port >= 0) config.http.port = port;
+  ConfigPlaces places;
+  auto config = places.load<serve::ServerConfig>(config_file, overrides);
+  if (!host.empty()) config.http.host = host, places.set("http.host", "--host");
+  if (port >= 0) config.http.port = port, places.set("http.port", "--port");
+  if (!keys.empty()) places.set("api_keys", "--api-key");
   for (const auto& key : keys) config.api_keys.push_back(key);
   for (const auto& text : models) {
     engine::EngineConfig model;
@@ -44,6 +48,10 @@ int verb_serve(const std::vector<std::string>& args) {
     model.model = equals == std::string::npos ? text : text.substr(equals + 1);
     if (equals != std::string::npos) model.served_name = text.substr(0, equals);
     config.models.push_back(model);
+  }
+  if (show) {
+    std::printf("%s", dump_config(config).c_str());
+    return 0;
   }
   if (config.models.empty()) {
     throw UserError("flywheel serve", "no model to serve", "name one, for instance: flywheel serve smollm2");
@@ -57,11 +65,11 @@ int verb_serve(const std::vector<std::string>& args) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
   serve::Server server(config);
-  server.start().value_or_throw("flywheel serve");
+  places.blame([&] { return server.start(); }).value_or_throw("flywheel serve");
   std::string names;
   for (const auto& name : server.model_names()) names += (names.empty() ? "" : ", ") + name;
-  LOG_INFO("serving {} at http://{}:{}/v1", names, config.http.host, server.port());
-  std::printf("http://%s:%d\n", config.http.host.c_str(), server.port());
+  LOG_INFO("serving {} at {}/v1", names, server.url());
+  std::printf("%s\n", server.url().c_str());
   std::fflush(stdout);
 
   int signal = 0;

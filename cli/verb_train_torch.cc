@@ -3,7 +3,7 @@
 #include <csignal>
 #include <cstdio>
 
-#include "base/config.h"
+#include "base/config_places.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/progress.h"
@@ -151,19 +151,19 @@ int verb_train(const std::vector<std::string>& args) {
     throw UserError("--resume", "goes on with the run's own config", "leave the file away");
   }
   train::TrainConfig config;
+  ConfigPlaces places;
   if (!resume.empty()) {
     if (!overrides.empty()) throw UserError("--set", "a run goes on with its own config");
     config = train::config_of_run(resume).value_or_throw("--resume");
-  } else if (!file.empty()) {
-    config = load_config<train::TrainConfig>(file, overrides);
   } else {
-    config = parse_config<train::TrainConfig>("--set", "{}", overrides);
+    config = places.load<train::TrainConfig>(file, overrides);
   }
   train::DeepSpeedConfig deepspeed;
   if (!deepspeed_file.empty()) {
     if (!resume.empty()) throw UserError("--deepspeed", "a run goes on with its own config");
     deepspeed = over_deepspeed(deepspeed_file, config);
     config = deepspeed.train;
+    places = {};  // of numbers that may now be the other file's
   }
   if (show) {
     std::printf("%s\n", dump_config(config).c_str());
@@ -193,7 +193,8 @@ int verb_train(const std::vector<std::string>& args) {
   };
   const StopSignals signals;
   hooks.should_stop = [] { return StopSignals::noted() != 0; };
-  const auto report = train::run_training(config, {.resume = resume, .fresh = fresh}, hooks);
+  const auto report =
+      places.blame([&] { return train::run_training(config, {.resume = resume, .fresh = fresh}, hooks); });
   if (!report.ok()) {
     bar.reset();
     if (report.error().code == ErrorCode::kCancelled && StopSignals::noted() != 0) {

@@ -17,7 +17,7 @@ Result<J> parse(std::string_view text, int max_depth) {
       in_string = true;
     } else if (c == '[' || c == '{') {
       if (++depth > max_depth) {
-        return make_error(ErrorCode::kInvalid, "nested deeper than {} at byte {}", max_depth, i);
+        return make_error(ErrorCode::kInvalid, "JSON that is nested deeper than {} at byte {}", max_depth, i);
       }
     } else if (c == ']' || c == '}') {
       --depth;

@@ -63,6 +63,9 @@ struct EngineConfig {
   }
 };
 
+// kInvalid for numbers out of range; the message begins with the key: "max_running: ...". open() does it too.
+Result<void> check(const EngineConfig& config);
+
 struct EngineStats {
   int64_t running = 0, waiting = 0;     // sequences
   int64_t blocks = 0, free_blocks = 0;  // free: also those that only the prefix cache keeps

@@ -28,20 +28,6 @@ int64_t free_memory_bytes() {
   return std::strtoll(text.value().c_str() + at + 13, nullptr, 10) * 1024;
 }
 
-Result<void> check_limits(const EngineConfig& config) {
-  const auto at_least = [](const char* key, int64_t value, int64_t least) -> Result<void> {
-    if (value >= least) return {};
-    return make_error(ErrorCode::kInvalid, "{}: {} is too small; at least {}", key, value, least);
-  };
-  RETURN_IF_ERROR(at_least("max_running", config.max_running, 1));
-  RETURN_IF_ERROR(at_least("max_waiting", config.max_waiting, 1));
-  RETURN_IF_ERROR(at_least("step_tokens", config.step_tokens, 1));
-  RETURN_IF_ERROR(at_least("stall_ms", config.stall_ms, 1));
-  RETURN_IF_ERROR(at_least("kv_cache_bytes", config.kv_cache_bytes, 0));
-  RETURN_IF_ERROR(at_least("max_context_tokens", config.max_context_tokens, 0));
-  return {};
-}
-
 // How many blocks, and how long a request may get.
 Result<ExecutorLimits> size_cache(const EngineConfig& config, const model::DecoderConfig& decoder,
                                   DType kv_dtype) {
@@ -100,13 +86,34 @@ uint64_t entropy() {
 
 }  // namespace
 
+Result<void> check(const EngineConfig& config) {
+  const auto in_range = [](const char* key, int64_t value, int64_t least, int64_t most) -> Result<void> {
+    if (value < least)
+      return make_error(ErrorCode::kInvalid, "{}: {} is too small; at least {}", key, value, least);
+    if (value > most)
+      return make_error(ErrorCode::kInvalid, "{}: {} is too large; at most {}", key, value, most);
+    return {};
+  };
+  constexpr int64_t kMostSequences = 1 << 20, kMostTokens = 1 << 20;  // each has buffers of its own
+  RETURN_IF_ERROR(in_range("max_running", config.max_running, 1, kMostSequences));
+  RETURN_IF_ERROR(in_range("max_waiting", config.max_waiting, 1, INT32_MAX));
+  RETURN_IF_ERROR(in_range("step_tokens", config.step_tokens, 1, kMostTokens));
+  RETURN_IF_ERROR(in_range("stall_ms", config.stall_ms, 1, INT32_MAX));
+  RETURN_IF_ERROR(in_range("kv_cache_bytes", config.kv_cache_bytes, 0, INT64_MAX));
+  RETURN_IF_ERROR(in_range("max_context_tokens", config.max_context_tokens, 0, INT32_MAX));
+  RETURN_IF_ERROR(float_dtype("dtype", config.dtype));
+  RETURN_IF_ERROR(float_dtype("kv_dtype", config.kv_dtype));
+  return {};
+}
+
 Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config) {
+  RETURN_IF_ERROR(check(config));
   ASSIGN_OR_RETURN(model::OpenModel model, model::open_model(config.model));
   return open(config, std::move(model));
 }
 
 Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config, model::OpenModel model) {
-  RETURN_IF_ERROR(check_limits(config));
+  RETURN_IF_ERROR(check(config));
   ASSIGN_OR_RETURN(const std::optional<DType> dtype, float_dtype("dtype", config.dtype));
   ASSIGN_OR_RETURN(std::optional<DType> kv_dtype, float_dtype("kv_dtype", config.kv_dtype));
   RETURN_IF_ERROR(check_memory_for_weights(model, dtype));

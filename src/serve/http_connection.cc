@@ -1,10 +1,12 @@
 // One connection: requests read within limits, handed on, and answered, until either side has had enough.
 #include <poll.h>
+#include <strings.h>
 
 #include <algorithm>
 #include <cctype>
 
 #include "base/log.h"
+#include "base/metrics.h"
 #include "serve/api_error.h"
 #include "serve/http_server_internal.h"
 
@@ -16,7 +18,49 @@ std::string json_error(int status, const std::string& message) {
   return ApiError(status, message).body();
 }
 
+// -1: not a digit.
+int hex_digit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  const char lower = static_cast<char>(c | 0x20);
+  return lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
+}
+
+// RFC 3986, 2.1. False: an escape is not two hexadecimal digits.
+bool decode_percent(std::string& path) {
+  std::string out;
+  for (size_t i = 0; i < path.size(); ++i) {
+    if (path[i] != '%') {
+      out += path[i];
+      continue;
+    }
+    const int high = i + 2 < path.size() ? hex_digit(path[i + 1]) : -1;
+    const int low = high >= 0 ? hex_digit(path[i + 2]) : -1;
+    if (low < 0) return false;
+    out += static_cast<char>(high * 16 + low);
+    i += 2;
+  }
+  path = std::move(out);
+  return true;
+}
+
+// "http://host/path" -> "/path": proxies' clients send the whole address (RFC 9112, 3.2.2).
+std::string origin_form(std::string target) {
+  for (const std::string_view scheme : {"http://", "https://"}) {
+    if (strncasecmp(target.c_str(), scheme.data(), scheme.size()) != 0) continue;
+    target.erase(0, std::min(target.find_first_of("/?", scheme.size()), target.size()));
+    return target.starts_with('/') ? target : "/" + target;
+  }
+  return target;
+}
+
 }  // namespace
+
+void count_answer(int status) {
+  Metrics::global()
+      .counter("flywheel_serve_requests_total", "HTTP requests answered, by status",
+               {{"status", std::to_string(status)}})
+      .add(1);
+}
 
 std::string_view HttpRequest::header(const std::string& name) const {
   const auto it = headers.find(name);
@@ -35,6 +79,7 @@ asio::awaitable<void> HttpConnection::reply(int status, std::string content_type
                                             HttpHeaders headers) {
   if (answered_ || gone_) co_return;
   answered_ = true;
+  count_answer(status);
   http::response<http::string_body> message(static_cast<http::status>(status), version_);
   fill(message, content_type, headers);
   message.content_length(body.size());
@@ -54,6 +99,7 @@ asio::awaitable<bool> HttpConnection::begin_stream(int status, std::string conte
                                                    HttpHeaders headers) {
   if (answered_ || gone_) co_return false;
   answered_ = true;
+  count_answer(status);
   http::response<http::empty_body> message(static_cast<http::status>(status), version_);
   fill(message, content_type, headers);
   chunked_ = version_ >= 11;
@@ -98,22 +144,22 @@ bool HttpConnection::client_gone() {
   return gone_;
 }
 
-asio::awaitable<void> HttpConnection::refuse(int status, const char* message) {
+asio::awaitable<void> HttpConnection::refuse(int status, std::string message) {
   keep_alive_ = false;
   answered_ = false;
   request_.method.clear();
   co_await reply(status, "application/json", json_error(status, message), {});
 }
 
-// Copies what handlers see out of the parser. False: two ways to tell the body's length, which is how
-// requests are smuggled past a proxy (RFC 9112, 6.3).
-bool HttpConnection::take_request(Parser& parser) {
+// Copies what handlers see out of the parser. Says what is wrong with it, "" when nothing is.
+std::string HttpConnection::take_request(Parser& parser) {
   auto& message = parser.get();
   request_ = HttpRequest{};
   request_.method = std::string(message.method_string());
-  const std::string target(message.target());
+  const std::string target = origin_form(std::string(message.target()));
   const size_t question = target.find('?');
   request_.path = target.substr(0, question);
+  const bool decoded = decode_percent(request_.path);
   if (question != std::string::npos) request_.query = target.substr(question + 1);
   int lengths = 0, encodings = 0;
   for (const auto& field : message) {
@@ -125,7 +171,10 @@ bool HttpConnection::take_request(Parser& parser) {
   }
   version_ = message.version();
   keep_alive_ = message.keep_alive();
-  return lengths + encodings <= 1;
+  if (!decoded) return "the path holds a % that two hexadecimal digits do not follow";
+  // Two ways to tell the body's length are how requests are smuggled past a proxy (RFC 9112, 6.3).
+  if (lengths + encodings > 1) return "more than one Content-Length or Transfer-Encoding";
+  return "";
 }
 
 // False: the connection is at its end (closed, timed out, or refused with an answer).
@@ -144,9 +193,11 @@ asio::awaitable<bool> HttpConnection::read_request() {
   parser.body_limit(static_cast<std::uint64_t>(config.max_body_bytes));
   stream_.expires_after(std::chrono::milliseconds(config.header_timeout_ms));
   co_await http::async_read_header(stream_, buffer_, parser, into(error));
-  if (!error && !take_request(parser)) {
-    co_await refuse(400, "more than one Content-Length or Transfer-Encoding");
-    co_return false;
+  if (!error) {
+    if (const std::string wrong = take_request(parser); !wrong.empty()) {
+      co_await refuse(400, wrong);
+      co_return false;
+    }
   }
   if (!error) {
     if (request_.header("expect") == "100-continue") {

@@ -45,6 +45,7 @@ asio::awaitable<void> HttpServer::State::accept_loop() {
           body.size(), body);
       socket.non_blocking(true, error);
       socket.write_some(asio::buffer(text), error);
+      count_answer(503);
       continue;
     }
     auto executor = socket.get_executor();

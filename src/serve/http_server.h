@@ -3,7 +3,7 @@
 // A handler gets one exchange: the whole request (its body is read before), and the means to answer, at once
 // or as a stream. It runs on the connection's strand; what blocks or computes for long goes elsewhere
 // (event_queue.h). The server answers by itself what never reaches a handler: malformed requests (400), too
-// large headers (431) and bodies (413), slow senders (408), two framings in one request (400), too many
+// large headers (431) and bodies (413), two framings in one request (400), too many
 // connections (503).
 //
 // Ownership: the server owns its threads and connections. Threads: start/finish/drain/port from any.
@@ -59,7 +59,7 @@ struct HttpServerConfig {
 
 struct HttpRequest {
   std::string method;                          // "GET"
-  std::string path;                            // without the query: "/v1/models"
+  std::string path;                            // without the query, escapes decoded: "/v1/models"
   std::string query;                           // without the '?'
   std::map<std::string, std::string> headers;  // names in lower case
   std::string body;

@@ -31,6 +31,9 @@ inline auto into(error_code& error) {
   return asio::redirect_error(asio::use_awaitable, error);
 }
 
+// flywheel_serve_requests_total: every answer, those too that no handler gave.
+void count_answer(int status);
+
 class HttpConnection;
 
 struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
@@ -89,8 +92,8 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
  private:
   using Parser = http::request_parser<http::string_body>;
   asio::awaitable<bool> read_request();
-  asio::awaitable<void> refuse(int status, const char* message);
-  bool take_request(Parser& parser);
+  asio::awaitable<void> refuse(int status, std::string message);
+  std::string take_request(Parser& parser);
   void close() {
     error_code ignored;
     stream_.socket().shutdown(tcp::socket::shutdown_both, ignored);

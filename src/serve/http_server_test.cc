@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "base/http_client.h"
+#include "base/metrics.h"
 #include "base/mutation_for_tests.h"
 #include "base/philox.h"
 #include "base/slowness_for_tests.h"
@@ -63,6 +64,8 @@ class HttpServerTest : public testing::Test {
       const std::string path = exchange.request().path;
       if (path == "/echo") {
         co_await exchange.reply(200, "text/plain", exchange.request().method + " " + exchange.request().body);
+      } else if (path.starts_with("/path/")) {
+        co_await exchange.reply(200, "text/plain", path + "?" + exchange.request().query);
       } else if (path == "/throw") {
         throw std::runtime_error("boom");
       } else if (path == "/stream") {
@@ -114,6 +117,64 @@ TEST_F(HttpServerTest, RefusesWhatIsMalformedAndStaysUp) {
       ask("GET /echo HTTP/1.1\r\nHost: a\r\n\r\nGET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
       testing::HasSubstr("GET HTTP/1.1 200"));  // two requests at once, two answers
   EXPECT_EQ(http_get(url_ + "/echo")->status, 200);
+}
+
+TEST_F(HttpServerTest, DecodesThePathAndNotTheQuery) {
+  EXPECT_EQ(http_get(url_ + "/path/org%2Ftiny?a=%2F")->body, "/path/org/tiny?a=%2F");
+  EXPECT_EQ(http_get(url_ + "/path/%E6%97%A5%e6%9c%ac")->body, "/path/日本?");
+  EXPECT_EQ(http_get(url_ + "/path/a+b%2520c")->body, "/path/a+b%20c?");  // once, and + is no space here
+  for (const char* malformed : {"/path/%", "/path/%2", "/path/%zz", "/path/%2g", "/path/a%%41"}) {
+    RawClient client(server_->port());
+    client.send(std::string("GET ") + malformed + " HTTP/1.1\r\nHost: a\r\n\r\n");
+    const std::string answer = client.read();
+    EXPECT_THAT(answer, testing::StartsWith("HTTP/1.1 400")) << malformed;
+    EXPECT_THAT(answer, testing::HasSubstr("two hexadecimal digits")) << malformed;
+  }
+}
+
+TEST_F(HttpServerTest, TakesTheAbsoluteForm) {
+  const auto ask = [&](const std::string& target) {
+    RawClient client(server_->port());
+    client.send("GET " + target + " HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    return client.read();
+  };
+  EXPECT_THAT(ask("http://a:80/path/x?y=1"), testing::EndsWith("/path/x?y=1"));
+  EXPECT_THAT(ask("HTTPS://a/path/http://b"), testing::EndsWith("/path/http://b?"));
+  EXPECT_THAT(ask("http://a"), testing::StartsWith("HTTP/1.1 500"));  // no handler of ours answers "/"
+}
+
+TEST_F(HttpServerTest, CountsEveryAnswerByStatus) {
+  const auto answers = [](int status) {
+    return Metrics::global()
+        .counter("flywheel_serve_requests_total", "HTTP requests answered, by status",
+                 {{"status", std::to_string(status)}})
+        .value();
+  };
+  const auto counted = [&](int status, const std::string& text) {
+    const double before = answers(status);
+    RawClient client(server_->port());
+    client.send(text);
+    client.read();
+    return answers(status) - before;
+  };
+  EXPECT_EQ(counted(200, "GET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"), 1);
+  EXPECT_EQ(counted(200, "GET /stream HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"), 1);
+  EXPECT_EQ(counted(400, "NONSENSE\r\n\r\n"), 1);
+  EXPECT_EQ(counted(413, "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n"), 1);
+  EXPECT_EQ(counted(431, "GET /echo HTTP/1.1\r\nX: " + std::string(20'000, 'x') + "\r\n\r\n"), 1);
+  EXPECT_EQ(counted(500, "GET /silent HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"), 1);
+
+  HttpServerConfig config;
+  config.port = 0, config.max_connections = 1;
+  HttpServer small(config, [](HttpExchange&) -> asio::awaitable<void> { co_return; });
+  small.start().value();
+  const double before = answers(503);
+  RawClient first(small.port());
+  for (int i = 0; i < 1000 && small.open_connections() == 0; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  RawClient second(small.port());
+  EXPECT_THAT(second.read(), testing::StartsWith("HTTP/1.1 503"));
+  EXPECT_EQ(answers(503) - before, 1);
 }
 
 // Any bytes on the wire: an answer or a closed connection, and the next client is served.

@@ -76,7 +76,8 @@ TEST(OpenaiRequest, NamesTheFieldThatIsWrong) {
               testing::StartsWith("messages[0].content:"));
   EXPECT_THAT(refusal(parse_chat_request, R"({"messages":[]})"), testing::StartsWith("model:"));
   EXPECT_THAT(refusal(parse_chat_request, "{"), testing::HasSubstr("not JSON"));
-  EXPECT_THAT(refusal(parse_chat_request, std::string(100'000, '[')), testing::HasSubstr("nested deeper"));
+  EXPECT_THAT(refusal(parse_chat_request, std::string(100'000, '[')),
+              testing::HasSubstr("the request body is JSON that is nested deeper"));
 }
 
 TEST(OpenaiRequest, TopPOfZeroIsTaken) {

@@ -22,16 +22,61 @@ bool is_loopback(const std::string& host) {
 }
 
 struct HttpMetrics {
-  Counter& count(int status) {
-    return Metrics::global().counter("flywheel_serve_requests_total", "HTTP requests answered, by status",
-                                     {{"status", std::to_string(status)}});
-  }
   Histogram& seconds = Metrics::global().histogram("flywheel_serve_request_seconds",
                                                    "From a request's last byte to its answer's",
                                                    {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100});
 };
 
+void check_range(const std::string& key, int64_t value, int64_t least, int64_t most) {
+  if (value < least || value > most)
+    throw UserError(key, fmt::format("{} is not from {} to {}", value, least, most));
+}
+
+void check(const HttpServerConfig& http) {
+  constexpr int64_t kMostThreads = 1024, kMost = INT32_MAX;
+  check_range("http.threads", http.threads, 1, kMostThreads);
+  check_range("http.max_body_bytes", http.max_body_bytes, 1, int64_t{1} << 40);
+  check_range("http.max_header_bytes", http.max_header_bytes, 256, int64_t{1} << 30);
+  check_range("http.max_connections", http.max_connections, 1, kMost);
+  check_range("http.header_timeout_ms", http.header_timeout_ms, 1, kMost);
+  check_range("http.body_timeout_ms", http.body_timeout_ms, 1, kMost);
+  check_range("http.idle_timeout_ms", http.idle_timeout_ms, 1, kMost);
+  check_range("http.write_timeout_ms", http.write_timeout_ms, 1, kMost);
+}
+
+// The engine's kInvalid begins with its key ("max_running: ..."): which of the models is added.
+void throw_if_setting(const ServerConfig& config, size_t index, const Error& error) {
+  const size_t colon = error.message.find(": ");
+  config_internal::Names keys;
+  engine::EngineConfig().fields(keys);
+  if (error.code != ErrorCode::kInvalid || colon == std::string::npos) return;
+  const std::string key = error.message.substr(0, colon);
+  if (std::ranges::find(keys.list, key) == keys.list.end()) return;
+  const engine::EngineConfig& model = config.models[index];
+  throw UserError(fmt::format("models[{}].{}", index, key),
+                  fmt::format("{} (model {})", error.message.substr(colon + 2),
+                              model.served_name.empty() ? model.model : model.served_name));
+}
+
 }  // namespace
+
+void check(const ServerConfig& config) {
+  check(config.http);
+  check_range("drain_ms", config.drain_ms, 0, INT32_MAX);
+  for (size_t i = 0; i < config.models.size(); ++i) {
+    if (config.models[i].model.empty())
+      throw UserError(fmt::format("models[{}].model", i), "is not set",
+                      "name an artifact, a folder or a .gguf file");
+    if (const Result<void> right = engine::check(config.models[i]); !right.ok())
+      throw_if_setting(config, i, right.error());
+  }
+  for (const std::string& key : config.api_keys) {
+    const bool sendable = std::ranges::all_of(key, [](char c) { return c > ' ' && c < '\x7f'; });
+    if (!key.empty() && sendable) continue;
+    throw UserError("api_keys", key.empty() ? "a key is empty" : "a key holds spaces or other than ASCII",
+                    "nobody could send it: give a key of visible ASCII, or none at all");
+  }
+}
 
 struct Server::State {
   explicit State(ServerConfig given)
@@ -116,7 +161,6 @@ asio::awaitable<void> Server::State::handle(HttpExchange& exchange) {
     if (status == 401) headers["WWW-Authenticate"] = "Bearer";
     co_await exchange.reply(status, "application/json", failed->body(), headers);
   }
-  metrics.count(status).add(1);
   metrics.seconds.observe(clock.seconds());
   LOG_DEBUG("{} {} {} {:.3f} s", exchange.request().method, exchange.request().path, status, clock.seconds());
 }
@@ -127,30 +171,31 @@ Server::~Server() {
 }
 
 Result<void> Server::start() {
+  check(state_->config);
   if (!is_loopback(state_->config.http.host) && state_->config.api_keys.empty()) {
     throw UserError("http.host",
                     state_->config.http.host + " can be reached by others, and no API key is asked for",
                     "set api_keys (or --api-key), or bind to 127.0.0.1");
   }
-  for (const std::string& key : state_->config.api_keys) {
-    const bool sendable = std::ranges::all_of(key, [](char c) { return c > ' ' && c < '\x7f'; });
-    if (!key.empty() && sendable) continue;
-    throw UserError("api_keys", key.empty() ? "a key is empty" : "a key holds spaces or other than ASCII",
-                    "nobody could send it: give a key of visible ASCII, or none at all");
-  }
-  const HttpServerConfig& http = state_->config.http;
-  if (http.max_body_bytes < 1 || http.max_header_bytes < 256 || http.max_connections < 1 ||
-      http.threads < 1) {
-    throw UserError("http",
-                    "max_body_bytes, max_connections and threads must be at least 1, max_header_bytes 256");
-  }
   RETURN_IF_ERROR(state_->http.bind());
-  for (const auto& model : state_->config.models) RETURN_IF_ERROR(state_->models.load(model));
+  const std::vector<engine::EngineConfig>& models = state_->config.models;
+  for (size_t i = 0; i < models.size(); ++i) {
+    const Result<void> loaded = state_->models.load(models[i]);
+    if (loaded.ok()) continue;
+    throw_if_setting(state_->config, i, loaded.error());
+    return loaded;
+  }
   return state_->http.start();
 }
 
 int Server::port() const {
   return state_->http.port();
+}
+
+std::string Server::url() const {
+  const std::string& host = state_->config.http.host;
+  const bool ipv6 = host.find(':') != std::string::npos;
+  return fmt::format("http://{}:{}", ipv6 ? "[" + host + "]" : host, port());
 }
 
 std::vector<std::string> Server::model_names() const {

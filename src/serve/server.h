@@ -32,6 +32,9 @@ struct ServerConfig {
   }
 };
 
+// UserError for settings out of range, naming the key: "http.threads", "models[1].max_running".
+void check(const ServerConfig& config);
+
 class Server {
  public:
   explicit Server(ServerConfig config);
@@ -39,10 +42,11 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  // Takes the address, loads the models, then listens. UserError for an address other than loopback without
-  // keys.
+  // check(), takes the address, loads the models, then listens. UserError for an address other than loopback
+  // without keys, and for what a model's settings get wrong.
   Result<void> start();
   int port() const;
+  std::string url() const;  // "http://127.0.0.1:8000"; an IPv6 address stands in brackets
   std::vector<std::string> model_names() const;
   // Lets answers under way end until the deadline; the others then end with a 503 (or an error event in their
   // stream). Engines and connections have stopped when it returns.

@@ -24,4 +24,5 @@ try {
   error = { kind: e.constructor.name, status: e.status, param: e.param };
 }
 const models = (await client.models.list()).data.map((m) => m.id);
-console.log(JSON.stringify({ whole: whole.choices[0].message.content, streamed, helper, finish, usage, error, models }));
+const retrieved = (await client.models.retrieve(model)).id;
+console.log(JSON.stringify({ whole: whole.choices[0].message.content, streamed, helper, finish, usage, error, models, retrieved }));

