@@ -77,7 +77,8 @@ Answer ask(const std::string& url, OrderedJson body) {
   answer.seconds = clock.seconds();
   std::printf("\n");
   if (reply.status != 200 || !failure.empty())
-    throw UserError(url, "answered " + std::to_string(reply.status) + " " + failure + pending);
+    throw UserError(url, "answered " + std::to_string(reply.status) + " " + failure + pending, "",
+                    ErrorCode::kUnavailable);
   return answer;
 }
 
@@ -109,7 +110,7 @@ Process start_server(const std::string& log, std::string& url) {
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  throw UserError("serve", "the server did not come up", "its log: " + log);
+  throw UserError("serve", "the server did not come up", "its log: " + log, ErrorCode::kUnavailable);
 }
 
 }  // namespace
@@ -142,7 +143,7 @@ void run_serve(Context& context) {
   const ExitStatus ended = server.stop(30'000);
   if (ended.exit_code != 0)
     throw UserError("serve", fmt::format("the server ended with {}", ended.exit_code),
-                    "its log: " + context.folder + "/serve.log");
+                    "its log: " + context.folder + "/serve.log", ErrorCode::kUnavailable);
 }
 
 }  // namespace flywheel::cli::demo

@@ -58,7 +58,7 @@ train::TrainReport train_once(Context& context, bool kill) {
   bar->finish(fmt::format("loss {:.3f}", report.loss));
   if (kill && report.recoveries == 0) {
     throw UserError("demo", "the worker that was killed was not missed: the run ended before it was noticed",
-                    "train for longer with --steps");
+                    "train for longer with --steps", ErrorCode::kUnavailable);
   }
   say("trained", fmt::format("{} tokens at {}", human_count(report.tokens), speed_text(report)));
   say("sha256", report.sha256 + "  of weights and optimizer state");
