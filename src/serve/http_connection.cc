@@ -25,7 +25,7 @@ int hex_digit(char c) {
   return lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
 }
 
-// RFC 3986, 2.1. False: an escape is not two hexadecimal digits.
+// RFC 3986, 2.1. False: an escape is not two hexadecimal digits, or hides a control character (from logs).
 bool decode_percent(std::string& path) {
   std::string out;
   for (size_t i = 0; i < path.size(); ++i) {
@@ -35,8 +35,9 @@ bool decode_percent(std::string& path) {
     }
     const int high = i + 2 < path.size() ? hex_digit(path[i + 1]) : -1;
     const int low = high >= 0 ? hex_digit(path[i + 2]) : -1;
-    if (low < 0) return false;
-    out += static_cast<char>(high * 16 + low);
+    const int byte = high * 16 + low;
+    if (low < 0 || byte < 0x20 || byte == 0x7f) return false;
+    out += static_cast<char>(byte);
     i += 2;
   }
   path = std::move(out);
@@ -171,7 +172,8 @@ std::string HttpConnection::take_request(Parser& parser) {
   }
   version_ = message.version();
   keep_alive_ = message.keep_alive();
-  if (!decoded) return "the path holds a % that two hexadecimal digits do not follow";
+  if (!decoded)
+    return "the path holds a % that is not followed by the two hexadecimal digits of a printable character";
   // Two ways to tell the body's length are how requests are smuggled past a proxy (RFC 9112, 6.3).
   if (lengths + encodings > 1) return "more than one Content-Length or Transfer-Encoding";
   return "";

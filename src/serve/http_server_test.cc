@@ -123,7 +123,8 @@ TEST_F(HttpServerTest, DecodesThePathAndNotTheQuery) {
   EXPECT_EQ(http_get(url_ + "/path/org%2Ftiny?a=%2F")->body, "/path/org/tiny?a=%2F");
   EXPECT_EQ(http_get(url_ + "/path/%E6%97%A5%e6%9c%ac")->body, "/path/日本?");
   EXPECT_EQ(http_get(url_ + "/path/a+b%2520c")->body, "/path/a+b%20c?");  // once, and + is no space here
-  for (const char* malformed : {"/path/%", "/path/%2", "/path/%zz", "/path/%2g", "/path/a%%41"}) {
+  for (const char* malformed :
+       {"/path/%", "/path/%2", "/path/%zz", "/path/%2g", "/path/a%%41", "/path/%00", "/path/%0a"}) {
     RawClient client(server_->port());
     client.send(std::string("GET ") + malformed + " HTTP/1.1\r\nHost: a\r\n\r\n");
     const std::string answer = client.read();

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "base/config.h"
 #include "base/deadline.h"
 #include "base/hash.h"
 #include "base/log.h"
