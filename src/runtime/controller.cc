@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cstring>
 
-#include "base/file.h"
 #include "runtime/controller_internal.h"
 #include "runtime/run_lock.h"
 
