@@ -41,16 +41,20 @@ Result<void> write_hf_folder(const std::string& folder, const Decoder& decoder,
   return write_safetensors_folder(folder, tensors, options);
 }
 
-Result<void> export_hf_folder(const std::string& folder, const OpenModel& model, kernels::DType dtype) {
+Result<void> export_hf_folder(const std::string& folder, const OpenModel& model,
+                              std::optional<kernels::DType> dtype) {
   std::vector<Tensor> tensors;
   std::vector<std::vector<uint8_t>> bytes(model.decoder.weights.size());
   for (size_t i = 0; i < model.decoder.weights.size(); ++i) {
     ASSIGN_OR_RETURN(Tensor tensor, model.source->tensor(model.decoder.weights[i].name));
-    if (tensor.dtype != dtype) {
+    const kernels::DType wanted = dtype                                 ? *dtype
+                                  : kernels::is_quantized(tensor.dtype) ? kernels::DType::kF32
+                                                                        : tensor.dtype;
+    if (tensor.dtype != wanted) {
       const std::vector<float> values = to_f32(tensor);
-      bytes[i].resize(static_cast<size_t>(tensor.rows() * kernels::row_bytes(dtype, tensor.cols())));
-      kernels::from_f32(bytes[i].data(), values.data(), dtype, tensor.elements());
-      tensor.dtype = dtype;
+      bytes[i].resize(static_cast<size_t>(tensor.rows() * kernels::row_bytes(wanted, tensor.cols())));
+      kernels::from_f32(bytes[i].data(), values.data(), wanted, tensor.elements());
+      tensor.dtype = wanted;
       tensor.bytes = bytes[i];
     }
     tensors.push_back(std::move(tensor));
@@ -58,10 +62,10 @@ Result<void> export_hf_folder(const std::string& folder, const OpenModel& model,
   std::map<std::string, std::string> files;
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "tokenizer.model",
                            "generation_config.json", "special_tokens_map.json", "chat_template.jinja"}) {
-    if (auto text = read_file(model.path + "/" + name); text.ok()) files[name] = std::move(text).value();
+    if (auto text = read_file(model.beside + "/" + name); text.ok()) files[name] = std::move(text).value();
   }
-  if (model.path.ends_with(".gguf")) {
-    ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(model.path));
+  if (model.beside.ends_with(".gguf")) {
+    ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(model.beside));
     if (file.has("tokenizer.ggml.model")) {
       ASSIGN_OR_RETURN(files["tokenizer.json"], tokenizer_json_of(file));
       ASSIGN_OR_RETURN(files["tokenizer_config.json"], tokenizer_config_of(file));

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -27,8 +28,9 @@ Result<void> write_hf_folder(const std::string& folder, const Decoder& decoder,
                              const std::map<std::string, std::string>& files = {},
                              const SafetensorsOptions& options = {});
 
-// A model from anywhere to such a folder, in a float dtype. A GGUF is dequantized, and its vocabulary becomes
-// tokenizer.json and tokenizer_config.json.
-Result<void> export_hf_folder(const std::string& folder, const OpenModel& model, kernels::DType dtype);
+// A model from anywhere to such a folder, in a float dtype; without one, each weight in its own and quantized
+// ones in f32. A GGUF's vocabulary becomes tokenizer.json and tokenizer_config.json.
+Result<void> export_hf_folder(const std::string& folder, const OpenModel& model,
+                              std::optional<kernels::DType> dtype);
 
 }  // namespace flywheel::model

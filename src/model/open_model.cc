@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "model/hf_config.h"
 #include "model/pull.h"
 #include "model/tokenizer.h"
 #include "store/store.h"
@@ -40,7 +41,8 @@ std::vector<int32_t> end_tokens(const OpenModel& model) {
   if (model.tokenizer) {
     for (const TokenId id : model.tokenizer->end_tokens()) add(id);
   }
-  const Result<std::string> text = read_file(model.path + "/generation_config.json");
+  const std::string& folder = model.beside.ends_with(".gguf") ? model.path : model.beside;
+  const Result<std::string> text = read_file(folder + "/generation_config.json");
   const Result<Json> config = text.ok() ? parse_json(text.value()) : Result<Json>(Json());
   if (config.ok() && config->is_object() && config->contains("eos_token_id")) {
     const Json& eos = (*config)["eos_token_id"];
@@ -80,9 +82,32 @@ Result<std::string> find_model(const std::string& name, const std::vector<std::s
   return store.path_of(artifact.value());
 }
 
-Result<OpenModel> open_model(const std::string& name_or_path) {
+namespace {
+
+// Where config and tokenizer of the model at `path` are; `own`: of the very model that `source` reads.
+std::string description_of(const std::string& path, const WeightSource& source, bool own) {
+  if (own && source.path().ends_with(".gguf")) return source.path();
+  const Result<WeightFormat> format = weight_format(path);
+  if (!format.ok() || *format == WeightFormat::kGguf) return path;
+  if (*format == WeightFormat::kCheckpoint) return path + "/model";
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) return path;
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+Result<Json> config_beside(const std::string& beside, const WeightSource& own, bool is_own) {
+  if (is_own) return own.config();
+  if (path_exists(beside + "/config.json")) return read_hf_config(beside);
+  ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> other, open_weights(beside));
+  return other->config();
+}
+
+}  // namespace
+
+Result<OpenModel> open_model(const std::string& name_or_path, const std::string& described_by) {
   OpenModel model;
-  ASSIGN_OR_RETURN(model.path, find_model(name_or_path));
+  ASSIGN_OR_RETURN(model.path, find_model(name_or_path, {"model", "checkpoint"}));
   model.name = name_of(name_or_path, model.path);
   Result<std::unique_ptr<WeightSource>> weights = open_weights(model.path);
   if (!weights.ok() && is_dataset(model.path)) {
@@ -90,11 +115,16 @@ Result<OpenModel> open_model(const std::string& name_or_path) {
                       "{} is a dataset, not a model; `flywheel models list` shows models", model.path);
   }
   ASSIGN_OR_RETURN(std::unique_ptr<WeightSource> source, std::move(weights));
-  ASSIGN_OR_RETURN(const Json json, source->config());
+  std::string described = model.path;
+  if (!described_by.empty()) {
+    ASSIGN_OR_RETURN(described, find_model(described_by, {"model", "checkpoint", "tokenizer"}));
+  }
+  model.beside = description_of(described, *source, described_by.empty());
+  ASSIGN_OR_RETURN(const Json json, config_beside(model.beside, *source, described_by.empty()));
   Result<DecoderConfig> config = decoder_config_from_hf(json);
   if (!config.ok()) return make_error(config.error().code, "{}: {}", model.path, config.error().message);
   model.decoder = describe(config.value());
-  Result<Tokenizer> tokenizer = Tokenizer::load(source->path());
+  Result<Tokenizer> tokenizer = Tokenizer::load(model.beside);
   if (tokenizer.ok()) {
     model.tokenizer = std::make_shared<const Tokenizer>(std::move(tokenizer).value());
   } else if (tokenizer.error().code != ErrorCode::kNotFound) {

@@ -1,8 +1,8 @@
 // A model that a person names, opened: its description, weights, tokenizer and chat template.
 //
-// MODEL is, in this order: a path to a .gguf file or a folder in Hugging Face's layout (config.json,
-// safetensors, tokenizer files); else the name of a model artifact in the store ("smollm2", "tiny:3",
-// "tiny@best"), whose content is one of the two.
+// MODEL is, in this order: a path to what open_weights() reads, with config.json and tokenizer files beside
+// it where it is no GGUF; else the name of a model artifact in the store ("smollm2", "tiny:3", "tiny@best"),
+// or of a checkpoint's.
 //
 // Ownership: the source keeps its memory maps; copies of an OpenModel share it.
 // Threads: immutable, so any.
@@ -25,8 +25,9 @@ namespace flywheel::model {
 class Tokenizer;
 
 struct OpenModel {
-  std::string name;  // "smollm2", or the file's or folder's name
-  std::string path;  // of the file or folder
+  std::string name;    // "smollm2", or the file's or folder's name
+  std::string path;    // of the file or folder
+  std::string beside;  // the GGUF file, or the folder with config.json and the tokenizer's files
   Decoder decoder;
   std::shared_ptr<const WeightSource> source;
   std::shared_ptr<const Tokenizer> tokenizer;  // null only where the files have none
@@ -38,6 +39,8 @@ struct OpenModel {
 Result<std::string> find_model(const std::string& name_or_path,
                                const std::vector<std::string>& kinds = {"model"});
 
-Result<OpenModel> open_model(const std::string& name_or_path);
+// `described_by`: a model whose config and tokenizer are used instead of its own, for a checkpoint that has
+// none.
+Result<OpenModel> open_model(const std::string& name_or_path, const std::string& described_by = "");
 
 }  // namespace flywheel::model

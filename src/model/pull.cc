@@ -5,6 +5,9 @@
 #include <map>
 
 #include "base/file.h"
+#include "base/hash.h"
+#include "model/hf_folder.h"
+#include "model/open_model.h"
 #include "model/pull_internal.h"
 #include "model/weights.h"
 
@@ -115,6 +118,27 @@ std::string as_name(std::string text) {
   return text.empty() ? "model" : text;
 }
 
+// What is no GGUF and no safetensors (files of torch, checkpoints of torch DCP and DeepSpeed) is stored as a
+// folder of safetensors, their dtypes kept: there are no pickles in the store. Of a run's checkpoint its
+// model. The lock is held until the folder is in the store.
+Result<FileLock> make_plain(Fetched& fetched, const std::string& downloads) {
+  ASSIGN_OR_RETURN(const WeightFormat format, weight_format(fetched.path));
+  if (format == WeightFormat::kGguf || format == WeightFormat::kSafetensors) return FileLock();
+  if (format == WeightFormat::kCheckpoint) {
+    fetched.path += "/model";
+    return FileLock();
+  }
+  ASSIGN_OR_RETURN(const OpenModel model, open_model(fetched.path));
+  const std::string folder = downloads + "/import-" + sha256_hex(fetched.path).substr(0, 16);
+  ASSIGN_OR_RETURN(FileLock lock, lock_download(folder + ".lock"));
+  RETURN_IF_ERROR(remove_all(folder));
+  RETURN_IF_ERROR(export_hf_folder(folder, model, std::nullopt));
+  fetched.metadata["imported_from"] = weight_format_name(format);
+  fetched.path = fetched.scratch = folder;
+  fetched.ingest = store::Ingest::kMove;
+  return lock;
+}
+
 }  // namespace
 
 Result<store::Artifact> pull_model(store::Store& store, const PullRequest& request) {
@@ -144,6 +168,7 @@ Result<store::Artifact> pull_model(store::Store& store, const PullRequest& reque
   ASSIGN_OR_RETURN(Fetched fetched, fetch(full, store.home() + "/downloads", is_stored));
   const std::string name = name_for(fetched.default_name);
   if (fetched.path.empty()) return store.resolve(name);
+  ASSIGN_OR_RETURN(const FileLock importing, make_plain(fetched, store.home() + "/downloads"));
   // Opened before it is stored, so that nothing is stored that cannot be read.
   ASSIGN_OR_RETURN(const Json description, describe_weights(fetched.path));
   fetched.metadata.update(description);

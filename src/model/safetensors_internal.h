@@ -1,6 +1,11 @@
 // Shared by the reader, the writer and the folder of safetensors.h.
 #pragma once
 
+#include <map>
+#include <set>
+#include <string>
+
+#include "base/result.h"
 #include "kernels/dtype.h"
 
 namespace flywheel::model {
@@ -12,5 +17,8 @@ inline constexpr const char* kSafetensorsIndexName = "model.safetensors.index.js
 
 // "F32", "F16" or "BF16"; nullptr for what the format has no word for.
 const char* safetensors_dtype_name(kernels::DType dtype);
+
+// Of an index of shards (torch's has the same form): the shard's name -> the names of its tensors.
+Result<std::map<std::string, std::set<std::string>>> read_shard_index(const std::string& path);
 
 }  // namespace flywheel::model

@@ -1,14 +1,15 @@
-// Named weights of a model, wherever they lie: a folder in Hugging Face's layout, or a GGUF file.
+// Named weights of a model, wherever they lie: a folder in Hugging Face's layout, a GGUF file, or a
+// checkpoint of torch or DeepSpeed, which is read as data: nothing that a pickle names is ever run.
 //
 // Names, shapes and row order are Hugging Face's ("model.layers.3.self_attn.q_proj.weight", [out, in]),
 // whatever the file calls them: a reader never asks which format it has. What differs stays visible in
 // `dtype`: GGUF tensors may be quantized (kernels/dtype.h).
 //
 // Ownership: a source owns the memory maps; the bytes of a Tensor live as long as its source. Nothing is
-// read until the bytes are touched.
-// Threads: all functions may be called from any thread.
-// Errors: kNotFound (no such file or tensor), kInvalid (not this format, or a type or architecture that no
-// layer here computes), kCorrupt (the file contradicts itself). Messages name file, tensor and byte.
+// read until the bytes are touched; what lies in pieces (a sharded checkpoint) is put together in memory when
+// it is first asked for. Threads: all functions may be called from any thread. Errors: kNotFound (no such
+// file or tensor), kInvalid (not this format, or a type or architecture that no layer here computes),
+// kCorrupt (the file contradicts itself). Messages name file, tensor and byte.
 //
 //   ASSIGN_OR_RETURN(auto source, open_weights("SmolLM2-135M-Instruct.Q4_1.gguf"));
 //   ASSIGN_OR_RETURN(Json config, source->config());              // as in config.json
@@ -60,8 +61,19 @@ class WeightSource {
   const TensorInfo* find(const std::string& name) const;
 };
 
-// A .gguf file, a .safetensors file, or a folder with model.safetensors[.index.json] (or, failing that,
-// exactly one .gguf).
+enum class WeightFormat {
+  kGguf,         // a .gguf file, or a folder with exactly one
+  kSafetensors,  // a .safetensors file, or a folder with model.safetensors[.index.json]
+  kTorch,        // a .bin, .pt or .pth file, or a folder with pytorch_model.bin[.index.json]
+  kDcp,          // a folder of torch.distributed.checkpoint
+  kDeepSpeed,    // a folder of DeepSpeed's engine, with or without ZeRO
+  kCheckpoint,   // a folder of our trainer: the model is in its folder `model`
+};
+// "GGUF", "safetensors", "torch", "torch DCP", "DeepSpeed", "checkpoint"
+const char* weight_format_name(WeightFormat format);
+// By names alone. Where a folder has several, the first of the list that is there.
+Result<WeightFormat> weight_format(const std::string& path);
+
 Result<std::unique_ptr<WeightSource>> open_weights(const std::string& path);
 
 // Every element as f32, dequantized where needed.

@@ -1,0 +1,140 @@
+"""Checkpoints of DeepSpeed's engine on two CPU processes, in ZeRO stages 0 to 3, and its own zero_to_fp32.py.
+
+Each engine trains a few steps in bf16 with two parameter groups, frozen weights, a buffer and tied embeddings, and
+saves. What we read must be what zero_to_fp32.py makes of it, bit for bit."""
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+
+import torch
+
+from compare import CONFIG, Decoder, check, compare, export, finish, read, refused
+
+WORLD = 2
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def train(rank, port, stage, out, seed):
+    os.environ.update(DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
+                      WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank), LOCAL_SIZE=str(WORLD))
+    import deepspeed
+    deepspeed.init_distributed("gloo")
+    torch.manual_seed(seed)
+    model = Decoder(tied=seed % 2 == 0)
+    model.register_buffer("model_steps", torch.arange(3))
+    model.register_buffer("model_scale", torch.randn(5))
+    model.model.norm.weight.requires_grad_(False)
+    model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.1},
+              {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
+    config = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": stage}, "bf16": {"enabled": True},
+              "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups, lr=1e-2), config=config)
+    for _ in range(3):
+        loss = engine(torch.randint(0, 37, (4,))).float().square().mean()
+        engine.backward(loss)
+        engine.step()
+    engine.save_checkpoint(out, client_state={"epoch": 3})
+
+
+def run_engine(stage, out, seed):
+    port = free_port()
+    workers = [subprocess.Popen([sys.executable, __file__, "train", str(rank), str(port), str(stage), str(out), str(seed)],
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(WORLD)]
+    for worker in workers:
+        said, _ = worker.communicate(timeout=300)
+        if worker.returncode != 0:
+            sys.exit(f"DeepSpeed's engine in stage {stage}:\n{said[-4000:]}")
+
+
+def one_stage(program, flywheel, scratch, stage, seed):
+    out = scratch / f"stage{stage}_{seed}"
+    run_engine(stage, out, seed)
+    label = f"stage {stage}, {'tied' if seed % 2 == 0 else 'untied'}"
+    if stage == 0:  # no partitions: the model as it was saved
+        saved = torch.load(out / "global_step3" / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    else:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+        saved = get_fp32_state_dict_from_zero_checkpoint(str(out))
+    # Decoder's buffers are no weights of a Llama: read without a name of the model beside them.
+    expected = {name: tensor for name, tensor in saved.items() if re.match(r"model\.|lm_head\.", name)}
+    check(len(expected) >= 20, f"{label}: {sorted(expected)}")
+    compare(label, read(program, out, scratch), expected)
+    compare(label + ", one step's folder", read(program, out / "global_step3", scratch), expected)
+    (out / "config.json").write_text(json.dumps(dict(CONFIG, tie_word_embeddings=seed % 2 == 0)))
+    exported = export(flywheel, out, scratch / f"out{stage}_{seed}")
+    compare(label + ", exported", exported,
+            {name: t for name, t in expected.items() if seed % 2 == 1 or name != "lm_head.weight"})
+    return out
+
+
+def other_names(program, scratch):
+    """A model whose names say nothing of a decoder: all tensors stay, buffers in f32 as zero_to_fp32.py has them."""
+    import deepspeed.utils.zero_to_fp32 as peer
+    out = scratch / "plain"
+    step = out / "global_step1"
+    step.mkdir(parents=True)
+    (out / "latest").write_text("global_step1\n")
+    torch.manual_seed(5)
+    shapes = [{"a": torch.Size([3, 5]), "b": torch.Size([7])}, {"c": torch.Size([])}]
+    buffers = {"mean": torch.randn(4, dtype=torch.float64), "count": torch.tensor(9), "half": torch.randn(3).half()}
+    common = {"module": {**buffers, "a": torch.randn(3, 5)}, "buffer_names": list(buffers), "param_shapes":
+              [dict(s) for s in shapes], "shared_params": {"d": "a"}, "ds_version": "0.19.6"}
+    torch.save(common, step / "mp_rank_00_model_states.pt")
+    for world in (1, 2, 3):
+        for old in step.glob("*_optim_states.pt"):
+            old.unlink()
+        flats = []
+        for count in (22, 1):
+            padded = -(-count // (2 * world)) * 2 * world
+            flats.append(torch.randn(padded).chunk(world))
+        for rank in range(world):
+            torch.save({"optimizer_state_dict": {"zero_stage": 2, "partition_count": [world, world],
+                                                 "single_partition_of_fp32_groups": [f[rank].clone() for f in flats]}},
+                       step / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        expected = peer.get_fp32_state_dict_from_zero_checkpoint(str(out))
+        check("d" in expected and "count" in expected, f"{sorted(expected)}")
+        compare(f"other names, {world} ranks", read(program, out, scratch), expected)
+    (step / "zero_pp_rank_1_mp_rank_00_optim_states.pt").rename(step / "zero_pp_rank_9_mp_rank_00_optim_states.pt")
+    refused("a rank is missing", read(program, out, scratch), "rank 1")
+
+
+def refusals(program, scratch, stage3, stage2):
+    (stage3 / "global_step3" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
+    refused("a partition is missing", read(program, stage3, scratch), "2 ranks saved it")
+    (stage2 / "latest").write_text("global_step9")
+    refused("latest is wrong", read(program, stage2, scratch), "global_step9")
+    (stage2 / "latest").write_text("../../etc")
+    refused("latest leads outside", read(program, stage2, scratch))
+    (stage2 / "latest").write_text("global_step3")
+    (stage2 / "global_step3" / "mp_rank_01_model_states.pt").write_bytes(b"x")
+    refused("tensor parallel", read(program, stage2, scratch), "mp_rank_01", "ds_to_universal")
+
+
+def main():
+    program, flywheel = sys.argv[1:]
+    scratch = pathlib.Path(tempfile.mkdtemp())
+    made = {stage: one_stage(program, flywheel, scratch, stage, seed)
+            for stage, seed in ((0, 11), (1, 12), (2, 13), (2, 14), (3, 15), (3, 16))}
+    other_names(program, scratch)
+    refusals(program, scratch, made[3], made[2])
+    finish()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "train":
+        rank, port, stage, out, seed = sys.argv[2:]
+        train(int(rank), int(port), int(stage), out, int(seed))
+    else:
+        main()
