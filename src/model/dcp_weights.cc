@@ -136,7 +136,8 @@ class DcpReader {
                        *offset = info.get("offset"), *length = info.get("length");
       if (fqn == nullptr || path == nullptr || offset == nullptr || length == nullptr ||
           !fqn->is(Kind::kString) || !path->is(Kind::kString) || !offset->is(Kind::kInt) ||
-          !length->is(Kind::kInt) || offset->integer < 0 || length->integer < 0) {
+          !length->is(Kind::kInt) || offset->integer < 0 || length->integer < 0 ||
+          fqn->text.size() > kMostNameBytes || path->text.size() > kMostNameBytes) {
         return corrupt("says in no known way where a piece lies");
       }
       const std::optional<Sizes> place = read_sizes(index.get("offset"));

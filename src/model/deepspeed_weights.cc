@@ -26,6 +26,17 @@ int64_t product(const Sizes& sizes) {
   return n;
 }
 
+// The entries of a dict by their string keys, so that a dict of many is not searched through for each name.
+std::map<std::string_view, const PickleNode*> entries_of(const PickleNode* dict) {
+  std::map<std::string_view, const PickleNode*> out;
+  if (dict == nullptr || !dict->is(Kind::kDict)) return out;
+  for (size_t i = 0; i + 1 < dict->items.size(); i += 2) {
+    const PickleNode& key = *dict->items[i];
+    if (key.is(Kind::kString) && key.text.size() <= kMostNameBytes) out[key.text] = dict->items[i + 1];
+  }
+  return out;
+}
+
 // The number behind "zero_pp_rank_"; -1 where there is none.
 int64_t rank_of(const std::string& name) {
   const size_t at = name.find(kRank);
@@ -160,7 +171,8 @@ class DeepSpeedReader {
     RETURN_IF_ERROR(zero_stage_ == 3 ? add_partitioned_parameters() : add_partitioned_groups());
     const PickleNode* shared = models_[0]->root().get("shared_params");
     for (size_t i = 0; shared != nullptr && shared->is(Kind::kDict) && i + 1 < shared->items.size(); i += 2)
-      weights_->add_alias(std::string(shared->items[i]->text), std::string(shared->items[i + 1]->text));
+      weights_->add_alias(std::string(shared->items[i]->text.substr(0, kMostNameBytes)),
+                          std::string(shared->items[i + 1]->text.substr(0, kMostNameBytes)));
     return {};
   }
 
@@ -169,7 +181,7 @@ class DeepSpeedReader {
     std::vector<Shape> out;
     if (dict == nullptr || dict->is(Kind::kNone)) return out;
     for (size_t i = 0; dict->is(Kind::kDict) && i + 1 < dict->items.size(); i += 2) {
-      Shape shape{.name = std::string(dict->items[i]->text), .sizes = {}};
+      Shape shape{.name = std::string(dict->items[i]->text.substr(0, kMostNameBytes)), .sizes = {}};
       __int128 all = 1;
       for (const PickleNode* size : dict->items[i + 1]->items) {
         if (!size->is(Kind::kInt) || size->integer < 0 || size->integer > kMostElements) all = -1;
@@ -189,10 +201,11 @@ class DeepSpeedReader {
     const PickleNode *names = file.root().get("buffer_names"), *module = file.root().get("module");
     if (names == nullptr || module == nullptr)
       return corrupt(file.path(), "has no buffer_names or no module");
+    const auto saved = entries_of(module);
     for (const PickleNode* name : names->items) {
-      const PickleNode* node = module->get(name->text);
-      if (node == nullptr) continue;  // one that is not saved
-      ASSIGN_OR_RETURN(const TorchTensor tensor, file.tensor(*node, name->text));
+      const auto node = saved.find(name->text);
+      if (node == saved.end()) continue;
+      ASSIGN_OR_RETURN(const TorchTensor tensor, file.tensor(*node->second, name->text));
       weights_->add({.name = std::string(name->text), .dtype = DType::kF32, .shape = tensor.shape},
                     [tensor, path = file.path()](std::span<uint8_t> out) -> Result<void> {
                       std::vector<float> values(out.size() / sizeof(float));
@@ -212,14 +225,16 @@ class DeepSpeedReader {
   Result<void> add_frozen() {
     ASSIGN_OR_RETURN(const std::vector<Shape> shapes,
                      read_shapes(models_[0]->root().get("frozen_param_shapes")));
+    std::vector<std::map<std::string_view, const PickleNode*>> fragments;  // of each rank that has a part
+    for (size_t rank = 0; rank < (zero_stage_ == 3 ? models_.size() : 1); ++rank)
+      fragments.push_back(entries_of(models_[rank]->root().get("frozen_param_fragments")));
     for (const Shape& shape : shapes) {
       FlatBuffer flat;
-      for (size_t rank = 0; rank < (zero_stage_ == 3 ? models_.size() : 1); ++rank) {
+      for (size_t rank = 0; rank < fragments.size(); ++rank) {
         const TorchFile& file = *models_[rank];
-        const PickleNode* fragments = file.root().get("frozen_param_fragments");
-        const PickleNode* node = fragments == nullptr ? nullptr : fragments->get(shape.name);
-        if (node == nullptr) return corrupt(file.path(), "has no part of " + shape.name);
-        ASSIGN_OR_RETURN(TorchTensor tensor, file.tensor(*node, shape.name));
+        const auto node = fragments[rank].find(shape.name);
+        if (node == fragments[rank].end()) return corrupt(file.path(), "has no part of " + shape.name);
+        ASSIGN_OR_RETURN(TorchTensor tensor, file.tensor(*node->second, shape.name));
         if (tensor.is_contiguous()) {  // whole, it has its own shape
           tensor.shape = {tensor.elements()};
           tensor.strides = {1};

@@ -19,12 +19,14 @@ Result<void> FlatBuffer::add(const TorchTensor& tensor, const std::string& where
 
 void FlatBuffer::slice(int64_t from, int64_t count, std::vector<std::span<const uint8_t>>& out) const {
   const int64_t width = kernels::block_bytes(dtype());
-  for (const Piece& piece : pieces_) {
-    const int64_t length = static_cast<int64_t>(piece.bytes.size()) / width;
-    const int64_t begin = std::max(from, piece.at), end = std::min(from + count, piece.at + length);
+  auto piece = std::ranges::upper_bound(pieces_, from, {}, &Piece::at);
+  if (piece != pieces_.begin()) --piece;
+  for (; piece != pieces_.end() && piece->at < from + count; ++piece) {
+    const int64_t length = static_cast<int64_t>(piece->bytes.size()) / width;
+    const int64_t begin = std::max(from, piece->at), end = std::min(from + count, piece->at + length);
     if (begin >= end) continue;
-    out.push_back(piece.bytes.subspan(static_cast<size_t>((begin - piece.at) * width),
-                                      static_cast<size_t>((end - begin) * width)));
+    out.push_back(piece->bytes.subspan(static_cast<size_t>((begin - piece->at) * width),
+                                       static_cast<size_t>((end - begin) * width)));
   }
 }
 

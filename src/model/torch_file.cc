@@ -72,9 +72,9 @@ int64_t TorchTensor::elements() const {
 }
 
 bool TorchTensor::is_contiguous() const {
+  if (elements() == 0) return true;
   int64_t expected = 1;
   for (size_t d = shape.size(); d-- > 0;) {
-    if (shape[d] == 0) return true;
     if (shape[d] != 1 && strides[d] != expected) return false;
     expected *= shape[d];
   }
@@ -338,8 +338,11 @@ Result<std::vector<TorchFile::Named>> TorchFile::tensors_below(const PickleNode&
       if (!value.is(Kind::kObject) && value.items.empty()) continue;
       std::string name = !dict                 ? std::to_string(i)
                          : key->is(Kind::kInt) ? std::to_string(key->integer)
-                                               : std::string(key->text.substr(0, 4096));
+                                               : std::string(key->text.substr(0, kMostNameBytes + 1));
       if (!place.name.empty()) name = place.name + "." + name;
+      if (name.size() > kMostNameBytes)
+        return make_error(ErrorCode::kInvalid, "{}: refused: a tensor's name of {} bytes", path_,
+                          name.size());
       open.push_back({&value, std::move(name), place.depth + 1});
     }
   }

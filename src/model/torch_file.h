@@ -56,6 +56,9 @@ struct TorchTensor {
   bool to_f32(std::span<float> out) const;
 };
 
+// A name may be referred to many times in a short file; long ones would fill the memory.
+inline constexpr size_t kMostNameBytes = 1024;
+
 class TorchFile {
  public:
   static Result<TorchFile> open(const std::string& path);

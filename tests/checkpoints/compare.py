@@ -1,5 +1,6 @@
 """What the tests of one peer share: our reading of a checkpoint, and its comparison with the peer's."""
 import json
+import os
 import pathlib
 import struct
 import subprocess
@@ -127,6 +128,46 @@ def export(flywheel, source, out, *options):
         return done.stderr.strip()
     check(json.loads(done.stdout)["path"] == str(out), f"export says {done.stdout}")
     return read_safetensors(pathlib.Path(out) / "model.safetensors")
+
+
+def first_byte_of_data(raw):
+    """Of a storage in a zip (or in the last of several zips): not of padding, which has no checksum."""
+    at, found = raw.find(b"PK\x03\x04"), len(raw) // 2
+    while at >= 0:
+        name, extra = struct.unpack("<HH", raw[at + 26:at + 30])
+        if raw[at + 30:at + 30 + name].endswith(b"/data/0"):
+            found = at + 30 + name + extra
+        at = raw.find(b"PK\x03\x04", at + 1)
+    return found
+
+
+def verified(flywheel, label, path, damaged=None):
+    """`flywheel ckpt verify` finds nothing; and, where a file is given, one flipped bit in the middle of it."""
+    def problems():
+        done = subprocess.run([flywheel, "ckpt", "verify", str(path), "--json"], capture_output=True, text=True, timeout=120)
+        said = json.loads(done.stdout)["problems"] if done.stdout else [done.stderr]
+        check(done.returncode == (1 if said else 0), f"{label}: exit {done.returncode} with {said}")
+        return said
+    found = problems()
+    check(not found, f"{label}: {found}")
+    if damaged:
+        sound = damaged.read_bytes()
+        at = first_byte_of_data(sound)
+        damaged.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1:])
+        found = problems()
+        check(len(found) >= 1 and damaged.name in found[0], f"{label}, damaged: {found}")
+        damaged.write_bytes(sound)
+    print(f"{label}: verified")
+
+
+def imported(flywheel, path, scratch):
+    """`flywheel models pull`: the stored weights, which are safetensors."""
+    environment = dict(os.environ, FLYWHEEL_HOME=str(scratch / "home"))
+    done = subprocess.run([flywheel, "models", "pull", str(path), "--name", "imported", "--json"], capture_output=True,
+                          text=True, timeout=120, env=environment)
+    if done.returncode != 0:
+        return done.stderr.strip()
+    return read_safetensors(pathlib.Path(json.loads(done.stdout)["path"]) / "model.safetensors")
 
 
 def finish():

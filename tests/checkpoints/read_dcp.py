@@ -15,7 +15,7 @@ import torch.multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from compare import CONFIG, Decoder, compare, export, finish, read, refused
+from compare import CONFIG, Decoder, compare, export, finish, read, refused, verified
 
 WORLD = 2
 
@@ -81,6 +81,7 @@ def main():
     (scratch / "config" / "config.json").write_text(json.dumps(CONFIG))
     compare("exported", export(flywheel, scratch / "model", scratch / "out", "--config", scratch / "config"), state)
 
+    verified(flywheel, "verify", scratch / "model", scratch / "model" / "__0_0.distcp")
     shard = scratch / "tensors" / "__1_0.distcp"
     raw = shard.read_bytes()
     shard.write_bytes(raw[:-1000])

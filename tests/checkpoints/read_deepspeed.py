@@ -13,7 +13,7 @@ import tempfile
 
 import torch
 
-from compare import CONFIG, Decoder, check, compare, export, finish, read, refused
+from compare import CONFIG, Decoder, check, compare, export, finish, imported, read, refused, verified
 
 WORLD = 2
 
@@ -76,6 +76,8 @@ def one_stage(program, flywheel, scratch, stage, seed):
     exported = export(flywheel, out, scratch / f"out{stage}_{seed}")
     compare(label + ", exported", exported,
             {name: t for name, t in expected.items() if seed % 2 == 1 or name != "lm_head.weight"})
+    optimizer = sorted((out / "global_step3").glob("*_optim_states.pt"))
+    verified(flywheel, label + ", verify", out, optimizer[-1] if optimizer else None)
     return out
 
 
@@ -128,6 +130,7 @@ def main():
     made = {stage: one_stage(program, flywheel, scratch, stage, seed)
             for stage, seed in ((0, 11), (1, 12), (2, 13), (2, 14), (3, 15), (3, 16))}
     other_names(program, scratch)
+    check(not isinstance(imported(flywheel, made[3], scratch), str), imported(flywheel, made[3], scratch))
     refusals(program, scratch, made[3], made[2])
     finish()
 

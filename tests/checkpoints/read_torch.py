@@ -8,7 +8,7 @@ import zipfile
 
 import torch
 
-from compare import CONFIG, Decoder, check, compare, export, finish, read, refused
+from compare import CONFIG, Decoder, check, compare, export, finish, imported, read, refused, verified
 
 program, flywheel = sys.argv[1:]
 scratch = pathlib.Path(tempfile.mkdtemp())
@@ -84,6 +84,9 @@ def folders():
     refused("export without a config", export(flywheel, folder, scratch / "none"), "config.json", "--config")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     compare("exported", export(flywheel, folder, scratch / "exported"), state)
+    compare("imported", imported(flywheel, folder, scratch), state)
+    verified(flywheel, "verify", folder, folder / "pytorch_model-00003-of-00003.bin")
+    verified(flywheel, "verify what was exported", scratch / "exported", scratch / "exported" / "model.safetensors")
     compare("exported in f32", export(flywheel, folder, scratch / "exported32", "--dtype", "f32"),
             {name: tensor.float() for name, tensor in state.items()})
     torch.save(state, scratch / "alone.pt")
