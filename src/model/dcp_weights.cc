@@ -195,6 +195,7 @@ class DcpReader {
       if ((*offsets)[d] > shape[d] || (*sizes)[d] > shape[d] - (*offsets)[d])
         return corrupt(name + " has a piece outside of it");
     }
+    if (product(*sizes) == 0) return Piece{.offsets = *offsets, .sizes = *sizes, .bytes = {}, .where = ""};
     const auto found = stored_.find({name, *offsets});
     if (found == stored_.end()) {
       return corrupt(fmt::format("the piece of {} at [{}] is nowhere", name, fmt::join(*offsets, ", ")));
