@@ -89,7 +89,8 @@ TEST_F(InputFolder, AnEndingThatIsNoUtf8IsCountedByWhatCanBeShown) {
   write_file(input_ / "y.\xfe", "y").value();
   EXPECT_EQ(list_inputs({input_.path()}, {}).skipped.at(".\uFFFD"), 2);
   DataConfig config;
-  config.quality.gopher_quality.enabled = false;
+  config.quality.gopher_quality.enabled = config.quality.gopher_repetition.enabled = false;
+  config.quality.c4.enabled = config.dedup.near = false;
   config.tokenizer.vocab_size = 260;
   const PrepareReport report =
       prepare({.inputs = {input_.path()}, .output = secret_ / "out", .config = config}).value();

@@ -84,7 +84,7 @@ def main():
     verified(flywheel, "verify", scratch / "model", scratch / "model" / "__0_0.distcp")
     shard = scratch / "tensors" / "__1_0.distcp"
     raw = shard.read_bytes()
-    shard.write_bytes(raw[:-1000])
+    shard.write_bytes(raw[: len(raw) // 4])  # what is at its end may be no tensor's
     refused("a shard that is cut", read(program, scratch / "tensors", scratch), "__1_0.distcp", "cut short")
     shard.unlink()
     refused("a shard that is missing", read(program, scratch / "tensors", scratch), "__1_0.distcp", "every rank's")
