@@ -24,6 +24,7 @@ using store::Store;
 
 struct Options {
   std::vector<std::string> runs, tags;
+  std::string run;
   store::RunFilter filter{.limit = 50};
   std::string status, metric = "loss", svg;
   std::vector<std::string> removed_tags;
@@ -238,8 +239,8 @@ int tag(const Options& options) {
   const auto tags = parse_tags("flywheel runs tag", options.tags);
   if (tags.empty() && options.removed_tags.empty())
     throw UserError("flywheel runs tag", "nothing to change", "give key=value or --remove KEY");
-  store.tag_run(options.runs[0], tags, options.removed_tags).value_or_throw();
-  const RunInfo run = store.run_info(options.runs[0]).value_or_throw();
+  store.tag_run(options.run, tags, options.removed_tags).value_or_throw();
+  const RunInfo run = store.run_info(options.run).value_or_throw();
   if (options.json)
     print_json(to_json(run));
   else
@@ -314,7 +315,7 @@ int verb_runs(const std::vector<std::string>& args) {
                             "  flywheel runs tag demo-1 goal=baseline team=red\n"
                             "  flywheel runs tag demo-1 --remove team\n"
                             "  flywheel runs list --tag goal=baseline\n");
-  command->add_option("run", options.runs, "Its id")->required()->expected(1);
+  command->add_option("run", options.run, "Its id")->required();
   command->add_option("tags", options.tags, "key=value, over what was there");
   command->add_option("--remove", options.removed_tags, "Take the tag with this key away; may be repeated")
       ->allow_extra_args(false);
