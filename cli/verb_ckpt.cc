@@ -20,8 +20,9 @@ struct Options {
   bool json = false, removed = false;
 };
 
-Json step_of(const Artifact& artifact) {
-  return artifact.metadata.contains("step") ? artifact.metadata["step"] : Json();
+// Null where nothing was noted.
+Json noted(const Artifact& artifact, const char* key) {
+  return artifact.metadata.contains(key) ? artifact.metadata[key] : Json();
 }
 
 std::string text_of(const Json& value) {
@@ -42,16 +43,15 @@ int list(const Options& options) {
   std::vector<std::vector<std::string>> rows{
       {"CHECKPOINT", "RUN", "STEP", "LOSS", "SIZE", "ALIASES", "CREATED"}};
   for (const Artifact& artifact : found) {
-    const Json loss = artifact.metadata.contains("loss") ? artifact.metadata["loss"] : Json();
-    std::string aliases;
-    for (const std::string& alias : artifact.aliases) aliases += (aliases.empty() ? "" : ", ") + alias;
+    const Json loss = noted(artifact, "loss");
     rows.push_back(
-        {artifact.ref(), artifact.run.empty() ? "-" : artifact.run, text_of(step_of(artifact)), text_of(loss),
+        {artifact.ref(), artifact.run.empty() ? "-" : artifact.run, text_of(noted(artifact, "step")),
+         text_of(loss),
          artifact.removed_ms != 0 ? "removed" : human_bytes(static_cast<double>(artifact.size_bytes)),
-         aliases, format_time(artifact.created_ms)});
+         fmt::format("{}", fmt::join(artifact.aliases, ", ")), format_time(artifact.created_ms)});
     out.push_back({{"ref", artifact.ref()},
                    {"run", artifact.run},
-                   {"step", step_of(artifact)},
+                   {"step", noted(artifact, "step")},
                    {"loss", loss},
                    {"size_bytes", artifact.size_bytes},
                    {"aliases", artifact.aliases},

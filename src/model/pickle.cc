@@ -4,6 +4,7 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "model/little_endian.h"
 #include "model/pickle_globals.h"
 #include "model/pickle_opcodes.h"
 
@@ -88,9 +89,7 @@ class PickleMachine {
   }
   Result<uint64_t> number(size_t width) {
     ASSIGN_OR_RETURN(const std::string_view raw, take(width));
-    uint64_t value = 0;
-    for (size_t i = width; i-- > 0;) value = value << 8 | static_cast<uint8_t>(raw[i]);
-    return value;
+    return little_endian(raw);
   }
   Result<std::string_view> counted(size_t width) {
     ASSIGN_OR_RETURN(const uint64_t count, number(width));
@@ -179,9 +178,8 @@ class PickleMachine {
       push(Kind::kBytes)->text = *raw;
       return {};
     }
-    uint64_t value = !raw->empty() && (raw->back() & 0x80) != 0 ? ~uint64_t{0} : 0;
-    for (size_t i = raw->size(); i-- > 0;) value = value << 8 | static_cast<uint8_t>((*raw)[i]);
-    return push_integer(static_cast<int64_t>(value));
+    const bool negative = !raw->empty() && (raw->back() & 0x80) != 0;
+    return push_integer(static_cast<int64_t>(little_endian(*raw, negative ? ~uint64_t{0} : 0)));
   }
   Result<void> push_tuple(size_t count) {
     std::vector<PickleNode*> values(count);

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/hash.h"
+#include "model/little_endian.h"
 #include "model/safetensors_internal.h"
 
 namespace flywheel::model {
@@ -58,9 +59,7 @@ class SafetensorsParser {
   Result<void> parse() {
     if (bytes_.size() < 8)
       return corrupt("has {} bytes; a safetensors file begins with 8 of header length", bytes_.size());
-    uint64_t header_bytes = 0;
-    for (int i = 7; i >= 0; --i)
-      header_bytes = header_bytes << 8 | static_cast<uint8_t>(bytes_[static_cast<size_t>(i)]);
+    const uint64_t header_bytes = little_endian(bytes_.substr(0, 8));
     if (header_bytes > kMaxHeaderBytes) {
       return make_error(
           ErrorCode::kInvalid,

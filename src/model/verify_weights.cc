@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "model/deepspeed_weights.h"
+#include "model/little_endian.h"
 #include "model/safetensors.h"
 #include "model/torch_file.h"
 
@@ -15,12 +16,6 @@ namespace {
 // What a source put together so far is let go from time to time, so that a model larger than memory can be
 // read.
 constexpr uint64_t kBytesOfOneSource = uint64_t{1} << 30;
-
-uint32_t u32(std::string_view bytes, size_t at) {
-  uint32_t value = 0;
-  for (size_t i = 4; i-- > 0;) value = value << 8 | static_cast<uint8_t>(bytes[at + i]);
-  return value;
-}
 
 class Verifier {
  public:
@@ -111,9 +106,10 @@ class Verifier {
       return {};
     }
     const uint32_t found = crc32c(bytes.substr(kHeader), crc32c(bytes.substr(0, kCrcAt)));
-    if (found == u32(bytes, kCrcAt)) return {};
+    const uint64_t wanted = little_endian(bytes.substr(kCrcAt, 4));
+    if (found == wanted) return {};
     return make_error(ErrorCode::kCorrupt, "{}: has CRC32C {:08x}, but {:08x} was written: it is damaged",
-                      path, found, u32(bytes, kCrcAt));
+                      path, found, wanted);
   }
 
   // Every tensor is there, and what lies in pieces can be put together.

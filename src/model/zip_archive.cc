@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "model/little_endian.h"
+
 namespace flywheel::model {
 namespace {
 
@@ -13,19 +15,14 @@ constexpr size_t kLocalBytes = 30, kCentralBytes = 46, kEndBytes = 22, kEnd64Byt
 constexpr size_t kMostComment = 65'535;
 constexpr uint32_t kIn64 = 0xffffffff;  // the value stands in the zip64 field
 
-uint64_t number(std::string_view bytes, size_t at, size_t width) {
-  uint64_t value = 0;
-  for (size_t i = width; i-- > 0;) value = value << 8 | static_cast<uint8_t>(bytes[at + i]);
-  return value;
-}
 uint16_t u16(std::string_view bytes, size_t at) {
-  return static_cast<uint16_t>(number(bytes, at, 2));
+  return static_cast<uint16_t>(little_endian(bytes.substr(at, 2)));
 }
 uint32_t u32(std::string_view bytes, size_t at) {
-  return static_cast<uint32_t>(number(bytes, at, 4));
+  return static_cast<uint32_t>(little_endian(bytes.substr(at, 4)));
 }
 uint64_t u64(std::string_view bytes, size_t at) {
-  return number(bytes, at, 8);
+  return little_endian(bytes.substr(at, 8));
 }
 
 }  // namespace
