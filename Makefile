@@ -55,11 +55,14 @@ tsan: setup ## the fast tests under ThreadSanitizer
 
 # What is not ours and cannot be mended here is named in cmake/sanitizers, each with its reason. die_after_fork=0: the
 # launcher starts workers from a process with threads. setarch -R: ThreadSanitizer's memory layout collides with the
-# randomized one of newer kernels ("unexpected memory mapping").
+# randomized one of newer kernels ("unexpected memory mapping"). Of Arrow's allocator ThreadSanitizer would die: of the thread
+# that it starts when it is loaded, whose place in memory a forked test's first thread takes again, and of more than 64 locks
+# that it holds while a process forks.
 .PHONY: sanitized format-check names-check
 sanitized: export ASAN_OPTIONS = detect_stack_use_after_return=1:strict_string_checks=1
 sanitized: export LSAN_OPTIONS = suppressions=$(CURDIR)/cmake/sanitizers/leaks.txt:print_suppressions=0
 sanitized: export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
+sanitized: export JE_ARROW_MALLOC_CONF = background_thread:false,narenas:1
 sanitized: export TSAN_OPTIONS = suppressions=$(CURDIR)/cmake/sanitizers/races.txt:die_after_fork=0:second_deadlock_stack=1
 sanitized:
 	@cmake -G Ninja -S . -B $(BUILD) -DFLYWHEEL_SANITIZER=$(SANITIZER) > /dev/null

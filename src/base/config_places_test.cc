@@ -45,7 +45,7 @@ constexpr const char* kText =
 // What a user reads where a check throws `error`.
 std::string said(const ConfigPlaces& places, const UserError& error) {
   try {
-    places.blame([&] { throw error; });
+    places.blame([&] { throw UserError(error); });
   } catch (const UserError& placed) {
     return placed.what();
   }

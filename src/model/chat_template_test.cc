@@ -45,6 +45,7 @@ TEST(ChatTemplate, ExpressionsAsPythonHasThem) {
   EXPECT_EQ(render("{{ 'a' if x else 'b' }}{{ 'c' if false }}", {{"x", 1}}), "a");
   EXPECT_EQ(render("{{ 1e20 }} {{ 0.0001 }} {{ 1e-05 }} {{ 1e16 }} {{ 123456789.0 }}"),
             "1e+20 0.0001 1e-05 1e+16 123456789.0");
+  EXPECT_EQ(render("{{ 3e5550000 }} {{ -1e999 }} {{ 1e-400 }} {{ 1e999 | round }}"), "inf -inf 0.0 inf");
   EXPECT_EQ(render("{{ '%s is %d and %.2f' % ('x', 3, 1.5) }} {{ '{} {b:>4}'.format(1, b='z') }}"),
             "x is 3 and 1.50 1    z");
 }

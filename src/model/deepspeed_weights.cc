@@ -49,7 +49,7 @@ int64_t rank_of(const std::string& name) {
 
 class DeepSpeedReader {
  public:
-  DeepSpeedReader(std::string folder, std::string step)
+  DeepSpeedReader(const std::string& folder, std::string step)
       : step_(std::move(step)), weights_(std::make_unique<GatheredWeights>(folder, folder)) {}
 
   Result<std::unique_ptr<WeightSource>> read() {

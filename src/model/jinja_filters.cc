@@ -57,7 +57,7 @@ Value round(Renderer&, const Value& value, Given given) {
   if (method == "floor") return std::floor(x * scale) / scale;
   if (method != "common") fail("method must be common, ceil or floor");
   if (digits >= 0 && digits < 100)
-    return std::stod(fmt::format("{:.{}f}", x, digits));  // halves to even, as Python
+    return std::strtod(fmt::format("{:.{}f}", x, digits).c_str(), nullptr);  // halves to even, as Python
   return std::nearbyint(x * scale) / scale;
 }
 

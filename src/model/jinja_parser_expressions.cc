@@ -175,7 +175,8 @@ ExprPtr ExpressionParser::primary() {
       return constant(value, token.line);
     }
     case TokenKind::kFloat:
-      return constant(std::stod(token.text), token.line);
+      // Infinite where it is too large, as in Python.
+      return constant(std::strtod(token.text.c_str(), nullptr), token.line);
     case TokenKind::kOperator:
       if (token.text == "(") return parenthesized(token.line);
       if (token.text == "[") return list(token.line);

@@ -49,11 +49,12 @@ TEST(Pickle, ReadsValues) {
 
 TEST(Pickle, CallsAreNodesThatSaySo) {
   // torch.device("cpu"), argparse.Namespace with a state, torch.Size, set, _codecs.encode
-  const auto document =
-      parse("\x80\x02(" + name("torch", "device") + text("cpu") + "\x85R" + name("argparse", "Namespace") +
-            ")\x81}" + text("lr") + "K\x05sb" + name("torch", "Size") + "K\x02K\x03\x86\x85R" +
-            name("__builtin__", "set") + "]K\x09" + "a\x85R" + name("_codecs", "encode") + text("\xc3\xbf!") +
-            text("latin1") + "\x86Rt.");
+  const std::string bytes = "\x80\x02(" + name("torch", "device") + text("cpu") + "\x85R" +
+                            name("argparse", "Namespace") + ")\x81}" + text("lr") + "K\x05sb" +
+                            name("torch", "Size") + "K\x02K\x03\x86\x85R" + name("__builtin__", "set") +
+                            "]K\x09" + "a\x85R" + name("_codecs", "encode") + text("\xc3\xbf!") +
+                            text("latin1") + "\x86Rt.";
+  const auto document = parse(bytes);
   ASSERT_TRUE(document.ok()) << document.error().message;
   const auto& items = document->root().items;
   ASSERT_EQ(items.size(), 5U);

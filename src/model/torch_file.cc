@@ -271,8 +271,8 @@ Result<TorchTensor> TorchFile::tensor(const PickleNode& node, std::string_view w
       !read_sizes(part[3], tensor.strides) || tensor.shape.size() != tensor.strides.size()) {
     return corrupt("is not described as torch does");
   }
-  if (v3 && (tensor.dtype = torch_dtype(part[6]->text)) == nullptr)
-    return corrupt(fmt::format("{} is no dtype", part[6]->text));
+  if (v3) tensor.dtype = torch_dtype(part[6]->text);
+  if (v3 && tensor.dtype == nullptr) return corrupt(fmt::format("{} is no dtype", part[6]->text));
   const size_t notes = v3 ? 7 : 6;
   for (const char* lazy : {"conj", "neg"}) {
     const PickleNode* set = part.size() > notes ? part[notes]->get(lazy) : nullptr;

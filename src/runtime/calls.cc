@@ -108,10 +108,10 @@ Result<Outcome> Core::fetch(const std::shared_ptr<CallState>& call, size_t index
   request->index = index;
   fetches.push_back(request);
   send_fetch(*request);
-  const auto came = wait(lock, deadline, "fetching a value",
-                         [&] { return request->outcome.has_value() || call->mesh->failed || stop; });
+  auto came = wait(lock, deadline, "fetching a value",
+                   [&] { return request->outcome.has_value() || call->mesh->failed || stop; });
   fetches.remove(request);
-  RETURN_IF_ERROR(came);
+  RETURN_IF_ERROR(std::move(came));
   if (!request->outcome) {
     return call->mesh->failed ? *call->mesh->failed
                               : make_error(ErrorCode::kCancelled, "the controller is closed");

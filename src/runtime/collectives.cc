@@ -86,7 +86,7 @@ std::string describe_signature(uint64_t signature) {
       reduce >= std::size(kReductions)) {
     return fmt::format("something unknown ({:x})", signature);
   }
-  const std::string name = kKinds[kind];
+  std::string name = kKinds[kind];
   if (name == "barrier") return name;
   std::string detail;
   if (name == "all_reduce" || name == "reduce_scatter") detail = fmt::format(" ({})", kReductions[reduce]);

@@ -47,6 +47,7 @@ struct BFloat16 {
     const auto bits = (Vector<uint32_t, kWidth>)v;
     const auto rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     const auto quiet_nan = (bits >> 16) | 0x40u;
+    // NOLINTNEXTLINE(misc-redundant-expression): lanes that are NaN
     return __builtin_convertvector(v != v ? quiet_nan : rounded, Vector<uint16_t, kWidth>);
   }
 };
@@ -98,9 +99,11 @@ template <Reduce kReduce, typename Signed, typename V>
 V combine(V left, V right) {
   if constexpr (kReduce == Reduce::kSum) return left + right;
   // A NaN on the left stays; one on the right fails both comparisons and is taken.
+  // NOLINTBEGIN(misc-redundant-expression): lanes that are NaN
   const auto a = (Signed)left, b = (Signed)right;
   if constexpr (kReduce == Reduce::kMax) return ((a > b) | (a != a)) ? left : right;
   return ((a < b) | (a != a)) ? left : right;
+  // NOLINTEND(misc-redundant-expression)
 }
 
 template <typename Format, Reduce kReduce, int kWidth, int kRanks>  // kRanks 0: any number

@@ -50,8 +50,10 @@ T plain(Reduce reduce, T a, T b) {
       return a + b;
     }
   }
+  // NOLINTBEGIN(misc-redundant-expression): NaN, in types that std::isnan does not know
   if (a != a) return a;
   if (b != b) return b;
+  // NOLINTEND(misc-redundant-expression)
   if (reduce == Reduce::kMax) return a > b ? a : b;
   return a < b ? a : b;
 }

@@ -71,7 +71,8 @@ void check_case(Communicator& comm, const Case& c) {
   const auto buffer = [&](Bytes& b) {
     return Buffer{b.data(), std::ssize(b) / element_bytes(c.element), c.element};
   };
-  const auto expect = [&](const char* what, const Bytes& got, const Bytes& expected, Result<void> result) {
+  const auto expect = [&](const char* what, const Bytes& got, const Bytes& expected,
+                          const Result<void>& result) {
     ASSERT_TRUE(result.ok()) << what << ": " << result.error().to_string();
     ASSERT_TRUE(got == expected) << what << " gave other bits";
   };

@@ -228,10 +228,9 @@ Result<Mesh> Controller::mesh(const std::string& name, std::vector<Axis> axes, c
   core.post([&core, &mesh, all] {
     core.recover(mesh, all, core.history.takes > 0 ? "taken up again" : "started");
   });
-  const auto up =
-      core.wait(lock, Deadline::after_ms(core.options.start_timeout_ms * 2), "starting the workers",
-                [&] { return mesh.phase != MeshState::Phase::kRestoring || core.failed; });
-  RETURN_IF_ERROR(up);
+  auto up = core.wait(lock, Deadline::after_ms(core.options.start_timeout_ms * 2), "starting the workers",
+                      [&] { return mesh.phase != MeshState::Phase::kRestoring || core.failed; });
+  RETURN_IF_ERROR(std::move(up));
   if (core.failed) return *core.failed;
   if (mesh.failed) return *mesh.failed;
   return Mesh(core_, &mesh, std::vector<int>(all.begin(), all.end()));

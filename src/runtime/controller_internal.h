@@ -224,7 +224,7 @@ struct Core : std::enable_shared_from_this<Core> {
   void take_outcome(MeshState& mesh, CallState& call, int rank, Outcome outcome);
   void finish(MeshState& mesh, const std::shared_ptr<CallState>& call);
   void settle(MeshState& mesh);
-  void fail_mesh(MeshState& mesh, Error error);
+  void fail_mesh(MeshState& mesh, const Error& error);
   void send_fetch(const Fetch& fetch);
   CallState* find_call(MeshState& mesh, WorkerState& worker, uint64_t sequence);
 

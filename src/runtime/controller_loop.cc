@@ -327,7 +327,7 @@ void Core::on_completions(std::string_view body) {
 }
 
 void Core::on_control(const std::string& identity, zmq::message_t& message) {
-  if (message.size() == 0) return;
+  if (message.empty()) return;
   const std::string_view body = message.to_string_view().substr(1);
   switch (static_cast<MessageType>(message.to_string_view()[0])) {
     case MessageType::kHello:

@@ -198,7 +198,7 @@ void Core::finish(MeshState& mesh, const std::shared_ptr<CallState>& call) {
   }
 }
 
-void Core::fail_mesh(MeshState& mesh, Error error) {
+void Core::fail_mesh(MeshState& mesh, const Error& error) {
   if (mesh.phase == MeshState::Phase::kFailed) return;
   LOG_ERROR("mesh {}: {}", mesh.name, error.to_string());
   mesh.phase = MeshState::Phase::kFailed;

@@ -76,7 +76,7 @@ Rope Frozen::make_per_rank() const {
 }
 
 std::optional<Outcome> Executor::execute(const Command& command, uint64_t epoch) {
-  if (epoch != epoch_ || fenced() || halted_ || command.sequence <= last_) return std::nullopt;
+  if (epoch != this->epoch() || fenced() || halted_ || command.sequence <= last_) return std::nullopt;
   last_ = command.sequence;
   executing_.store(command.sequence, std::memory_order_relaxed);
   Outcome outcome = run(command);
@@ -134,7 +134,7 @@ Outcome Executor::run(const Command& command) {
 }
 
 void Executor::define(uint64_t epoch, uint64_t sequence, std::string value) {
-  if (epoch != epoch_ || fenced() || halted_ || sequence <= last_) return;
+  if (epoch != this->epoch() || fenced() || halted_ || sequence <= last_) return;
   last_ = sequence;
   objects_[sequence] = std::make_shared<const std::string>(std::move(value));
 }

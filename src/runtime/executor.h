@@ -5,7 +5,7 @@
 //   - after a stateful command has failed nothing runs until restore(): half a change must not be built on
 //   - freeze() between two commands and restore() give the same results afterwards as if nothing had happened
 //
-// Threads: everything on the executor's thread, except fence() and executing().
+// Threads: everything on the executor's thread, except fence(), fenced(), epoch() and executing().
 #pragma once
 
 #include <atomic>
@@ -49,11 +49,11 @@ class Executor {
   // To the state after command `watermark`, under `epoch`; pieces are what Frozen made, or empty for 0.
   Result<void> restore(uint64_t epoch, uint64_t watermark, std::string_view replicated,
                        std::string_view per_rank);
-  uint64_t epoch() const { return epoch_; }
+  uint64_t epoch() const { return epoch_.load(std::memory_order_relaxed); }
 
   // The command under way, and any of an older epoch, is to be given up.
   void fence(uint64_t epoch);
-  bool fenced() const { return fenced(epoch_); }
+  bool fenced() const { return fenced(epoch()); }
   // Whether an epoch after `epoch` has begun.
   bool fenced(uint64_t epoch) const { return fenced_.load(std::memory_order_relaxed) > epoch; }
   uint64_t executing() const { return executing_.load(std::memory_order_relaxed); }
@@ -68,9 +68,9 @@ class Executor {
   std::map<std::string, std::unique_ptr<State>> states_;
   std::unordered_map<uint64_t, std::shared_ptr<const std::string>> objects_;
   std::map<std::string, const Operation*, std::less<>> known_;  // looked up once
-  uint64_t epoch_ = 0, last_ = 0;
+  uint64_t last_ = 0;
   bool halted_ = false;
-  std::atomic<uint64_t> fenced_{0}, executing_{0};
+  std::atomic<uint64_t> epoch_{0}, fenced_{0}, executing_{0};
 };
 
 }  // namespace flywheel::runtime

@@ -184,7 +184,8 @@ struct FlywheelGlooMember {
       try {
         notice->send(peer, kWatchSlot);
         ++notices_sent;
-      } catch (const std::exception&) {  // it is gone: nobody to tell
+      } catch (const std::exception&) {
+        continue;  // it is gone: nobody to tell
       }
     }
   }

@@ -172,7 +172,7 @@ Result<void> Core::reload_tail(MeshState& mesh, uint64_t from) {
   mutex.unlock();  // the log's thread needs it to report
   auto synced = log->sync(Deadline::after_ms(options.log_full_wait_ms));
   mutex.lock();
-  RETURN_IF_ERROR(synced);
+  RETURN_IF_ERROR(std::move(synced));
   ASSIGN_OR_RETURN(const LogContent content, read_log(log_path));
   ASSIGN_OR_RETURN(const History logged, read_history(content));
   const uint64_t first_kept = mesh.tail.empty() ? UINT64_MAX : mesh.tail.front()->command.sequence;

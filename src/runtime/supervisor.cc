@@ -36,7 +36,7 @@ const Owner& owner() {
     const std::string text = env::get(kOwnerVariable);
     const size_t space = text.find(' ');
     if (space == std::string::npos) return Owner{};
-    Owner owner{std::atoi(text.c_str()), text.substr(space + 1)};
+    Owner owner{static_cast<int>(std::strtol(text.c_str(), nullptr, 10)), text.substr(space + 1)};
     if (::fcntl(owner.socket, F_SETFD, FD_CLOEXEC) != 0) owner.socket = -1;  // ours; not our children's
     return owner;
   }();

@@ -2,8 +2,8 @@
 
 namespace flywheel::serve {
 
-Generation::Generation(engine::Engine& engine, asio::any_io_executor executor)
-    : engine_(engine), events_(std::make_shared<EventQueue<ChoiceEvent>>(std::move(executor))) {}
+Generation::Generation(engine::Engine& engine, const asio::any_io_executor& executor)
+    : engine_(engine), events_(std::make_shared<EventQueue<ChoiceEvent>>(executor)) {}
 
 Generation::~Generation() {
   if (finished()) return;

@@ -21,7 +21,7 @@ struct ChoiceEvent {
 
 class Generation {
  public:
-  Generation(engine::Engine& engine, asio::any_io_executor executor);
+  Generation(engine::Engine& engine, const asio::any_io_executor& executor);
   ~Generation();
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;

@@ -122,7 +122,7 @@ class Call {
       auto next = co_await generation_.next();
       if (client_gone()) co_return;  // the generation is cancelled with this object
       if (!next) continue;
-      if (const auto failure = failure_of(next->event)) throw *failure;
+      if (auto failure = failure_of(next->event)) throw std::move(*failure);
       count(*next);
       Choice& choice = choices[static_cast<size_t>(next->choice)];
       choice.text += next->event.text;
@@ -192,7 +192,7 @@ class Call {
       auto next = co_await generation_.next();
       if (client_gone()) co_return std::nullopt;
       if (!next) continue;
-      if (const auto failure = failure_of(next->event)) throw *failure;
+      if (auto failure = failure_of(next->event)) throw std::move(*failure);
       co_return next;
     }
   }

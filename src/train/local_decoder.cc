@@ -10,7 +10,6 @@ namespace {
 
 using model::Op;
 using model::Step;
-using model::WeightKind;
 using Copies = WeightShard::Copies;
 
 // How the ranks of the tensor axis hold a value.

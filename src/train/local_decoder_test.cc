@@ -6,8 +6,6 @@
 namespace flywheel::train {
 namespace {
 
-using testing::HasSubstr;
-
 model::Decoder small(bool tied = true, bool biases = false) {
   model::DecoderConfig c;
   c.vocab_size = 101, c.hidden_size = 48, c.intermediate_size = 80, c.num_layers = 2;

@@ -10,7 +10,7 @@ namespace {
 
 std::vector<FlatWeight> some_weights() {
   std::vector<FlatWeight> weights;
-  const auto add = [&](const char* name, std::vector<int64_t> shape) {
+  const auto add = [&](const char* name, const std::vector<int64_t>& shape) {
     FlatWeight w{
         .name = name, .shape = shape, .matrix = shape.size() == 2, .offset = flat_count(weights), .count = 1};
     for (const int64_t dim : shape) w.count *= dim;

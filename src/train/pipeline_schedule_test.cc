@@ -126,7 +126,8 @@ TEST(PipelineSchedule, SimulatorAgreesWithTimeInSmallSteps) {
     std::vector<Running> workers(static_cast<size_t>(p));
     std::map<std::tuple<int, int64_t, int>, double> ended;  // kind, microbatch, stage
     double end = 0;
-    for (double now = 0; now < 10000; now += 1) {
+    for (int tick = 0; tick < 10000; ++tick) {
+      const double now = tick;
       for (int w = 0; w < p; ++w) {
         Running& worker = workers[static_cast<size_t>(w)];
         const auto& list = s.actions[static_cast<size_t>(w)];

@@ -26,7 +26,7 @@
 namespace flywheel::train {
 namespace {
 
-struct ControllerDies {};
+struct ControllerDies : std::exception {};
 
 // A store and a small dataset in a folder of their own.
 class RunTraining : public ::testing::Test {

@@ -137,9 +137,9 @@ int main(int argc, char** argv) {
   init_logging("warn");
   const std::string folder = argv[2];
   setenv("FLYWHEEL_HOME", (folder + "/home").c_str(), 1);
-  const Result<void> done = mode == "prepare"
-                                ? prepare(folder, argv[3], std::atoll(argv[4]), std::atoll(argv[5]))
-                                : train_once(folder, argv[3]);
+  const Result<void> done = mode == "prepare" ? prepare(folder, argv[3], std::strtoll(argv[4], nullptr, 10),
+                                                        std::strtoll(argv[5], nullptr, 10))
+                                              : train_once(folder, argv[3]);
   if (done.ok()) return 0;
   std::fprintf(stderr, "%s\n", done.error().to_string().c_str());
   return 1;

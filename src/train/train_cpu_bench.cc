@@ -33,7 +33,7 @@ void write_random_tokens(const std::string& folder, int64_t tokens) {
 
 int main(int argc, char** argv) {
   if (argc > 1 && std::string_view(argv[1]) == "worker") return runtime::worker_main();
-  const int64_t steps = argc > 1 ? std::atoll(argv[1]) : 30;
+  const int64_t steps = argc > 1 ? std::strtoll(argv[1], nullptr, 10) : 30;
   init_logging("warn");
   const TempFolder folder;
   setenv("FLYWHEEL_HOME", (folder / "home").c_str(), 1);

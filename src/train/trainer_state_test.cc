@@ -53,7 +53,7 @@ TEST(TrainerState, PartsOfAnyMeshMakeTheWholeAgain) {
     const TrainerSnapshot whole = random_state(config.optimizer, decoder());
     const std::string bytes = whole.bytes();
     const TrainerStateView view = read_trainer_state(bytes).value();
-    for (const MeshConfig mesh :
+    for (const MeshConfig& mesh :
          {MeshConfig{.tensor = 4}, MeshConfig{.tensor = 2, .pipeline = 2, .sequence_parallel = true},
           MeshConfig{.pipeline = 4}, MeshConfig{.pipeline = 2, .schedule = ScheduleKind::kZeroBubbleV}}) {
       config.mesh = mesh;

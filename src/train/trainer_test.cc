@@ -48,7 +48,7 @@ constexpr const char* kConfigs[] = {
     "{optimizer: {type: muon, ema_decay: 0.9}, schedule: {type: wsd}}",
     "{optimizer: {type: adamw_8bit}, precision: fp8}",
     "{optimizer: {type: adafactor}, precision: fp16, loss_scale: {window: 2, initial_power: 24}}",
-    "{optimizer: {type: adafactor, adafactor: {beta1: 0.9}}, precision: fp16, loss_scale: {initial_power: "
+    "{optimizer: {type: adafactor, adafactor: {beta1: .9}}, precision: fp16,loss_scale: {initial_power: "
     "28}}"};
 
 TEST(Trainer, RestoredItGoesOnWithTheSameBits) {

@@ -140,7 +140,7 @@ Result<void> measure(int64_t rounds) {
 int main(int argc, char** argv) {
   if (argc > 1 && std::string_view(argv[1]) == "worker") return runtime::worker_main();
   init_logging("warn");
-  const Result<void> done = measure(argc > 1 ? std::atoll(argv[1]) : 6);
+  const Result<void> done = measure(argc > 1 ? std::strtoll(argv[1], nullptr, 10) : 6);
   if (done.ok()) return 0;
   std::fprintf(stderr, "%s\n", done.error().to_string().c_str());
   return 1;

@@ -48,7 +48,7 @@ int run(int argc, char** argv) {
   const auto model = model::open_model(argv[2]);
   if (!model.ok()) return std::fprintf(stderr, "%s\n", model.error().message.c_str()), 1;
   std::vector<int32_t> ids;
-  for (int i = 4; i < argc; ++i) ids.push_back(std::atoi(argv[i]));
+  for (int i = 4; i < argc; ++i) ids.push_back(static_cast<int32_t>(std::strtol(argv[i], nullptr, 10)));
   const Result<void> done = std::strcmp(argv[1], "logits") == 0
                                 ? write_logits(model.value(), argv[3], ids)
                                 : model::export_hf_folder(argv[3], model.value(), kernels::DType::kF32);

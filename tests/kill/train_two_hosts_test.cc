@@ -84,7 +84,7 @@ struct Progress {
 // A `flywheel train` on host a, in a home of its own, watched from outside.
 class Run {
  public:
-  Run(const Network& network, std::string flywheel, std::string config)
+  Run(const Network& network, std::string flywheel, const std::string& config)
       : network_(network), flywheel_(std::move(flywheel)) {
     write_file(folder_ / "train.yaml", config).value();
   }

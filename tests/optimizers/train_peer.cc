@@ -186,6 +186,6 @@ int main() {
     } catch (const UserError& error) {
       reply = {{"error", error.what()}};
     }
-    std::cout << reply.dump() << std::endl;
+    std::cout << reply.dump() << '\n' << std::flush;
   }
 }

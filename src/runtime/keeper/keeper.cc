@@ -31,6 +31,7 @@ void kill_all(pid_t child) {
   std::snprintf(path, sizeof path, "/proc/self/task/%d/children", ::getpid());
   for (;;) {
     if (FILE* children = std::fopen(path, "re")) {
+      // NOLINTNEXTLINE(bugprone-unchecked-string-to-number-conversion): the kernel wrote it
       for (int pid = 0; std::fscanf(children, "%d", &pid) == 1;) ::kill(pid, SIGKILL);
       std::fclose(children);
     } else if (child > 0) {
@@ -60,7 +61,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: flywheel_keeper SOCKET PROGRAM ARGUMENT...\n");
     return 2;
   }
-  const int owner = std::atoi(argv[1]);
+  const int owner = static_cast<int>(std::strtol(argv[1], nullptr, 10));
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
   sigset_t watched, before;
   sigemptyset(&watched);
