@@ -1,5 +1,6 @@
 // flywheel VERB ...: finds the verb, sets up logging, and turns what flies out into a line and an exit code.
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +10,7 @@
 #include "base/env.h"
 #include "base/filesystem.h"
 #include "base/log.h"
+#include "base/posix.h"
 #include "base/result.h"
 #include "base/thread_pool.h"
 #include "cli.h"
@@ -115,7 +117,10 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is an error from write, not our end
   const flywheel::ObjectStoreSession object_stores;
   try {
-    return flywheel::cli::run(std::vector<std::string>(argv + 1, argv + argc));
+    const int code = flywheel::cli::run(std::vector<std::string>(argv + 1, argv + argc));
+    const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+    if (written || errno == EPIPE) return code;  // `| head` has read enough
+    throw flywheel::UserError("flywheel", flywheel::system_error("cannot write to", "standard output"));
   } catch (const flywheel::UserError& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return flywheel::is_failure(error.code()) ? 1 : 2;

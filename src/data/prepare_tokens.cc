@@ -87,7 +87,8 @@ Result<void> tokenizer_stage(StageContext& context, const std::string& key) {
       throw UserError("tokenizer", json.error().message, "set tokenizer.vocab_size lower or give more text");
     }
     if (!json.ok()) return json.error();
-    report.counts["vocabulary"] = config.vocab_size;
+    ASSIGN_OR_RETURN(const model::Tokenizer tokenizer, model::Tokenizer::from_json(json.value()));
+    report.counts["vocabulary"] = tokenizer.vocab_size();  // fewer than asked for where the text ends first
     return write_file(context.path(kTokenizerFile), json.value());
   });
 }

@@ -78,6 +78,17 @@ Result<Artifact> read_artifact(Database& db, const Row& row) {
   return artifact;
 }
 
+// Whether all parts between slashes stay below the folder that they are put in.
+bool parts_stay_below(const std::string& path) {
+  for (size_t begin = 0; begin <= path.size();) {
+    const size_t end = std::min(path.find('/', begin), path.size());
+    const std::string_view part = std::string_view(path).substr(begin, end - begin);
+    if (part.empty() || part == "." || part == ".." || part.size() > 255) return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
 }  // namespace
 
 std::string json_text(const Json& json) {
@@ -89,13 +100,14 @@ Result<void> check_name(const std::string& name) {
     return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '.' || c == '_' || c == '-' || c == '/';
   };
   if (!name.empty() && name.size() <= 200 && std::ranges::all_of(name, good) &&
-      std::isalnum(static_cast<unsigned char>(name[0])) != 0 && name.back() != '/' &&
-      name.find("//") == std::string::npos) {
+      std::isalnum(static_cast<unsigned char>(name[0])) != 0 && parts_stay_below(name)) {
     return {};
   }
   return make_error(
       ErrorCode::kInvalid,
-      "\"{}\" cannot be a name: letters, digits and . _ - / are, a letter or digit first, at most 200", name);
+      "\"{}\" cannot be a name: letters, digits and . _ - / are, a letter or digit first, at most "
+      "200, no part between / empty, . or ..",
+      name);
 }
 
 Result<void> check_word(const std::string& what, const std::string& word) {
@@ -111,15 +123,10 @@ Result<void> check_word(const std::string& what, const std::string& word) {
 }
 
 Result<void> check_path(const std::string& path) {
-  bool good = !path.empty() && path.size() <= 1000 && path.find('\0') == std::string::npos &&
-              path.find('\n') == std::string::npos;
-  for (size_t begin = 0; good && begin <= path.size();) {
-    const size_t end = std::min(path.find('/', begin), path.size());
-    const std::string part = path.substr(begin, end - begin);
-    good = !part.empty() && part != "." && part != ".." && part.size() <= 255;
-    begin = end + 1;
+  if (path.size() <= 1000 && path.find('\0') == std::string::npos && path.find('\n') == std::string::npos &&
+      parts_stay_below(path)) {
+    return {};
   }
-  if (good) return {};
   return make_error(
       ErrorCode::kInvalid,
       "\"{}\" cannot be a file's name in an artifact: parts between / , none of them empty, . or ..", path);

@@ -40,15 +40,14 @@ struct Model {
 
 // The config of another precision or method for each, with something that a restore could forget.
 constexpr const char* kConfigs[] = {
-    "{}",
-    "{optimizer: {type: adam}, precision: f32}",
-    "{optimizer: {type: sgd}}",
+    "{}", "{optimizer: {type: adam}, precision: f32}", "{optimizer: {type: sgd}}",
     "{optimizer: {type: sgd, sgd: {momentum: 0}}, precision: fp8, fp8_scales: tensors}",
     "{optimizer: {type: lion}, schedule: {type: one_cycle}, precision: f32}",
     "{optimizer: {type: muon, ema_decay: 0.9}, schedule: {type: wsd}}",
     "{optimizer: {type: adamw_8bit}, precision: fp8}",
     "{optimizer: {type: adafactor}, precision: fp16, loss_scale: {window: 2, initial_power: 24}}",
-    "{optimizer: {type: adafactor, adafactor: {beta1: .9}}, precision: fp16,loss_scale: {initial_power: "
+    // NOLINTNEXTLINE(bugprone-suspicious-missing-comma): one config, too long for a line
+    "{optimizer: {type: adafactor, adafactor: {beta1: 0.9}}, precision: fp16, loss_scale: {initial_power: "
     "28}}"};
 
 TEST(Trainer, RestoredItGoesOnWithTheSameBits) {
