@@ -45,6 +45,8 @@ int verb_serve(const std::vector<std::string>& args) {
   for (const auto& text : models) {
     engine::EngineConfig model;
     const size_t equals = text.find('=');
+    if (equals == 0)
+      throw UserError("flywheel serve " + text, "no name before =", "write NAME=MODEL or MODEL");
     model.model = equals == std::string::npos ? text : text.substr(equals + 1);
     if (equals != std::string::npos) model.served_name = text.substr(0, equals);
     config.models.push_back(model);

@@ -68,6 +68,12 @@ void check(const ServerConfig& config) {
     if (config.models[i].model.empty())
       throw UserError(fmt::format("models[{}].model", i), "is not set",
                       "name an artifact, a folder or a .gguf file");
+    for (size_t before = 0; before < i; ++before) {  // before both are loaded
+      const auto name = [](const auto& m) { return m.served_name.empty() ? m.model : m.served_name; };
+      if (name(config.models[before]) != name(config.models[i])) continue;
+      throw UserError(fmt::format("models[{}]", i), name(config.models[i]) + " is served already",
+                      "give one of them another served_name");
+    }
     if (const Result<void> right = engine::check(config.models[i]); !right.ok())
       throw_if_setting(config, i, right.error());
   }
