@@ -42,7 +42,7 @@ Result<Input> find_input(Store& store, const std::string& key, const std::string
     ASSIGN_OR_RETURN(const Artifact source,
                      store.put_source(std::filesystem::path(folder).filename().string() + "-folder", folder,
                                       digest, size));
-    return Input{folder, source.ref()};
+    return Input{folder, source.ref(), folder};
   }
   const auto no_marker = [&] { throw UserError(key, name + " has no " + markers.front(), hint); };
   if (is_path(name)) {
@@ -61,7 +61,7 @@ Result<Input> find_input(Store& store, const std::string& key, const std::string
     throw UserError(key, found_folder.error().message, "name another one, as --set " + key + "=NAME:VERSION");
   ASSIGN_OR_RETURN(const std::string folder, found_folder);
   if (marker_in(folder, markers).empty()) throw UserError(key, artifact.ref() + " has no " + markers.front());
-  return Input{folder, artifact.ref()};
+  return Input{folder, artifact.ref(), artifact.ref()};
 }
 
 // Token shards lie in the folder itself or, in a dataset that `flywheel data` made, below it by split.
@@ -75,7 +75,7 @@ Result<Input> own_validation(const Input& dataset, int64_t length) {
   const std::string folder = split_of(dataset.folder, "validation");
   if (folder == dataset.folder) return Input{};
   ASSIGN_OR_RETURN(const data::TokenShards shards, data::TokenShards::open(folder));
-  if (shards.num_samples(length) > 0) return Input{folder, ""};  // the dataset's ref stands for both
+  if (shards.num_samples(length) > 0) return Input{folder, "", ""};  // the dataset's ref stands for both
   LOG_WARN("the validation split of {} is shorter than one sequence: this run does not evaluate",
            dataset.ref);
   return Input{};
@@ -139,23 +139,11 @@ std::vector<std::string> Inputs::refs() const {
   return refs;
 }
 
-TrainConfig with_absolute_paths(TrainConfig config) {
-  const auto settle = [](std::string& name, const std::vector<std::string>& markers) {
-    if (!name.empty() && !marker_in(name, markers).empty())
-      name = std::filesystem::absolute(name).lexically_normal().string();
-  };
-  settle(config.data.train, kShardsMarkers);
-  settle(config.data.validation, kShardsMarkers);
-  settle(config.data.tokenizer, kTokenizerMarkers);
-  settle(config.model.from, kModelMarkers);
-  return config;
-}
-
 Result<Inputs> find_inputs(Store& store, const TrainConfig& config) {
   Inputs inputs;
   ASSIGN_OR_RETURN(const Input dataset,
                    find_input(store, "data.train", config.data.train, kShardsMarkers, kDatasetHint));
-  inputs.data = {split_of(dataset.folder, "train"), dataset.ref};
+  inputs.data = {split_of(dataset.folder, "train"), dataset.ref, dataset.name};
   ASSIGN_OR_RETURN(inputs.validation, find_validation(store, config, dataset));
   ASSIGN_OR_RETURN(inputs.tokenizer, find_tokenizer(store, config, dataset));
   ASSIGN_OR_RETURN(const data::TokenShards shards, data::TokenShards::open(inputs.data.folder));
@@ -177,6 +165,17 @@ Result<Inputs> find_inputs(Store& store, const TrainConfig& config) {
                                                 config.batch.length, inputs.decoder.max_positions));
   }
   return inputs;
+}
+
+TrainConfig with_inputs_named(TrainConfig config, const Inputs& inputs) {
+  const auto settle = [](std::string& name, const Input& input) {
+    if (!name.empty()) name = input.name;
+  };
+  settle(config.data.train, inputs.data);
+  settle(config.data.validation, inputs.validation);
+  settle(config.data.tokenizer, inputs.tokenizer);
+  settle(config.model.from, inputs.model);
+  return config;
 }
 
 }  // namespace flywheel::train

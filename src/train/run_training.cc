@@ -396,10 +396,10 @@ class Program {
 Result<TrainReport> run_training(const TrainConfig& as_given, const TrainOptions& options,
                                  const TrainHooks& hooks) {
   check(as_given);
-  const TrainConfig config = with_absolute_paths(as_given);
-  Hosts hosts = find_hosts(config.mesh);
+  Hosts hosts = find_hosts(as_given.mesh);
   ASSIGN_OR_RETURN(Store store, Store::open());
-  ASSIGN_OR_RETURN(Inputs inputs, find_inputs(store, config));
+  ASSIGN_OR_RETURN(Inputs inputs, find_inputs(store, as_given));
+  const TrainConfig config = with_inputs_named(as_given, inputs);
   // A mesh that does not fit the model is known before there is a run; the message begins with the key.
   make_layout(config, model::describe(inputs.decoder)).value_or_throw();
   ASSIGN_OR_RETURN(RunRecord record, RunRecord::open(std::move(store), config, options, inputs.refs()));

@@ -360,6 +360,34 @@ TEST_F(RunTraining, ACheckpointIsEnoughToGoOn) {
   EXPECT_THROW((void)run_training(config_, {.resume = resumed.run}, {}), UserError);  // finished
 }
 
+// Its name has a newer version by now: `--resume` takes the older one; the same command is another run.
+TEST_F(RunTraining, ARunGoesOnWithTheVersionsThatItBeganWith) {
+  auto store = store::Store::open().value();
+  const auto put = [&](const char* folder) {
+    return store.put_artifact({.kind = "dataset", .name = "words", .path = folder_ / folder}).value().ref();
+  };
+  ASSERT_EQ(put("train"), "words:1");
+  config_.data.train = "words";
+  const TrainReport undisturbed = run();
+  std::string id;
+  EXPECT_THROW(run({.on_start = [&](const std::string& run, int64_t, bool) { id = run; },
+                    .on_step =
+                        [&](const Progress& p) {
+                          if (p.step == 12) throw ControllerDies();
+                        }}),
+               ControllerDies);
+  ASSERT_EQ(put("validation"), "words:2");
+  config_ = config_of_run(id).value();
+  EXPECT_EQ(config_.data.train, "words:1");
+  const TrainReport resumed = run({}, {.resume = id});
+  EXPECT_EQ(resumed.sha256, undisturbed.sha256);
+  EXPECT_THAT(store.run_info(id).value().inputs, ::testing::Not(::testing::Contains("words:2")));
+  config_.data.train = "words";
+  const TrainReport newer = run({}, {});
+  EXPECT_NE(newer.run, id);
+  EXPECT_NE(newer.sha256, undisturbed.sha256);
+}
+
 TEST_F(RunTraining, OneWorkerAndAccumulationGiveTheSameMean) {
   config_.precision = Precision::kF32;
   const TrainReport two = run();
