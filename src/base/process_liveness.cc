@@ -18,18 +18,27 @@ int64_t now_ms(clockid_t clock) {
   return static_cast<int64_t>(now.tv_sec) * 1000 + now.tv_nsec / 1'000'000;
 }
 
+// "4711 (a name (with anything)) S ..." (proc(5)), from the third field, the state, on; "" without such a
+// process.
+std::string stat_from_state(int64_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  const std::string stat((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const size_t name_end = stat.rfind(')');
+  return name_end == std::string::npos ? "" : stat.substr(std::min(name_end + 2, stat.size()));
+}
+
 }  // namespace
+
+bool process_is_stopped(int64_t pid) {
+  const std::string stat = stat_from_state(pid);
+  return stat.starts_with("T ") || stat.starts_with("t ");
+}
 
 bool process_lives(int64_t pid, int64_t wall_ms) {
   if (pid <= 0) return false;
   if (::kill(static_cast<pid_t>(pid), 0) != 0 && errno == ESRCH) return false;
-  // "4711 (a name (with anything)) S ..." (proc(5)): the state is the third field, the start the 22nd, in
-  // ticks since the machine booted.
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  const std::string stat((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  const size_t name_end = stat.rfind(')');
-  if (name_end == std::string::npos) return true;
-  std::istringstream fields(stat.substr(name_end + 1));
+  // The start is the 22nd field, in ticks since the machine booted.
+  std::istringstream fields(stat_from_state(pid));
   std::string state, skipped;
   int64_t start_ticks = 0;
   fields >> state;

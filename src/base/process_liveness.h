@@ -13,4 +13,7 @@ namespace flywheel {
 // same number is another one, and what has ended but was not waited for is dead.
 bool process_lives(int64_t pid, int64_t wall_ms);
 
+// Whether it is held by a signal (SIGSTOP, a debugger) and does nothing.
+bool process_is_stopped(int64_t pid);
+
 }  // namespace flywheel

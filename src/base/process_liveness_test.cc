@@ -27,7 +27,11 @@ TEST(ProcessLiveness, TellsTheLivingFromTheDeadAndFromLaterOnes) {
   std::this_thread::sleep_for(std::chrono::milliseconds(100));
   EXPECT_TRUE(process_lives(child, wall_ms()));
   EXPECT_FALSE(process_lives(child, before)) << "the number was somebody else's then";
+  EXPECT_FALSE(process_is_stopped(child));
   ::kill(child, SIGSTOP);
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, WUNTRACED), child);
+  EXPECT_TRUE(process_is_stopped(child));
   EXPECT_TRUE(process_lives(child, wall_ms()));
   ::kill(child, SIGKILL);
   siginfo_t info{};

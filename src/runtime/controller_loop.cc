@@ -165,6 +165,9 @@ void Core::tick(int64_t elapsed_ms) {
         lose("its connection closed");
       } else if (worker.hello && worker.silent_ms > options.heartbeat_timeout_ms) {
         lose(fmt::format("not heard of for {} ms", worker.silent_ms));
+      } else if (!worker.hello && worker.silent_ms > options.heartbeat_timeout_ms &&
+                 worker.process != nullptr && worker.process->stopped()) {
+        lose("stopped before it said hello");
       } else if (!worker.restored && worker.start_by.expired()) {
         lose(fmt::format("not ready after {} ms", options.start_timeout_ms));
       }

@@ -3,7 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <csignal>
+#include <memory>
+
+#include "base/deadline.h"
 #include "base/file.h"
+#include "runtime/launcher.h"
 
 namespace flywheel::runtime {
 namespace {
@@ -88,6 +93,34 @@ TEST(Controller, AnotherControllerOfTheSameRunIsRefused) {
   const auto second = Controller::open(options_in(folder));
   ASSERT_FALSE(second.ok());
   EXPECT_EQ(second.error().code, ErrorCode::kUnavailable);
+}
+
+// Stops the first process that it starts at once, as a debugger or a SIGSTOP may.
+class StopsTheFirst : public Launcher {
+ public:
+  Result<std::unique_ptr<WorkerProcess>> start(const WorkerSpec& spec) override {
+    ASSIGN_OR_RETURN(auto process, local_->start(spec));
+    if (started_++ == 0) ::kill(static_cast<pid_t>(std::stoi(process->describe().substr(4))), SIGSTOP);
+    return process;
+  }
+  int started() const { return started_; }
+
+ private:
+  std::unique_ptr<Launcher> local_ = make_local_launcher({});
+  int started_ = 0;
+};
+
+TEST(Controller, AWorkerThatIsStoppedWhileItStartsIsReplaced) {
+  const TempFolder folder;
+  const auto launcher = std::make_shared<StopsTheFirst>();
+  ControllerOptions options = options_in(folder);
+  options.launcher = launcher;
+  auto controller = Controller::open(options).value();
+  const Stopwatch watch;
+  const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+  EXPECT_EQ(mesh.call("test.where").get(0).value(), "m 0");
+  EXPECT_LT(watch.seconds(), 20);  // a third of start_timeout_ms
+  EXPECT_EQ(launcher->started(), 3);
 }
 
 TEST(Controller, ManyCallsInFlightComeBackInOrder) {

@@ -128,12 +128,15 @@ void Core::take_outcome(MeshState& mesh, CallState& call, int rank, Outcome outc
                            "{}",
                            call.command.sequence, call.command.operation, rank, outcome.value));
     } else if (comparable && (outcome.digest != logged.digest || outcome.size_bytes != logged.size_bytes)) {
-      fail_mesh(mesh,
-                make_error(ErrorCode::kCorrupt,
-                           "the replay of command {} ({}) on rank {} gave digest {:016x}, the log has "
-                           "{:016x}: the operation is declared {} but does not give the same result twice",
-                           call.command.sequence, call.command.operation, rank, outcome.digest, logged.digest,
-                           kind_name(call.command.kind)));
+      fail_mesh(
+          mesh,
+          make_error(ErrorCode::kCorrupt,
+                     "the replay of command {} ({}) on rank {} gave digest {:016x}, the log has "
+                     "{:016x}: the operation is declared {} but does not give the same result twice (or this "
+                     "machine computes with other instructions than the one before: another processor, "
+                     "FLYWHEEL_ISA)",
+                     call.command.sequence, call.command.operation, rank, outcome.digest, logged.digest,
+                     kind_name(call.command.kind)));
     }
     if (call.complete) return;
   }

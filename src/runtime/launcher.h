@@ -43,6 +43,8 @@ class WorkerProcess {
   // Becomes readable when the process ends; -1 where there is no such descriptor (then ended() is polled).
   virtual int exit_fd() const = 0;
   virtual void kill() = 0;
+  // Whether it is held by a signal and does nothing; false where that is not known.
+  virtual bool stopped() const { return false; }
   // What it said last, for a message about its end; empty where that is not known.
   virtual std::string last_words() const { return ""; }
 };

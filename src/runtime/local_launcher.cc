@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "base/posix.h"
+#include "base/process_liveness.h"
 #include "runtime/launcher.h"
 #include "runtime/modules_internal.h"
 
@@ -61,6 +62,7 @@ class LocalProcess : public WorkerProcess {
     if (!ended().has_value()) ::kill(-process_.pid(), SIGKILL);
     process_.signal(SIGKILL);
   }
+  bool stopped() const override { return process_is_stopped(process_.pid()); }
   std::string last_words() const override {
     std::ifstream file(output_.path, std::ios::ate);
     if (!file) return "";
