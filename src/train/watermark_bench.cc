@@ -100,13 +100,16 @@ Result<void> measure(int64_t rounds) {
   // is fresh; from then on it is used again.
   while (with.workers.all().status().watermarks < 3) RETURN_IF_ERROR(with.run(2));
   const double bound = runtime::ControllerOptions{}.watermark_cost;
-  const double interval_s = std::max(static_cast<double>(interval_ms) / 1000,
-                                     with.workers.all().status().last_watermark_cost_seconds / bound);
-  const int64_t steps = steps_in(interval_s);
+  const auto interval_s = [&] {
+    return std::max(static_cast<double>(interval_ms) / 1000,
+                    with.workers.all().status().last_watermark_cost_seconds / bound);
+  };
 
-  std::vector<double> with_s, without_s, ratios, freezes, costs;
+  std::vector<double> intervals, with_s, without_s, ratios, freezes, costs;
   const uint64_t before = with.workers.all().status().watermarks;
   for (int64_t round = 0; round < rounds; ++round) {
+    intervals.push_back(interval_s());
+    const int64_t steps = steps_in(intervals.back());
     for (const bool snapshots : {round % 2 == 0, round % 2 != 0}) {
       ASSIGN_OR_RETURN(const double seconds, (snapshots ? with : without).run(steps));
       (snapshots ? with_s : without_s).push_back(seconds);
@@ -126,8 +129,7 @@ Result<void> measure(int64_t rounds) {
                    {"freeze_s", median(freezes)},
                    {"snapshot_s", median(costs)},
                    {"bound", bound},
-                   {"interval_s", interval_s},
-                   {"steps_a_turn", steps},
+                   {"interval_s", median(intervals)},
                    {"snapshots_a_turn", static_cast<double>(watermarks) / static_cast<double>(rounds)},
                    {"parameters", parameters}}
                   .dump()
