@@ -50,14 +50,20 @@ class Server:
 
     def send(self, path, body, receive_buffer=None):
         """A request on a socket of its own; what comes back is the caller's to read, or not."""
+        text = json.dumps(body).encode()
+        s = self.send_head(path, len(text), receive_buffer)
+        s.sendall(text)
+        return s
+
+    def send_head(self, path, body_bytes, receive_buffer=None):
+        """The same without the body."""
         host, port = self.url.removeprefix("http://").split(":")
         s = socket.socket()
         if receive_buffer:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         s.connect((host, int(port)))
-        text = json.dumps(body).encode()
-        s.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
-                  % (path.encode(), len(text), text))
+        s.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+                  % (path.encode(), body_bytes))
         return s
 
     def metric(self, name):

@@ -2,6 +2,7 @@
 import asyncio
 import json
 import subprocess
+import time
 
 import openai
 import pytest
@@ -139,15 +140,41 @@ def test_async_clients_together(server):
 
 
 def test_thousand_streams(server):
-    """A thousand streams at once, each answered whole."""
+    """A thousand streams under way at once, each with the text that its request has alone."""
+    kinds, streams, places = 64, 1000, 256  # different requests; all of them; how many run in one step (max_running)
+
     async def main():
-        client = openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=600)
+        # Two clients: each opens a thousand connections at most.
+        clients = [openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=600)
+                   for _ in range(2)]
 
         async def one(i):
-            stream = await client.completions.create(model=MODEL, prompt=f"{i}", max_tokens=3, temperature=0,
-                                                     stream=True, extra_body={"ignore_eos": True})
-            return sum([1 async for chunk in stream if chunk.choices[0].finish_reason == "length"])
-        assert sum(await asyncio.gather(*[one(i) for i in range(1000)])) == 1000
+            stream = await clients[i % 2].completions.create(
+                model=MODEL, prompt=f"The number {i % kinds} is", max_tokens=8, temperature=1, seed=i % kinds, stream=True,
+                extra_body={"ignore_eos": True})
+            chunks = [chunk.choices[0] async for chunk in stream]
+            assert [c.finish_reason for c in chunks if c.finish_reason] == ["length"]
+            return "".join(c.text for c in chunks)
+
+        def under_way():
+            return server.metric("num_requests_running") + server.metric("num_requests_waiting")
+
+        async def hold_a_place():
+            return await clients[0].completions.create(model=MODEL, prompt="Once", max_tokens=1000, stream=True,
+                                                       extra_body={"ignore_eos": True})
+
+        alone = [await one(i) for i in range(kinds)]
+        assert len(set(alone)) > kinds * 3 / 4  # a text that went to another request would show
+        held = await asyncio.gather(*[hold_a_place() for _ in range(places)])
+        all_of_them = [asyncio.create_task(one(i)) for i in range(streams)]
+        until = time.monotonic() + 120
+        while await asyncio.to_thread(under_way) < places + streams:
+            assert time.monotonic() < until, "they are not all under way"
+            await asyncio.sleep(0.05)
+        for stream in held:
+            await stream.close()
+        texts = await asyncio.gather(*all_of_them)
+        assert [i for i, text in enumerate(texts) if text != alone[i % kinds]] == []
 
     asyncio.run(main())
 
