@@ -190,6 +190,17 @@ Result<std::string> hash_file(const std::string& path, const BlobFolder::Progres
   return hashed.sha256;
 }
 
+Result<void> check_content(const std::string& path, const std::string& sha256, uint64_t size_bytes) {
+  if (!path_exists(path)) return make_error(ErrorCode::kNotFound, "{} is missing", path);
+  ASSIGN_OR_RETURN(const uint64_t size, file_size(path));
+  if (size != size_bytes) {
+    return make_error(ErrorCode::kCorrupt, "{} has {} bytes, not {}", path, size, size_bytes);
+  }
+  ASSIGN_OR_RETURN(const std::string found, hash_file(path));
+  if (found == sha256) return {};
+  return make_error(ErrorCode::kCorrupt, "{} has the SHA-256 {}", path, found);
+}
+
 bool is_sha256(std::string_view text) {
   return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
 }

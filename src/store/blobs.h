@@ -65,6 +65,10 @@ class BlobFolder {
 
 // SHA-256 of a file, read a block at a time.
 Result<std::string> hash_file(const std::string& path, const BlobFolder::Progress& progress = {});
+
+// Whether a blob's file holds its content: else kCorrupt, kNotFound, kIo with what is wrong with it.
+Result<void> check_content(const std::string& path, const std::string& sha256, uint64_t size_bytes);
+
 // True for 64 lower-case hex digits.
 bool is_sha256(std::string_view text);
 

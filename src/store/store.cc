@@ -132,6 +132,13 @@ Result<void> check_path(const std::string& path) {
       "\"{}\" cannot be a file's name in an artifact: parts between / , none of them empty, . or ..", path);
 }
 
+std::string mend_advice(const std::string& ref) {
+  return fmt::format(
+      "`flywheel store remove {}` and make it again (pull, prepare), which replaces the file, or restore the "
+      "file from a backup",
+      ref);
+}
+
 std::string digest_of(const std::vector<ArtifactFile>& files) {
   Sha256 sha;
   for (const ArtifactFile& file : files)
@@ -259,12 +266,9 @@ Result<std::string> Store::path_of(const Artifact& artifact, Verify verify) {
   for (const ArtifactFile& file : artifact.files) {
     if (verify == Verify::kNo) break;
     const std::string blob = state_->blobs.path_of(file.sha256);
-    ASSIGN_OR_RETURN(const std::string sha256, hash_file(blob));
-    if (sha256 != file.sha256) {
-      return make_error(
-          ErrorCode::kCorrupt,
-          "{} {}: {} has SHA-256 {}; store the same file again to mend it, or restore it from a backup",
-          artifact.ref(), file.path, blob, sha256);
+    if (const auto sound = check_content(blob, file.sha256, file.size_bytes); !sound.ok()) {
+      return make_error(sound.error().code, "{} {}: {}; {}", artifact.ref(), file.path, sound.error().message,
+                        mend_advice(artifact.ref()));
     }
   }
   ASSIGN_OR_RETURN(std::string folder, view_of(*state_, artifact));

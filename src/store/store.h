@@ -63,7 +63,7 @@ struct GcReport {
 
 struct VerifyReport {
   struct Problem {
-    std::string what;  // "corrupt: blob 3fa9...: content has SHA-256 77b0..., in tiny:3 model.safetensors"
+    std::string what;  // "corrupt: 3fa9... has the SHA-256 77b0..., in tiny:3 model.safetensors; ..."
     std::string sha256;
     std::vector<std::string> artifacts;  // "tiny:3 model.safetensors"
   };

@@ -40,6 +40,9 @@ std::string digest_of(const std::vector<ArtifactFile>& files);
 // views.cc: the folder <home>/views/<digest> with the artifact's files as hard links to their blobs.
 Result<std::string> view_of(const StoreState& state, const Artifact& artifact);
 
+// What a user does about a damaged or missing file of an artifact.
+std::string mend_advice(const std::string& ref);
+
 std::string json_text(const Json& json);  // invalid UTF-8 is replaced, not thrown
 
 }  // namespace flywheel::store

@@ -202,8 +202,18 @@ TEST_P(StoreTest, DamageIsFoundByNameAndMendedByTheSameContent) {
   ASSERT_EQ(report.problems.size(), 1u);
   EXPECT_EQ(report.problems[0].sha256, made.files[0].sha256);
   EXPECT_THAT(report.problems[0].artifacts, ElementsAre("tiny:1 weights"));
-  EXPECT_THAT(report.problems[0].what, HasSubstr("corrupt"));
-  EXPECT_EQ(store().path_of(made, Store::Verify::kYes).error().code, ErrorCode::kCorrupt);
+  // What differs, and nothing that does not; where it is used; what to do.
+  EXPECT_EQ(
+      report.problems[0].what,
+      "corrupt: " + blob + " has the SHA-256 " + sha256_hex(damaged) +
+          ", in tiny:1 weights; `flywheel store remove tiny:1` and make it again (pull, prepare), which "
+          "replaces the file, or restore the file from a backup");
+  const Error refused = store().path_of(made, Store::Verify::kYes).error();
+  EXPECT_EQ(refused.code, ErrorCode::kCorrupt);
+  EXPECT_THAT(refused.message, HasSubstr("`flywheel store remove tiny:1`"));
+  write_file(blob, damaged.substr(1)).value();
+  EXPECT_THAT(store().verify()->problems[0].what,
+              HasSubstr("has 99999 bytes, not 100000, in tiny:1 weights;"));
   put("tiny", bytes);
   EXPECT_TRUE(store().verify()->problems.empty());
   EXPECT_EQ(read_file(store().path_of(made, Store::Verify::kYes).value() + "/weights").value(), bytes);

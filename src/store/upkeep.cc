@@ -192,7 +192,8 @@ class Verifier {
  private:
   struct Blob {
     uint64_t size_bytes = 0;
-    std::vector<std::string> used_by;
+    std::vector<std::string> used_by;    // "tiny:3 model.safetensors"
+    std::vector<std::string> artifacts;  // "tiny:3"
   };
 
   // One snapshot: the database's own checks, every artifact's digest, every metric's checksum; and what
@@ -218,6 +219,7 @@ class Verifier {
           Blob& blob = blobs_[file.sha256];
           blob.size_bytes = file.size_bytes;
           blob.used_by.push_back(artifact.ref() + " " + file.path);
+          blob.artifacts.push_back(artifact.ref());
         }
       }
       ASSIGN_OR_RETURN(const Rows series, db_.execute("SELECT run, name FROM metric"));
@@ -242,26 +244,20 @@ class Verifier {
 
   Result<void> check_blob(const std::string& sha256, const Blob& blob) {
     const std::string path = state_.blobs.path_of(sha256);
-    const auto found = hash_file(path);
-    std::string what;
-    if (!found.ok() && found.error().code == ErrorCode::kNotFound) {
+    const Result<void> sound = check_content(path, sha256, blob.size_bytes);
+    if (sound.ok()) return {};
+    if (sound.error().code == ErrorCode::kNotFound) {
       // Removed since the snapshot, by remove_artifact and gc?
       ASSIGN_OR_RETURN(const Rows still, db_.transact(Access::kRead, [&] {
         return db_.execute("SELECT 1 FROM artifact_file WHERE sha256 = $1 LIMIT 1", {sha256});
       }));
       if (still.empty()) return {};
-      what = fmt::format("missing: {}", path);
-    } else if (!found.ok()) {
-      what = fmt::format("unreadable: {}", found.error().message);
-    } else if (found.value() != sha256) {
-      what = fmt::format("corrupt: {} has SHA-256 {} and {} bytes, not {}", path, found.value(),
-                         file_size(path).value_or(0), blob.size_bytes);
-    } else {
-      return {};
     }
     std::string used_by;
     for (const std::string& use : blob.used_by) used_by += (used_by.empty() ? ", in " : ", ") + use;
-    report_.problems.push_back({what + used_by, sha256, blob.used_by});
+    report_.problems.push_back(
+        {fmt::format("{}{}; {}", sound.error().to_string(), used_by, mend_advice(blob.artifacts[0])), sha256,
+         blob.used_by});
     return {};
   }
 
