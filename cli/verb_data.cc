@@ -42,6 +42,7 @@ int prepare(const Options& options) {
       bar = std::make_unique<ProgressBar>(name, total);
       stage = name;
     }
+    bar->set_total(total);  // a tokenizer may need fewer merges than were wanted
     bar->update(done);
   };
   std::optional<store::Store> store;

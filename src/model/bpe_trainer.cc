@@ -192,7 +192,12 @@ Result<void> check(const BpeTrainerConfig& config) {
                       config.pattern);
   }
   const auto specials = static_cast<int64_t>(config.special_tokens.size());
-  if (config.vocab_size < specials + 256 || config.vocab_size > (int64_t{1} << 24)) {
+  constexpr int64_t kMost = int64_t{1} << 24;
+  if (config.vocab_size > kMost) {
+    return make_error(ErrorCode::kInvalid, "vocab_size {}: at most {} are possible", config.vocab_size,
+                      kMost);
+  }
+  if (config.vocab_size < specials + 256) {
     return make_error(ErrorCode::kInvalid, "vocab_size {}: {} special tokens and 256 bytes need at least {}",
                       config.vocab_size, specials, specials + 256);
   }
@@ -244,6 +249,8 @@ Result<std::string> BpeTrainer::train() const {
       config_.progress(wanted - (config_.vocab_size - static_cast<int64_t>(tokens.size())), wanted);
     }
   }
+  const int64_t made = wanted - (config_.vocab_size - static_cast<int64_t>(tokens.size()));
+  if (config_.progress) config_.progress(made, made);
 
   OrderedJson added = OrderedJson::array(), vocab = OrderedJson::object();
   for (size_t id = 0; id < tokens.size(); ++id) {

@@ -34,11 +34,12 @@ struct BpeTrainerConfig {
   // How text is cut into pieces: gpt2, llama3, qwen2 or o200k. llama3's: words with the space before them,
   // digits in threes.
   std::string pattern = "llama3";
-  // Called now and then with merges done and merges wanted.
+  // Called now and then with merges done and merges wanted; the last call has both as the text gave them.
   std::function<void(int64_t done, int64_t wanted)> progress = nullptr;
 };
 
-// kInvalid for a pattern that is not known and a vocabulary too small for the bytes and special tokens.
+// kInvalid for a pattern that is not known, and for a vocabulary too small for the bytes and special tokens
+// or of more than 2^24.
 Result<void> check(const BpeTrainerConfig& config);
 
 class BpeTrainer {
