@@ -1,8 +1,9 @@
 // Raw files into a dataset: extract -> clean -> dedup -> tokenizer -> shards. `flywheel data prepare` is
 // this.
 //
-// A stage whose inputs and config have not changed since it last finished is not done again; a stage that was
-// killed is done whole, and what it left half written is removed first. The result is the same for any number
+// A stage whose inputs and config have not changed since it last finished, and whose files are as it wrote
+// them (size and checksum), is not done again; a stage that was killed is done whole, and what it left half
+// written is removed first. The result is the same for any number
 // of threads.
 //
 // Remote inputs are fetched once to stages/fetched and removed after extraction: the disk must hold them that

@@ -7,8 +7,8 @@
 #include "base/file_lock.h"
 #include "base/hash.h"
 #include "base/metrics.h"
-#include "base/philox.h"
 #include "data/document.h"
+#include "data/prepare_for_test.h"
 #include "data/record_internal.h"
 #include "data/shards.h"
 #include "model/tokenizer.h"
@@ -17,72 +17,7 @@ namespace flywheel::data {
 namespace {
 
 using testing::HasSubstr;
-
-std::string sentence(Philox& rng) {
-  static const char* const kNouns[] = {"wheel",  "engine",  "river",  "teacher",
-                                       "garden", "machine", "letter", "winter"};
-  static const char* const kVerbs[] = {"turns",   "follows", "carries", "remembers",
-                                       "crosses", "builds",  "opens"};
-  static const char* const kRest[] = {"to the north",     "with great care",      "of its own will",
-                                      "and that is all",  "in the early morning", "behind the old house",
-                                      "without any sound"};
-  return std::string("The ") + kNouns[rng.below(8)] + std::to_string(rng.below(500)) + " " +
-         kVerbs[rng.below(7)] + " a " + kNouns[rng.below(8)] + std::to_string(rng.below(500)) + " " +
-         kRest[rng.below(7)] + ".";
-}
-
-// Pages with furniture, lines with errors, exact and near copies, pages that the rules refuse.
-void make_raw(const std::string& folder) {
-  Philox rng(31);
-  for (int page = 0; page < 40; ++page) {
-    std::string text;
-    for (int p = 0; p < 6; ++p) {
-      text += "<p>";
-      for (int s = 0; s < 4; ++s) text += sentence(rng) + " ";
-      text += "</p>\n";
-    }
-    const std::string name = fmt::format("{}/html/page{:02}.html", folder, page);
-    write_file(
-        name, "<html><body><nav><a href=/>Home</a></nav><main><h1>Page</h1>" + text + "</main></body></html>")
-        .value();
-    if (page == 7)
-      write_file(folder + "/html/z-copy.html", "<body><main><h1>Page</h1>" + text + "</main></body>").value();
-    if (page == 8) {
-      text.replace(text.find("The "), 4, "One ");
-      write_file(folder + "/html/z-near.html", "<body><main><h1>Page</h1>" + text + "</main></body>").value();
-    }
-  }
-  write_file(folder + "/html/short.html", "<p>Too short to be of any use to anybody, sadly.</p>").value();
-  write_file(folder + "/html/none.html", "<script>nothing()</script>").value();
-  std::string lines;
-  for (int i = 0; i < 60; ++i) {
-    std::string text;
-    for (int s = 0; s < 20; ++s) text += sentence(rng) + (s % 5 == 4 ? "\\n" : " ");
-    lines += "{\"text\": \"" + text + "\"}\n";
-    if (i % 20 == 3) lines += "{\"text\": broken\n";
-  }
-  write_file(folder + "/lines.jsonl", lines).value();
-}
-
-DataConfig small_config() {
-  DataConfig config;
-  config.name = "small";
-  config.tokenizer.vocab_size = 400;
-  config.shards.validation_fraction = 0.2;
-  config.parquet = true;
-  config.quality.gopher_repetition.enabled = false;
-  return config;
-}
-
-std::string outputs_hash(const std::string& output) {
-  std::string all;
-  for (const char* file : {"documents.jsonl", "documents.parquet", "dropped.jsonl", "quarantined.jsonl",
-                           "clusters.jsonl", "tokenizer/tokenizer.json", "shards/train/manifest.json",
-                           "shards/train/shard-00000.tokens", "shards/validation/manifest.json"}) {
-    all += sha256_file(output + "/" + file).value();
-  }
-  return sha256_hex(all);
-}
+using testing::Not;
 
 TEST(Prepare, FromRawFilesToTokensWithEveryDocumentAccountedFor) {
   TempFolder folder;
@@ -167,12 +102,6 @@ TEST(Prepare, TheSameBytesForAnyNumberOfThreads) {
   }
 }
 
-std::vector<bool> reused(const PrepareReport& report) {
-  std::vector<bool> out;
-  for (const StageReport& stage : report.stages) out.push_back(stage.reused);
-  return out;
-}
-
 TEST(Prepare, OnlyWhatChangedIsDoneAgain) {
   using testing::ElementsAre;
   TempFolder folder;
@@ -232,6 +161,51 @@ TEST(Prepare, RunsAndArtifactsAreRecordedWithTheirLineage) {
   EXPECT_EQ(prepare(request, pool)->artifacts.at("dataset"), "small:2");
 }
 
+TEST(Prepare, EachNameHasArtifactsOfItsOwn) {
+  TempFolder folder;
+  make_raw(folder / "raw");
+  store::Store store = store::Store::open(folder / "home").value();
+  ThreadPool pool(2);
+  const auto run = [&](const std::string& name, const std::string& output) {
+    PrepareRequest request{
+        .inputs = {folder / "raw"}, .output = folder / output, .config = small_config(), .store = &store};
+    request.config.name = name;
+    return prepare(request, pool).value().artifacts;
+  };
+  EXPECT_EQ(run("first", "out").at("dataset"), "first:1");
+  const auto second = run("second", "out");
+  EXPECT_EQ(second.at("dataset"), "second:1");
+  EXPECT_EQ(second.at("tokenizer"), "second-tokenizer:1");
+  const std::string tree = store::draw_lineage(store.lineage("second").value());
+  EXPECT_THAT(tree, HasSubstr("second-tokenizer:1"));
+  EXPECT_THAT(tree, HasSubstr("second-1")) << "the run that made it";
+  EXPECT_THAT(tree, HasSubstr("raw:1"));
+  EXPECT_THAT(tree, Not(HasSubstr("first")));
+  const store::Artifact stored = store.resolve("second").value();
+  EXPECT_EQ(stored.run, "second-1");
+  EXPECT_THAT(read_file(store.path_of(stored).value() + "/config.yaml").value(), HasSubstr("name: second"));
+  EXPECT_EQ(run("third", "elsewhere").at("dataset"), "third:1");
+  EXPECT_EQ(run("first", "out").at("dataset"), "first:1");
+  EXPECT_EQ(run("second", "elsewhere").at("dataset"), "second:1");
+}
+
+TEST(Prepare, EachStagesLastWordIsThatAllOfItIsDone) {
+  TempFolder folder;
+  make_raw(folder / "raw");
+  ThreadPool pool(2);
+  PrepareRequest request{.inputs = {folder / "raw"}, .output = folder / "out", .config = small_config()};
+  request.config.tokenizer.vocab_size = 100'000;  // more than the text gives
+  std::map<std::string, std::pair<int64_t, int64_t>> last;
+  request.progress = [&](const std::string& stage, int64_t done, int64_t total) {
+    last[stage] = {done, total};
+  };
+  ASSERT_TRUE(prepare(request, pool).ok());
+  EXPECT_EQ(last.size(), 5u);
+  for (const auto& [stage, at] : last) EXPECT_EQ(at.first, at.second) << stage;
+  EXPECT_EQ(last.at("tokenizer").first,
+            model::Tokenizer::load(folder / "out/tokenizer/tokenizer.json")->vocab_size() - 257);
+}
+
 TEST(Prepare, ErrorsThatTheUserCanMend) {
   TempFolder folder;
   make_raw(folder / "raw");
@@ -279,6 +253,7 @@ TEST(Prepare, ErrorsThatTheUserCanMend) {
   expect_early("shards.validation_fraction=1.5", "shards.validation_fraction");
   expect_early("shards.validation_fraction=.nan", "shards.validation_fraction");
   expect_early("tokenizer.vocab_size=256", "need at least 257");
+  expect_early("tokenizer.vocab_size=1000000000000", "vocab_size 1000000000000: at most 16777216");
   expect_early("tokenizer.pattern=gpt5", "\"gpt5\" is not one of gpt2, llama3, qwen2, o200k");
   expect_early("tokenizer.path=" + (folder / "raw/lines.jsonl"), "tokenizer.path");
   expect_early("tokenizer.train_bytes=-1", "tokenizer.train_bytes");

@@ -142,6 +142,9 @@ Result<void> shards_stage(StageContext& context, const std::string& key) {
         }));
     ASSIGN_OR_RETURN(const ShardManifest train_manifest, train.seal());
     ASSIGN_OR_RETURN(const ShardManifest validation_manifest, validation.seal());
+    for (const auto& shard : train_manifest.shards) stage.outputs.push_back("shards/train/" + shard.file);
+    for (const auto& shard : validation_manifest.shards)
+      stage.outputs.push_back("shards/validation/" + shard.file);
     const int64_t tokens = train_manifest.tokens + validation_manifest.tokens;
     report.documents_in = report.documents_out = train_manifest.documents + validation_manifest.documents;
     report.bytes_out = tokens * train_manifest.token_bytes;

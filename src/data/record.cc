@@ -1,6 +1,8 @@
 #include <filesystem>
 
 #include "data/record_internal.h"
+#include "data/shards.h"
+#include "data/shards_internal.h"
 #include "data/stage_internal.h"
 
 namespace flywheel::data {
@@ -20,6 +22,45 @@ bool below(const std::string& file, std::string input) {
   const std::string folder =
       std::filesystem::path(input.substr(0, input.find_first_of("*?["))).lexically_normal().string();
   return file.starts_with(folder);
+}
+
+constexpr const char* kSplits[] = {"shards/train", "shards/validation"};
+
+Result<void> verify_shards(const std::string& folder) {
+  for (const std::string split : kSplits) {
+    ASSIGN_OR_RETURN(const TokenShards shards, TokenShards::open(folder + "/" + split));
+    RETURN_IF_ERROR(shards.verify());
+  }
+  return {};
+}
+
+// The files of a dataset: name in the artifact -> in the output folder. Of the shards those that the
+// manifests name, whatever else lies beside them.
+Result<std::map<std::string, std::string>> dataset_files(const std::string& output) {
+  std::vector<std::string> names = {"documents.jsonl", "dropped.jsonl", "quarantined.jsonl",
+                                    "inputs.jsonl",    "config.yaml",   "clusters.jsonl"};
+  for (const std::string split : kSplits) {
+    ASSIGN_OR_RETURN(const TokenShards shards, TokenShards::open(output + "/" + split));
+    names.push_back(split + "/" + shard_format::kManifestName);
+    for (const ShardManifest::Shard& shard : shards.manifest().shards)
+      names.push_back(split + "/" + shard.file);
+  }
+  std::map<std::string, std::string> files;
+  for (const std::string& name : names) files[name] = output + "/" + name;
+  return files;
+}
+
+// What an earlier run stored is given out again only while it is sound: its files by their SHA-256 (the
+// store's error says how to mend them), and its shards by their own checksums, in case they were stored
+// damaged.
+Result<void> check_earlier(store::Store& store, const store::Artifact& artifact, const store::Run& run) {
+  if (artifact.run == run.id()) return {};  // stored just now
+  ASSIGN_OR_RETURN(const std::string files, store.path_of(artifact, store::Store::Verify::kYes));
+  if (artifact.kind != "dataset" || verify_shards(files).ok()) return {};
+  return make_error(ErrorCode::kCorrupt,
+                    "{} was stored from the same inputs earlier, and its token shards were damaged already "
+                    "then; `flywheel store remove {}`, then this command again stores them anew",
+                    artifact.ref(), artifact.ref());
 }
 
 }  // namespace
@@ -55,6 +96,11 @@ std::string source_name(const std::string& input) {
 Result<void> record_artifacts(const PrepareRequest& request, const std::vector<HashedInput>& inputs,
                               const std::string& key, store::Run& run, PrepareReport& report) {
   store::Store& store = *request.store;
+  for (const StageReport& stage : report.stages) {
+    // Reused shards were compared with their checksums in this call; new ones are read back before anything
+    // is stored.
+    if (stage.name == "shards" && !stage.reused) RETURN_IF_ERROR(verify_shards(request.output));
+  }
   std::vector<std::string> sources;
   for (const std::string& input : request.inputs) {
     std::vector<HashedInput> part;
@@ -78,16 +124,9 @@ Result<void> record_artifacts(const PrepareRequest& request, const std::vector<H
                                        .files = {{"tokenizer.json", local("tokenizer/tokenizer.json")}},
                                        .inputs = sources,
                                        .run = run.id(),
-                                       .once = "tokenizer/" + key}));
-  std::map<std::string, std::string> files;
-  for (const char* file : {"documents.jsonl", "dropped.jsonl", "quarantined.jsonl", "inputs.jsonl",
-                           "config.yaml", "clusters.jsonl"}) {
-    files[file] = local(file);
-  }
-  for (const std::string split : {"shards/train", "shards/validation"}) {
-    ASSIGN_OR_RETURN(const std::vector<std::string> names, list_folder(local(split)));
-    for (const std::string& file : names) files[split + "/" + file] = local(split + "/" + file);
-  }
+                                       .once = fmt::format("tokenizer/{}/{}", key, name)}));
+  RETURN_IF_ERROR(check_earlier(store, tokenizer, run));
+  ASSIGN_OR_RETURN(const auto files, dataset_files(request.output));
   std::vector<std::string> dataset_inputs = sources;
   dataset_inputs.push_back(tokenizer.ref());
   Json metadata = Json::object();
@@ -97,7 +136,7 @@ Result<void> record_artifacts(const PrepareRequest& request, const std::vector<H
   }
   // With the tokenizer that its lineage names: when that one was removed and is here again under another
   // version, the earlier dataset leads to nothing.
-  const std::string once = fmt::format("dataset/{}/{}", key, tokenizer.ref());
+  const std::string once = fmt::format("dataset/{}/{}/{}", key, name, tokenizer.ref());
   ASSIGN_OR_RETURN(const store::Artifact dataset, store.put_artifact({.kind = "dataset",
                                                                       .name = name,
                                                                       .files = files,
@@ -105,6 +144,7 @@ Result<void> record_artifacts(const PrepareRequest& request, const std::vector<H
                                                                       .run = run.id(),
                                                                       .metadata = metadata,
                                                                       .once = once}));
+  RETURN_IF_ERROR(check_earlier(store, dataset, run));
   report.artifacts["tokenizer"] = tokenizer.ref();
   report.artifacts["dataset"] = dataset.ref();
   return {};

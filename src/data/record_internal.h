@@ -14,8 +14,8 @@ namespace flywheel::data {
 // Over paths and contents.
 std::string digest_of(const std::vector<HashedInput>& inputs);
 
-// Stores what lies in the output folder; `key` names its content, so that the same result is stored once.
-// Fills report.artifacts.
+// Stores what lies in the output folder; `key` names its content, so that the same result is stored once
+// under one name. Fills report.artifacts. kCorrupt, with what to do, when what was stored is no longer sound.
 Result<void> record_artifacts(const PrepareRequest& request, const std::vector<HashedInput>& inputs,
                               const std::string& key, store::Run& run, PrepareReport& report);
 

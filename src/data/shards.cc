@@ -26,7 +26,7 @@ Result<ShardManifest> read_manifest(const std::string& folder) {
   ASSIGN_OR_RETURN(const std::string text, read_file(path));
   Result<OrderedJson> parsed = parse_ordered_json(text, 16);
   const auto corrupt = [&](const std::string& what) {
-    return make_error(ErrorCode::kCorrupt, "{}: {}; write the dataset again", path, what);
+    return make_error(ErrorCode::kCorrupt, "{}: {}; run its `flywheel data prepare` again", path, what);
   };
   if (!parsed.ok()) return corrupt(parsed.error().message);
   OrderedJson json = std::move(parsed).value();
@@ -74,7 +74,7 @@ Result<void> TokenShards::map_shard(const std::string& folder, const ShardManife
   Shard shard;
   ASSIGN_OR_RETURN(shard.path, path_within(folder, entry.file));
   const auto corrupt = [&](const std::string& what) {
-    return make_error(ErrorCode::kCorrupt, "{}: {}; write the dataset again", shard.path, what);
+    return make_error(ErrorCode::kCorrupt, "{}: {}; run its `flywheel data prepare` again", shard.path, what);
   };
   Result<MappedFile> map = MappedFile::open(shard.path);
   if (!map.ok()) return map.error();
@@ -130,8 +130,8 @@ Result<void> TokenShards::check_block(const Shard& shard, int64_t block) const {
                                static_cast<size_t>(count * width));
   if (crc32c(bytes) != shard.block_crcs[block]) {
     return make_error(ErrorCode::kCorrupt,
-                      "{}: block {} (bytes {}..{}) does not match its checksum; write the "
-                      "dataset again",
+                      "{}: block {} (bytes {}..{}) does not match its checksum; run its "
+                      "`flywheel data prepare` again",
                       shard.path, block, kTokensOffset + static_cast<uint64_t>(first * width),
                       kTokensOffset + static_cast<uint64_t>((first + count) * width));
   }

@@ -18,8 +18,9 @@ namespace flywheel::data {
 // What a stage is called with and says about itself.
 struct Stage {
   std::string name;
-  std::string key;                   // SHA-256 of its inputs and config
-  std::vector<std::string> outputs;  // files that it writes, relative to the output folder
+  std::string key;  // SHA-256 of its inputs and config
+  // Files that it writes, relative to the output folder. The body adds those whose names it learns only then.
+  std::vector<std::string> outputs;
 };
 
 struct StageContext {
@@ -31,7 +32,8 @@ struct StageContext {
   void progress(const std::string& stage, int64_t done, int64_t total) const {
     if (request.progress) request.progress(stage, done, total);
   }
-  // Runs `body`, or takes the report of the last run with the same key.
+  // Runs `body`, or takes the report of the last run with the same key when every file that it wrote still
+  // has its size and checksum (xxHash). `stage` is looked at again after the body.
   Result<void> run(const Stage& stage, const std::function<Result<void>(StageReport&)>& body);
 };
 
