@@ -119,8 +119,8 @@ TEST(Controller, AWorkerThatIsStoppedWhileItStartsIsReplaced) {
   const Stopwatch watch;
   const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
   EXPECT_EQ(mesh.call("test.where").get(0).value(), "m 0");
-  EXPECT_LT(watch.seconds(), 20);  // a third of start_timeout_ms
-  EXPECT_EQ(launcher->started(), 3);
+  EXPECT_LT(watch.seconds(), 20);     // a third of start_timeout_ms
+  EXPECT_GE(launcher->started(), 3);  // on a busy machine another one may be late with its heartbeat
 }
 
 TEST(Controller, ManyCallsInFlightComeBackInOrder) {
