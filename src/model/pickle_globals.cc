@@ -21,6 +21,7 @@ const std::map<std::string_view, Use>& globals() {
       {"builtins.float", Use::kValue},
       {"builtins.set", Use::kSet},
       {"builtins.frozenset", Use::kSet},
+      {"builtins.getattr", Use::kCall},  // of an enumeration's member, by Python 3.11.0 to 3.11.3
       {"_codecs.encode", Use::kEncodeText},
       {"argparse.Namespace", Use::kCall},
       {"pathlib.Path", Use::kCall},

@@ -99,7 +99,7 @@ std::vector<Evil> evils() {
       {"posix.system", two + name("posix", "system") + text("id") + "\x85R.", "posix.system"},
       {"a name alone, never called", two + name("os", "system") + ".", "os.system"},
       {"eval", two + name("__builtin__", "eval") + text("1+1") + "\x85R.", "__builtin__.eval"},
-      {"getattr", two + name("builtins", "getattr") + ".", "builtins.getattr"},
+      {"setattr", two + name("builtins", "setattr") + ".", "builtins.setattr"},
       {"a name with dots", four + text("torch._utils") + text("_rebuild_tensor_v2.__globals__") + "\x93.",
        "__globals__"},
       {"runpy", two + name("runpy", "_run_code") + ".", "runpy._run_code"},
