@@ -28,6 +28,8 @@ def train(rank, port, stage, out, seed):
     os.environ.update(DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
                       WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank), LOCAL_SIZE=str(WORLD))
     import deepspeed
+    # Not its reductions in shared memory, which it would compile here and now: that needs Python's headers.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
     deepspeed.init_distributed("gloo")
     torch.manual_seed(seed)
     model = Decoder(tied=seed % 2 == 0)
