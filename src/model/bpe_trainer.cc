@@ -235,7 +235,9 @@ Result<std::string> BpeTrainer::train() const {
   }
   merger.begin();
   OrderedJson merges = OrderedJson::array();
-  const int64_t wanted = config_.vocab_size - static_cast<int64_t>(tokens.size());
+  const auto first = static_cast<int64_t>(tokens.size());
+  const int64_t wanted = config_.vocab_size - first;
+  const auto made = [&] { return static_cast<int64_t>(tokens.size()) - first; };
   while (static_cast<int64_t>(tokens.size()) < config_.vocab_size) {
     const PairMerger::Best best = merger.pop();
     if (best.count < std::max<int64_t>(1, config_.min_frequency)) break;
@@ -245,12 +247,9 @@ Result<std::string> BpeTrainer::train() const {
     const auto [at, is_new] = ids.emplace(left + right, static_cast<uint32_t>(tokens.size()));
     if (is_new) tokens.push_back(at->first);
     merger.merge(best.pair, at->second);
-    if (config_.progress && tokens.size() % 64 == 0) {
-      config_.progress(wanted - (config_.vocab_size - static_cast<int64_t>(tokens.size())), wanted);
-    }
+    if (config_.progress && tokens.size() % 64 == 0) config_.progress(made(), wanted);
   }
-  const int64_t made = wanted - (config_.vocab_size - static_cast<int64_t>(tokens.size()));
-  if (config_.progress) config_.progress(made, made);
+  if (config_.progress) config_.progress(made(), made());
 
   OrderedJson added = OrderedJson::array(), vocab = OrderedJson::object();
   for (size_t id = 0; id < tokens.size(); ++id) {

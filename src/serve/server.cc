@@ -4,6 +4,7 @@
 #include <strings.h>
 
 #include <algorithm>
+#include <span>
 
 #include "base/config.h"
 #include "base/deadline.h"
@@ -45,6 +46,11 @@ void check(const HttpServerConfig& http) {
   check_range("http.write_timeout_ms", http.write_timeout_ms, 1, kMost);
 }
 
+// What a model is called before it is open.
+const std::string& name_of(const engine::EngineConfig& model) {
+  return model.served_name.empty() ? model.model : model.served_name;
+}
+
 // The engine's kInvalid begins with its key ("max_running: ..."): which of the models is added.
 void throw_if_setting(const ServerConfig& config, size_t index, const Error& error) {
   const size_t colon = error.message.find(": ");
@@ -53,10 +59,9 @@ void throw_if_setting(const ServerConfig& config, size_t index, const Error& err
   if (error.code != ErrorCode::kInvalid || colon == std::string::npos) return;
   const std::string key = error.message.substr(0, colon);
   if (std::ranges::find(keys.list, key) == keys.list.end()) return;
-  const engine::EngineConfig& model = config.models[index];
-  throw UserError(fmt::format("models[{}].{}", index, key),
-                  fmt::format("{} (model {})", error.message.substr(colon + 2),
-                              model.served_name.empty() ? model.model : model.served_name));
+  throw UserError(
+      fmt::format("models[{}].{}", index, key),
+      fmt::format("{} (model {})", error.message.substr(colon + 2), name_of(config.models[index])));
 }
 
 }  // namespace
@@ -68,12 +73,11 @@ void check(const ServerConfig& config) {
     if (config.models[i].model.empty())
       throw UserError(fmt::format("models[{}].model", i), "is not set",
                       "name an artifact, a folder or a .gguf file");
-    for (size_t before = 0; before < i; ++before) {  // before both are loaded
-      const auto name = [](const auto& m) { return m.served_name.empty() ? m.model : m.served_name; };
-      if (name(config.models[before]) != name(config.models[i])) continue;
-      throw UserError(fmt::format("models[{}]", i), name(config.models[i]) + " is served already",
+    const std::string& name = name_of(config.models[i]);
+    const auto before = std::span(config.models).first(i);
+    if (std::ranges::find(before, name, name_of) != before.end())  // said before any of them is loaded
+      throw UserError(fmt::format("models[{}]", i), name + " is served already",
                       "give one of them another served_name");
-    }
     if (const Result<void> right = engine::check(config.models[i]); !right.ok())
       throw_if_setting(config, i, right.error());
   }
