@@ -56,4 +56,11 @@ ApiError ApiError::from(const Error& error) {
   return out;
 }
 
+ApiError ApiError::wrong_method(const std::string& path, const std::string& method,
+                                const std::string& allow) {
+  ApiError out(405, path + " takes " + allow + ", not " + method);
+  out.allow = allow;
+  return out;
+}
+
 }  // namespace flywheel::serve

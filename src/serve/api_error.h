@@ -22,11 +22,14 @@ class ApiError : public std::runtime_error {
   std::string param;      // the request field, "" when none
   std::string code;       // OpenAI's: "model_not_found", "context_length_exceeded", ...
   int retry_after_s = 0;  // for 429 and 503
+  std::string allow;      // for 405: the methods that the address takes
 
   // "invalid_request_error", "rate_limit_error", ... from the status.
   std::string type() const;
   std::string body() const;
   static ApiError from(const Error& error);  // kFull -> 429, kUnavailable -> 503, kInvalid -> 400, ...
+  // 405. `allow`: "GET, HEAD".
+  static ApiError wrong_method(const std::string& path, const std::string& method, const std::string& allow);
 };
 
 }  // namespace flywheel::serve

@@ -13,6 +13,11 @@
 namespace flywheel::serve {
 namespace {
 
+// What a refused client may still send while it is to read why: bodies of the largest size that is taken,
+// time, and time without a byte.
+constexpr int64_t kMostBodiesDrained = 8, kMostLingerMs = 10'000, kLingerSilenceMs = 1000;
+constexpr size_t kDrainedAtOnceBytes = size_t{64} << 10;
+
 // What the server says by itself has the form of every other error of the API.
 std::string json_error(int status, const std::string& message) {
   return ApiError(status, message).body();
@@ -250,17 +255,24 @@ asio::awaitable<void> HttpConnection::run() {
     request_.body = std::string();
     if (!keep_alive_) break;
   }
-  // Lets a refused client read its answer before the reset that unread input would cause.
-  error_code error;
-  if (!gone_) {
-    stream_.socket().shutdown(tcp::socket::shutdown_send, error);
-    char scrap[4096];
-    stream_.expires_after(std::chrono::seconds(1));
-    for (int64_t drained = 0; !error && drained < server_->config.max_body_bytes;) {
-      drained += static_cast<int64_t>(co_await stream_.async_read_some(asio::buffer(scrap), into(error)));
-    }
-  }
+  if (!gone_) co_await linger();
   close();
+}
+
+// Lets a refused client read its answer before the reset that unread input would cause. Many send their whole
+// body before they read.
+asio::awaitable<void> HttpConnection::linger() {
+  error_code error;
+  in_request_ = false;  // a server that drains does not wait for this
+  stream_.socket().shutdown(tcp::socket::shutdown_send, error);
+  const Deadline last = Deadline::after_ms(kMostLingerMs);
+  const int64_t most_bytes = kMostBodiesDrained * server_->config.max_body_bytes;
+  buffer_.clear();
+  for (int64_t drained = 0; !error && drained < most_bytes && !last.expired();) {
+    stream_.expires_after(std::chrono::milliseconds(kLingerSilenceMs));
+    const auto scrap = buffer_.prepare(kDrainedAtOnceBytes);
+    drained += static_cast<int64_t>(co_await stream_.async_read_some(scrap, into(error)));
+  }
 }
 
 }  // namespace flywheel::serve

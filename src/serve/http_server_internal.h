@@ -94,6 +94,7 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   asio::awaitable<bool> read_request();
   asio::awaitable<void> refuse(int status, std::string message);
   std::string take_request(Parser& parser);
+  asio::awaitable<void> linger();
   void close() {
     error_code ignored;
     stream_.socket().shutdown(tcp::socket::shutdown_both, ignored);

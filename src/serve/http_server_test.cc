@@ -1,12 +1,7 @@
 #include "serve/http_server.h"
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <thread>
@@ -17,39 +12,10 @@
 #include "base/philox.h"
 #include "base/slowness_for_tests.h"
 #include "serve/event_queue.h"
+#include "serve/raw_client_for_tests.h"
 
 namespace flywheel::serve {
 namespace {
-
-// A plain socket: what a hostile or clumsy client sends, byte by byte.
-class RawClient {
- public:
-  explicit RawClient(int port) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<uint16_t>(port));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    connected_ = ::connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
-  }
-  ~RawClient() { ::close(fd_); }
-  void send(const std::string& text) { (void)!::send(fd_, text.data(), text.size(), MSG_NOSIGNAL); }
-  // What comes until the server closes or `ms` pass in silence.
-  std::string read(int ms = 1000) {
-    std::string out;
-    pollfd look{fd_, POLLIN, 0};
-    while (::poll(&look, 1, ms) > 0) {
-      char buffer[4096];
-      const ssize_t n = ::recv(fd_, buffer, sizeof buffer, 0);
-      if (n <= 0) break;
-      out.append(buffer, static_cast<size_t>(n));
-    }
-    return out;
-  }
-  bool connected_ = false;
-
- private:
-  int fd_;
-};
 
 class HttpServerTest : public testing::Test {
  protected:
@@ -117,6 +83,40 @@ TEST_F(HttpServerTest, RefusesWhatIsMalformedAndStaysUp) {
       ask("GET /echo HTTP/1.1\r\nHost: a\r\n\r\nGET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
       testing::HasSubstr("GET HTTP/1.1 200"));  // two requests at once, two answers
   EXPECT_EQ(http_get(url_ + "/echo")->status, 200);
+}
+
+// The body is larger than the 10,000 bytes that are taken, and sent whole before anything is read.
+TEST_F(HttpServerTest, AClientThatSendsAllBeforeItReadsIsToldWhyItIsRefused) {
+  RawClient client(server_->port());
+  client.send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 70000\r\n\r\n");
+  for (int i = 0; i < 7; ++i) {
+    EXPECT_TRUE(client.send(std::string(10'000, 'x'))) << i;
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  }
+  EXPECT_THAT(client.read(), testing::StartsWith("HTTP/1.1 413"));
+}
+
+TEST_F(HttpServerTest, ARefusedClientIsNotReadForEver) {
+  RawClient client(server_->port());
+  client.send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999999\r\n\r\n");
+  const std::string piece(1 << 20, 'x');  // kernels may hold some of them
+  int taken = 0;
+  while (taken < 1000 && client.send(piece)) ++taken;
+  EXPECT_LT(taken, 1000);
+}
+
+// The other direction's end, with which a client that has vanished begins too.
+TEST_F(HttpServerTest, AHalfClosedClientGetsOnlyWhatIsReadyAtOnce) {
+  RawClient quick(server_->port());
+  quick.send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
+  quick.end_sending();
+  EXPECT_THAT(quick.read(), testing::EndsWith("POST hi"));
+  RawClient slow(server_->port());
+  slow.send("GET /wait HTTP/1.1\r\nHost: a\r\n\r\n");
+  slow.end_sending();
+  const Stopwatch clock;
+  EXPECT_EQ(slow.read(60'000), "");
+  EXPECT_LT(clock.seconds(), 2 * kSlowness);
 }
 
 TEST_F(HttpServerTest, DecodesThePathAndNotTheQuery) {

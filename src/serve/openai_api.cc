@@ -246,7 +246,7 @@ asio::awaitable<void> OpenaiApi::handle(HttpExchange& exchange) {
   const std::string& path = exchange.request().path;
   const std::string& method = exchange.request().method;
   const auto only = [&](const char* wanted) {
-    if (method != wanted) throw ApiError(405, path + " takes " + wanted + ", not " + method);
+    if (method != wanted) throw ApiError::wrong_method(path, method, wanted);
   };
   if (path == "/v1/models") {
     only("GET");

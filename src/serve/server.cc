@@ -102,6 +102,7 @@ struct Server::State {
   asio::awaitable<void> route(HttpExchange& exchange);
   asio::awaitable<void> health(HttpExchange& exchange);
   void check_key(const HttpRequest& request) const;
+  static void check_reads(const HttpRequest& request);
 
   ServerConfig config;
   std::vector<std::string> key_hashes;
@@ -130,6 +131,11 @@ void Server::State::check_key(const HttpRequest& request) const {
   }
 }
 
+void Server::State::check_reads(const HttpRequest& request) {
+  if (request.method != "GET" && request.method != "HEAD")
+    throw ApiError::wrong_method(request.path, request.method, "GET, HEAD");
+}
+
 asio::awaitable<void> Server::State::health(HttpExchange& exchange) {
   OrderedJson out = {{"status", "ok"}, {"models", OrderedJson::object()}};
   for (const auto& served : models.list()) {
@@ -146,8 +152,10 @@ asio::awaitable<void> Server::State::route(HttpExchange& exchange) {
     check_key(request);
     co_await api.handle(exchange);
   } else if (request.path == "/health") {
+    check_reads(request);
     co_await health(exchange);
   } else if (request.path == "/metrics") {
+    check_reads(request);
     co_await exchange.reply(200, "text/plain; version=0.0.4; charset=utf-8",
                             Metrics::global().prometheus_text());
   } else {
@@ -170,6 +178,7 @@ asio::awaitable<void> Server::State::handle(HttpExchange& exchange) {
     HttpHeaders headers;
     if (failed->retry_after_s > 0) headers["Retry-After"] = std::to_string(failed->retry_after_s);
     if (status == 401) headers["WWW-Authenticate"] = "Bearer";
+    if (!failed->allow.empty()) headers["Allow"] = failed->allow;  // RFC 9110, 15.5.6
     co_await exchange.reply(status, "application/json", failed->body(), headers);
   }
   metrics.seconds.observe(clock.seconds());

@@ -107,6 +107,11 @@ def test_a_body_that_is_too_large_is_413(client, server):
         head, _, body = read_all(s).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 413"), head
         assert "max_body_bytes" in json.loads(body)["error"]["message"]
+    # urllib sends everything before it reads.
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(server.url + "/v1/chat/completions", data=b" " * size))
+    assert caught.value.code == 413
+    assert "max_body_bytes" in json.load(caught.value)["error"]["message"]
     with pytest.raises(openai.APIStatusError) as caught:
         client.completions.create(model=MODEL, prompt=" " * size, max_tokens=1)
     assert caught.value.status_code == 413
