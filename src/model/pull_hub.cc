@@ -27,6 +27,13 @@ Error bad_status(const std::string& what, int status) {
                     status);
 }
 
+Error not_a_hub(const std::string& url, const std::string& why) {
+  return make_error(ErrorCode::kUnavailable,
+                    "{}: {}, not what a model hub answers; look at that address with curl: is HF_ENDPOINT a "
+                    "hub's address, and is there a proxy or a page to sign in between?",
+                    url, why);
+}
+
 struct Listing {
   std::string commit;
   std::vector<std::string> files;
@@ -39,23 +46,24 @@ Result<Listing> list_files(const std::string& hub, const std::string& repository
   ASSIGN_OR_RETURN(const HttpReply reply, http_get(url, {.headers = headers}));
   if (reply.status != 200)
     return bad_status(repository + (revision.empty() ? "" : "@" + revision), reply.status);
-  ASSIGN_OR_RETURN(const Json json, parse_json(reply.body));
+  const Result<Json> parsed = parse_json(reply.body);
+  if (!parsed.ok()) return not_a_hub(url, "no JSON");
+  const Json& json = *parsed;
+  if (!json.is_object() || !json.contains("siblings") || !json["siblings"].is_array())
+    return not_a_hub(url, "JSON without a list of files");
   Listing listing;
-  if (json.is_object() && json.contains("siblings") && json["siblings"].is_array()) {
-    listing.commit = json.value("sha", Json()).is_string() ? json["sha"].get<std::string>() : revision;
-    for (const Json& sibling : json["siblings"]) {
-      if (sibling.is_object() && sibling.contains("rfilename") && sibling["rfilename"].is_string()) {
-        listing.files.push_back(sibling["rfilename"].get<std::string>());
-      }
+  listing.commit = json.value("sha", Json()).is_string() ? json["sha"].get<std::string>() : revision;
+  for (const Json& sibling : json["siblings"]) {
+    if (sibling.is_object() && sibling.contains("rfilename") && sibling["rfilename"].is_string()) {
+      listing.files.push_back(sibling["rfilename"].get<std::string>());
     }
   }
   if (listing.commit.empty()) listing.commit = "main";
   const auto odd = [](char c) {
     return std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '.' && c != '-' && c != '_';
   };
-  if (std::ranges::any_of(listing.commit, odd) || listing.files.empty()) {
-    return make_error(ErrorCode::kInvalid, "{}: not the answer of a model hub", url);
-  }
+  if (std::ranges::any_of(listing.commit, odd)) return not_a_hub(url, "a commit that cannot be a name");
+  if (listing.files.empty()) return make_error(ErrorCode::kInvalid, "{}: holds no files", repository);
   return listing;
 }
 

@@ -230,6 +230,24 @@ TEST_F(HubTest, ABusyServerIsAskedAgainAndAGoneOneGivenUp) {
   EXPECT_EQ(pull("org/other").error().code, ErrorCode::kUnavailable);
 }
 
+// A proxy's page to sign in, or another service at that address: no fault of what was typed.
+TEST_F(HubTest, WhatIsNoHubIsSaidWithItsAddress) {
+  write_model_folder(repository("org/tiny"), 100);
+  for (const char* answer :
+       {"<!DOCTYPE_html>", "[]", "{}", R"({"siblings":5})", R"({"siblings":[],"sha":"a/b"})"}) {
+    fault(std::string("list ") + answer);
+    const auto refused = pull("org/tiny");
+    ASSERT_FALSE(refused.ok()) << answer;
+    EXPECT_EQ(refused.error().code, ErrorCode::kUnavailable) << answer;
+    EXPECT_THAT(refused.error().message, HasSubstr(hub_ + "/api/models/org/tiny: ")) << answer;
+    EXPECT_THAT(refused.error().message, HasSubstr("HF_ENDPOINT")) << answer;
+  }
+  fault(R"(list {"siblings":[]})");
+  EXPECT_EQ(pull("org/tiny").error().code, ErrorCode::kInvalid);
+  fault("");
+  EXPECT_TRUE(pull("org/tiny").ok());
+}
+
 TEST_F(HubTest, TheTokenGoesToTheHubAndNowhereElse) {
   write_model_folder(repository("private/tiny"), 100);
   EXPECT_EQ(pull("private/tiny").error().code, ErrorCode::kDenied);

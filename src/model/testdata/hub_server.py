@@ -10,6 +10,7 @@ FOLDER/faults is read at each request, one word a line:
     no_range      ignore Range
     flip          damage the first byte of a large file
     busy N        answer 503 to the next N requests for large files
+    list WORD     answer WORD instead of a repository's list of files
 Repositories under "private/" want "Authorization: Bearer secret".
 """
 import hashlib
@@ -69,6 +70,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 return self.answer(404)
             files = sorted(os.path.relpath(os.path.join(at, name), folder)
                            for at, _, names in os.walk(folder) for name in names)
+            if "list" in faults():
+                return self.answer(200, body=faults()["list"].encode())
             return self.answer(200, body=json.dumps(
                 {"id": "/".join(parts[2:4]), "sha": commit, "siblings": [{"rfilename": f} for f in files]}).encode())
         if len(parts) < 5 or parts[2] != "resolve" or parts[3] != commit:
