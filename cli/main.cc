@@ -14,6 +14,7 @@
 #include "base/result.h"
 #include "base/thread_pool.h"
 #include "cli.h"
+#include "utf8.h"
 
 namespace flywheel::cli {
 namespace {
@@ -64,11 +65,14 @@ std::string take_option(std::vector<std::string>& args, const std::string& name)
 // Options of every verb, wherever they stand. The environment is how the first two reach worker processes
 // too.
 void take_common_options(std::vector<std::string>& args) {
-  if (const std::string home = take_option(args, "--home"); !home.empty()) {
-    setenv("FLYWHEEL_HOME", home.c_str(), 1);  // NOLINT(concurrency-mt-unsafe): before any thread
-  }
-  if (!env::get("FLYWHEEL_HOME").empty()) {           // absolute, for processes that stand in another folder
-    setenv("FLYWHEEL_HOME", env::home().c_str(), 1);  // NOLINT(concurrency-mt-unsafe)
+  const std::string given = take_option(args, "--home");
+  if (!given.empty()) setenv("FLYWHEEL_HOME", given.c_str(), 1);  // NOLINT(concurrency-mt-unsafe): no threads
+  if (!env::get("FLYWHEEL_HOME").empty()) {
+    const std::string home = env::home();  // absolute, for processes that stand in another folder
+    // Paths below it go into command logs and reports, which are JSON.
+    for (const std::string& path : {env::get("FLYWHEEL_HOME"), home})
+      check_utf8(given.empty() ? "FLYWHEEL_HOME" : "--home", path, "name a folder whose path is UTF-8");
+    setenv("FLYWHEEL_HOME", home.c_str(), 1);  // NOLINT(concurrency-mt-unsafe)
   }
   if (const std::string threads = take_option(args, "--threads"); !threads.empty()) {
     char* end = nullptr;

@@ -8,6 +8,7 @@
 #include "cli.h"
 #include "engine_session.h"
 #include "model/chat_template.h"
+#include "utf8.h"
 
 namespace flywheel::cli {
 namespace {
@@ -74,6 +75,7 @@ bool turn(Session& session, Conversation& conversation, const std::string& quest
   conversation.add("user", question);
   std::vector<int32_t> prompt;
   try {
+    check_utf8("the question", question);
     int forgot = 0;
     prompt = conversation.prompt(room_tokens, forgot);
     if (forgot == 1) std::fprintf(stderr, "(the context is full: the oldest turn is forgotten)\n");
@@ -123,6 +125,7 @@ int verb_chat(const std::vector<std::string>& args) {
       "  echo 'What is the capital of France?' | flywheel chat ./model.gguf --json\n");
   if (const auto exit = parse(app, "chat", args)) return *exit;
   check(options);
+  check_utf8("--system", system);
 
   Session session(options);
   Conversation conversation(session, system);

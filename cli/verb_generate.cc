@@ -7,6 +7,7 @@
 #include "base/progress.h"
 #include "cli.h"
 #include "engine_session.h"
+#include "utf8.h"
 
 namespace flywheel::cli {
 namespace {
@@ -28,6 +29,7 @@ int verb_generate(const std::vector<std::string>& args) {
   if (const auto exit = parse(app, "generate", args)) return *exit;
   check(options);
   if (prompt == "-") prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
+  check_utf8("--prompt", prompt);
 
   Session session(options);
   const std::vector<int32_t> ids = session.encode(prompt);

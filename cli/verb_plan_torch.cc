@@ -1,7 +1,7 @@
 // flywheel plan: what a training job would need on any mesh, and the best meshes, before anything starts.
 #include <cstdio>
 
-#include "base/config.h"
+#include "base/config_places.h"
 #include "base/cpu.h"
 #include "base/file.h"
 #include "base/progress.h"
@@ -91,6 +91,21 @@ int print_refusal(const train::Plan& plan) {
   return 1;
 }
 
+// The decoder. A dataset that is not there is only asked for its vocabulary, so there is a way without it.
+model::DecoderConfig find_decoder(const train::TrainConfig& config, const std::string& model) {
+  try {
+    return train::decoder_to_plan(config, model);
+  } catch (const UserError& error) {
+    if (error.where() != "data.train" || error.code() != ErrorCode::kNotFound) throw;
+    const std::string what = std::string(error.what()).substr(error.where().size() + 2);
+    throw UserError(
+        error.where(), what,
+        "`flywheel demo --only data` makes debian-docs, `flywheel data prepare` a dataset of your "
+        "files, and --set model.vocab_size=N plans without one",
+        error.code());
+  }
+}
+
 // The best meshes for a world.
 int plan_world(train::Planner& planner, const Options& options) {
   const train::Plan plan = planner.best(options.world);
@@ -166,12 +181,12 @@ int plan_job(const std::vector<std::string>& args) {
     throw UserError("--world", "finds meshes; --mesh gives one", "use one of them");
   if (o.world < 0) throw UserError("--world", "must be at least 1");
 
-  auto config = o.file.empty() ? parse_config<train::TrainConfig>("--set", "{}", o.overrides)
-                               : load_config<train::TrainConfig>(o.file, o.overrides);
+  ConfigPlaces places;
+  auto config = places.load<train::TrainConfig>(o.file, o.overrides);
   if (!o.precision.empty()) config.precision = from_name<train::Precision>("--precision", o.precision);
   if (!o.optimizer.empty())
     config.optimizer.type = from_name<train::OptimizerType>("--optimizer", o.optimizer);
-  train::Job job = job_of(config, decoder_to_plan(config, o.model), o.experts);
+  train::Job job = places.blame([&] { return job_of(config, find_decoder(config, o.model), o.experts); });
 
   PlanMesh mesh = o.mesh.empty() ? mesh_of(config) : parse_axes(o.mesh);
   if (!o.mesh.empty() && o.micro == 0)

@@ -14,6 +14,7 @@
 #include "model/bpe_trainer.h"
 #include "model/tokenizer.h"
 #include "named_tokenizer.h"
+#include "utf8.h"
 
 namespace flywheel::cli {
 namespace {
@@ -27,11 +28,20 @@ struct Options {
 };
 
 std::string read_input(const Options& options) {
-  if (!options.file.empty() && options.file != "-") return read_file(options.file).value_or_throw();
-  if (options.file.empty() && !options.text.empty()) return options.text;
-  std::ostringstream all;
-  all << std::cin.rdbuf();
-  return all.str();
+  std::string text, where = "the text";
+  if (!options.file.empty() && options.file != "-") {
+    text = read_file(options.file).value_or_throw();
+    where = options.file;
+  } else if (options.file.empty() && !options.text.empty()) {
+    text = options.text;
+  } else {
+    std::ostringstream all;
+    all << std::cin.rdbuf();
+    text = all.str();
+    where = "stdin";
+  }
+  check_utf8(where, text);
+  return text;
 }
 
 Json as_json(const model::Encoding& encoding) {

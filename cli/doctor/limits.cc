@@ -71,6 +71,18 @@ class LoopbackSocket {
   int fd_;
 };
 
+// `home_usable`: false where it was said already that the home is in the way, not what lies in it.
+void look_at_store(Report& report, bool home_usable) {
+  const bool in_home = env::store().empty();
+  if (in_home && !home_usable) return;
+  const auto opened = store::Store::open();
+  if (opened.ok()) return;
+  report.problems.push_back(
+      {"the store does not open: " + opened.error().message,
+       in_home ? "move flywheel.db away, or choose another folder with --home"
+               : "start that server, mend FLYWHEEL_STORE, or unset it to use a file under home"});
+}
+
 }  // namespace
 
 void look_at_limits(Report& report) {
@@ -78,21 +90,20 @@ void look_at_limits(Report& report) {
   report.json["home"] = home;
   report.json["store"] = env::store().empty() ? home + "/flywheel.db" : "PostgreSQL (FLYWHEEL_STORE)";
   double disk = 0;
+  bool usable = false;
   if (auto made = make_folders(home); !made.ok()) {
     report.problems.push_back({made.error().message, "choose another folder with --home or FLYWHEEL_HOME"});
   } else if (access(home.c_str(), W_OK) != 0) {
     report.problems.push_back({home + " cannot be written", "choose another with --home or FLYWHEEL_HOME"});
-  } else if (disk = free_bytes(home); disk < kLeastDiskBytes) {
-    report.problems.push_back({"only " + human_bytes(disk) + " free under " + home,
-                               "free some, or choose another disk with --home"});
+  } else {
+    usable = true;
+    disk = free_bytes(home);
+    if (disk < kLeastDiskBytes) {
+      report.problems.push_back({"only " + human_bytes(disk) + " free under " + home,
+                                 "free some, or choose another disk with --home"});
+    }
   }
-  if (const auto opened = store::Store::open(); !opened.ok()) {
-    report.problems.push_back(
-        {"the store does not open: " + opened.error().message,
-         env::store().empty()
-             ? "move flywheel.db away, or choose another folder with --home"
-             : "start that server, mend FLYWHEEL_STORE, or unset it to use a file under home"});
-  }
+  look_at_store(report, usable);
   report.json["disk_free_bytes"] = disk;
   report.lines.emplace_back("home", fmt::format("{}, {} free", home, human_bytes(disk)));
 
