@@ -81,7 +81,7 @@ struct Tally {
   const int count;
   std::mutex mutex;
   std::vector<Attack> attacks;
-  int runs = 0;
+  int runs = 0, misses = 0;  // a miss: a signal found nobody, which is no attack
   bool failed = false;
   bool done() {
     std::scoped_lock lock(mutex);
@@ -93,6 +93,10 @@ struct Tally {
     std::printf("%4zu  %-18s recovered in %.2f s\n", attacks.size(), attack.what.c_str(),
                 attack.recovery_seconds);
     std::fflush(stdout);
+  }
+  void miss() {
+    std::scoped_lock lock(mutex);
+    ++misses;
   }
 };
 
@@ -114,14 +118,20 @@ class Attacker {
       const uint64_t kind = rng_.below(6);
       int64_t since = now_ms();
       Attack attack;
+      bool hit = !pids.empty();  // every signal found its process: only then is it an attack
+      const auto strike = [&](int64_t pid, int signal) {
+        hit = pid > 0 && ::kill(static_cast<pid_t>(pid), signal) == 0 && hit;
+      };
       if (kind == 4) {
         attack.what = "kill controller";
-        ::kill(controller, SIGKILL);
-        ::waitpid(controller, nullptr, 0);
+        int status = 0;
+        strike(controller, SIGKILL);
+        ::waitpid(controller, &status, 0);
+        hit = WIFSIGNALED(status);  // and had not ended by itself
         controller = start(folder);
       } else if (kind == 5) {
         attack.what = "stop controller";
-        ::kill(controller, SIGSTOP);
+        strike(controller, SIGSTOP);
         std::this_thread::sleep_for(std::chrono::milliseconds(1000 + rng_.below(1000)));
         ::kill(controller, SIGCONT);
         since = now_ms();
@@ -129,8 +139,7 @@ class Attacker {
         const size_t victim = rng_.below(2);
         attack.what = kind == 2 ? "stop worker" : kind == 3 ? "kill both workers" : "kill worker";
         for (size_t i = 0; i < pids.size(); ++i) {
-          if ((kind == 3 || i == victim) && pids[i] > 0)
-            ::kill(static_cast<pid_t>(pids[i]), kind == 2 ? SIGSTOP : SIGKILL);
+          if (kind == 3 || i == victim) strike(pids[i], kind == 2 ? SIGSTOP : SIGKILL);
         }
       }
       // Recovered: a step was issued well after the signal, behind results that came after it.
@@ -148,7 +157,8 @@ class Attacker {
         ::kill(controller, SIGKILL);
         return make_error(ErrorCode::kPeerLost, "workers were lost because their controller had stopped");
       }
-      tally_.add(attack);
+      if (hit) tally_.add(attack);
+      if (!hit) tally_.miss();
     }
     for (const Deadline limit = Deadline::after_ms(30'000); !ended(controller) && !limit.expired();) pause();
     if (!ended(controller)) ::kill(controller, SIGKILL);
@@ -214,8 +224,8 @@ int harness(int count, int jobs, uint64_t seed) {
   std::printf(
       "%zu attacks in %d runs and %.0f s, every run ended with the same SHA-256; recovery: median %.2f s, "
       "slowest "
-      "%.2f s\n",
-      seconds.size(), tally.runs, clock.seconds(), seconds[seconds.size() / 2], seconds.back());
+      "%.2f s; %d signals more found nobody\n",
+      seconds.size(), tally.runs, clock.seconds(), seconds[seconds.size() / 2], seconds.back(), tally.misses);
   if (seconds.back() < kLimitSeconds) return 0;
   std::printf("a recovery took longer than %.0f s\n", kLimitSeconds);
   return 1;

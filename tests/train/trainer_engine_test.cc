@@ -23,8 +23,8 @@ namespace {
 
 using kernels::DType;
 
-// What sets the families apart: biases, norms of queries and keys, windows over some or all layers, an output
-// matrix of its own.
+// What sets the families apart: biases, norms of queries and keys, windows over some or all layers, scaled
+// rotations, an output matrix of its own.
 struct Family {
   const char* name;
   void (*change)(model::DecoderConfig&);
@@ -34,6 +34,13 @@ const Family kFamilies[] = {
     {"llama_tied", [](model::DecoderConfig& c) { c.tied_embeddings = true; }},
     {"llama_with_every_bias",
      [](model::DecoderConfig& c) { c.qkv_bias = c.output_bias = c.mlp_bias = true; }},
+    {"llama_with_linear_rope",
+     [](model::DecoderConfig& c) { c.rope.scaling = model::RopeScaling::kLinear, c.rope.factor = 3; }},
+    {"llama3_rope",  // wavelengths of 6 (kept), 24 (in the smooth passage) to 81,000 (divided)
+     [](model::DecoderConfig& c) {
+       c.rope = {.theta = 50'000, .scaling = model::RopeScaling::kLlama3, .factor = 8};
+       c.rope.original_max_positions = 64;
+     }},
     {"mistral_windowed", [](model::DecoderConfig& c) { c.family = "mistral", c.sliding_window = 21; }},
     {"qwen2", [](model::DecoderConfig& c) { c.family = "qwen2", c.qkv_bias = true; }},
     {"qwen2_tied_windowed_above",
@@ -59,6 +66,8 @@ struct Trained {
     parameters.pack();
     EXPECT_TRUE(train::export_model(folder.path(), decoder, dtype, parameters.weights()).ok());
     source = model::open_weights(folder.path()).value();
+    const auto exported = model::decoder_config_from_hf(source->config().value()).value();
+    EXPECT_EQ(model::rope_frequencies(exported), model::rope_frequencies(decoder.config));
   }
 
   static model::DecoderConfig config_of(const Family& family) {
