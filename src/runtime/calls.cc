@@ -4,6 +4,7 @@
 #include <chrono>
 #include <iterator>
 
+#include "runtime/awake_internal.h"
 #include "runtime/controller_internal.h"
 
 namespace flywheel::runtime {
@@ -96,6 +97,7 @@ std::shared_ptr<CallState> Core::issue(MeshState& mesh, const std::vector<int>& 
 }
 
 Result<Outcome> Core::fetch(const std::shared_ptr<CallState>& call, size_t index, Deadline deadline) {
+  stay_awake([&] { return call->done.load(); });
   std::unique_lock lock(mutex);
   RETURN_IF_ERROR(wait(lock, deadline, "a result", [&] { return call->done.load(); }));
   if (call->error) return *call->error;
@@ -144,6 +146,7 @@ bool Future::done() const {
 Result<void> Future::wait(Deadline deadline) const {
   CHECK(state_ != nullptr, "an empty Future");
   if (state_->core == nullptr) return *state_->error;
+  stay_awake([&] { return state_->done.load(); });
   std::unique_lock lock(state_->core->mutex);
   RETURN_IF_ERROR(state_->core->wait(lock, deadline, "a result", [&] { return state_->done.load(); }));
   if (state_->error) return *state_->error;

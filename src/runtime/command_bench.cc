@@ -1,24 +1,22 @@
 // How quickly a controller's commands reach a worker and come back, one at a time and many in flight.
 //
 // Prints one JSON line. What the machine allows, measured beside it:
-//   raw_us       one at a time: the same bytes there and back between two processes over the same kind of
-//                ZeroMQ socket, both asleep until they come
-//   limit_per_s  many in flight: the bytes of the commands and of their outcomes, in messages of the same
-//   size,
-//                through the same hops, behind one write() and fdatasync() per group of the same size; no
+//   raw_us       one at a time: the same bytes there and back between two processes over a bare unix socket,
+//                both asleep until they come
+//   limit_per_s  many in flight: the bytes of the commands and of their outcomes, in pieces of the same size,
+//                through such a socket, behind one write() and fdatasync() per group of the same size; no
 //                command is made, matched, run or kept. This is a limit.
 // `busy` ones are measured beside as many processes that compute as there are cores, as in training.
+#include <fcntl.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <zmq.h>
-
-#include <fcntl.h>
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <cstdio>
-#include <optional>
 #include <set>
 #include <thread>
 #include <vector>
@@ -27,11 +25,11 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/posix.h"
 #include "runtime/command_log.h"
 #include "runtime/controller.h"
 #include "runtime/messages.h"
 #include "runtime/operation.h"
-#include "runtime/transport.h"
 #include "runtime/worker.h"
 
 namespace flywheel::runtime {
@@ -73,52 +71,49 @@ struct Trip {
   double median_us = 0, p99_us = 0;
 };
 
-// A child process that runs `serve` at the other end of two unix sockets, and this process's ends of them.
+// A child process that runs `serve` at the other end of a unix stream socket, and this process's end of it.
 class RawPeer {
  public:
   template <typename Serve>
   explicit RawPeer(const Serve& serve) {
-    const std::string there = "ipc://" + (folder_ / "there"), back = "ipc://" + (folder_ / "back");
+    std::array<int, 2> ends{};
+    CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) == 0, "no sockets");
     child_ = ::fork();
     if (child_ == 0) {
-      while (!path_exists(folder_ / "back")) ::usleep(100);  // bound second
-      Transport transport;
-      Socket in = transport.connect(ZMQ_PULL, there).value(), out = transport.connect(ZMQ_PUSH, back).value();
-      serve(in, out);
+      ::close(ends[0]);
+      serve(ends[1]);
       ::_exit(0);
     }
-    transport_.emplace();
-    out_.emplace(transport_->bind(ZMQ_PUSH, there).value());
-    in_.emplace(transport_->bind(ZMQ_PULL, back).value());
+    ::close(ends[1]);
+    fd_ = Descriptor(ends[0]);
   }
   ~RawPeer() {
-    (void)out_->send("");  // `serve` ends with an empty message
+    fd_.reset();  // where `serve` ends
     ::waitpid(child_, nullptr, 0);
   }
-  Socket& in() { return *in_; }
-  Socket& out() { return *out_; }
-  std::string path(const char* name) const { return folder_ / name; }
+  int fd() const { return fd_.get(); }
 
  private:
-  TempFolder folder_;
   pid_t child_ = -1;
-  std::optional<Transport> transport_;  // made after the fork
-  std::optional<Socket> out_, in_;
+  Descriptor fd_;
 };
 
+bool send_all(int fd, std::string_view bytes) {
+  return write_all(fd, "the peer", bytes).ok();
+}
+
 Trip raw_round_trip(int n) {
-  RawPeer peer([&](Socket& in, Socket& out) {
-    for (int i = 0; i < n; ++i) (void)out.send(in.receive(Deadline::after_ms(10'000)).value_or(""));
-    (void)in.receive(Deadline::after_ms(10'000));
+  RawPeer peer([&](int fd) {
+    std::array<char, 4096> bytes{};
+    for (ssize_t got = 0; (got = ::read(fd, bytes.data(), bytes.size())) > 0;)
+      send_all(fd, {bytes.data(), static_cast<size_t>(got)});
   });
-  Socket &out = peer.out(), &in = peer.in();
   std::vector<double> times;
-  const std::string bytes(60, 'x');
-  while (!out.send(bytes).ok()) ::usleep(1000);
+  std::array<char, 4096> bytes{};
   for (int i = 0; i < n; ++i) {
     const Stopwatch clock;
-    if (i > 0) (void)out.send(bytes);
-    (void)in.receive(Deadline::after_ms(10'000));
+    CHECK(send_all(peer.fd(), {bytes.data(), 60}) && ::read(peer.fd(), bytes.data(), bytes.size()) == 60,
+          "the peer is gone");
     times.push_back(clock.seconds() * 1e6);
   }
   return {percentile(times, 0.5), percentile(times, 0.99)};
@@ -186,45 +181,48 @@ double raw_stream(const Stream& stream) {
   Outcome outcome;
   outcome.digest = ~uint64_t{0};
   const size_t command_bytes = encode(command).size(), outcome_bytes = 3 + encode(outcome).size();
-  RawPeer peer([&](Socket& in, Socket& out) {
+  RawPeer peer([&](int fd) {
     const std::string outcomes(kOutcomeBatch, 'o');
-    for (;;) {
-      const std::string message = in.receive(Deadline::after_ms(10'000)).value_or("");
-      if (message.empty()) return;
-      for (size_t left = message.size() / command_bytes * outcome_bytes; left > 0;) {
+    std::string batch(kCommandBatch, '\0');
+    size_t commands = 0;  // bytes of one that is not whole
+    for (ssize_t got = 0; (got = ::read(fd, batch.data(), batch.size())) > 0;) {
+      commands += static_cast<size_t>(got);
+      for (size_t left = commands / command_bytes * outcome_bytes; left > 0;) {
         const size_t size = std::min(left, outcomes.size());
-        (void)out.send(std::string_view(outcomes).substr(0, size));
+        if (!send_all(fd, std::string_view(outcomes).substr(0, size))) return;
         left -= size;
       }
+      commands %= command_bytes;
     }
   });
-  Socket &out = peer.out(), &in = peer.in();
-  const int fd = ::open(peer.path("log").c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+  const TempFolder folder;
+  const Descriptor log(::open((folder / "log").c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644));
   const std::string frame(stream.log_bytes / static_cast<uint64_t>(stream.groups), 'f');
   const std::string commands(kCommandBatch / command_bytes * command_bytes, 'c');
-  while (!out.send(std::string_view(commands).substr(0, command_bytes)).ok()) ::usleep(1000);  // connected
-  (void)in.receive(Deadline::after_ms(10'000));
   const Stopwatch clock;
   std::thread receiver([&] {
-    const auto all = static_cast<size_t>(stream.commands) * outcome_bytes;
-    for (size_t got = 0; got < all;) got += in.receive(Deadline::after_ms(10'000)).value().size();
+    std::string batch(256 << 10, '\0');
+    const auto all = static_cast<int64_t>(stream.commands) * static_cast<int64_t>(outcome_bytes);
+    for (int64_t got = 0; got < all;) {
+      const ssize_t n = ::read(peer.fd(), batch.data(), batch.size());
+      CHECK(n > 0, "the peer is gone");
+      got += n;
+    }
   });
   int64_t sent = 0;
   for (int64_t group = 1; group <= stream.groups; ++group) {
-    CHECK(
-        ::write(fd, frame.data(), frame.size()) == static_cast<ssize_t>(frame.size()) && ::fdatasync(fd) == 0,
-        "cannot write the raw log");
+    CHECK(write_all(log.get(), "the log", frame).ok() && ::fdatasync(log.get()) == 0,
+          "cannot write the raw log");
     const int64_t until = stream.commands * group / stream.groups;
     for (size_t left = static_cast<size_t>(until - sent) * command_bytes; left > 0;) {
       const size_t size = std::min(left, commands.size());
-      out.send(std::string_view(commands).substr(0, size)).value();
+      CHECK(send_all(peer.fd(), std::string_view(commands).substr(0, size)), "the peer is gone");
       left -= size;
     }
     sent = until;
   }
   receiver.join();
   const double seconds = clock.seconds();
-  ::close(fd);
   return static_cast<double>(stream.commands) / seconds;
 }
 

@@ -66,14 +66,19 @@ Result<void> Core::start() {
   ASSIGN_OR_RETURN(sockets, SocketFolder::make());
   const bool tcp = !options.address.empty();
   int next_port = options.port;
-  const auto bind = [&](int type, const char* name) {
-    if (!tcp) return transport->bind(type, fmt::format("ipc://{}/{}", sockets.path(), name));
+  const auto endpoint = [&](const char* kind, const char* name) {
+    if (!tcp) return fmt::format("{}{}/{}", kind, sockets.path(), name);
     const std::string port = options.port == 0 ? "*" : std::to_string(next_port++);
-    return transport->bind(type, fmt::format("tcp://{}:{}", options.address, port));
+    return fmt::format("tcp://{}:{}", options.address, port);
   };
-  ASSIGN_OR_RETURN(commands, bind(ZMQ_ROUTER, "commands"));
-  ASSIGN_OR_RETURN(results, bind(ZMQ_PULL, "results"));
-  ASSIGN_OR_RETURN(control, bind(ZMQ_ROUTER, "control"));
+  const LineEndpoints where{endpoint("unix:", "line"), tcp ? endpoint("", "") : ""};
+  Lines::Events events{[this](std::string_view message) { on_result(message); },
+                       [this](const std::string& identity) { on_line_closed(identity); }};
+  ASSIGN_OR_RETURN(lines, Lines::listen(*transport, where, std::move(events), [this] {
+                     lines_changed = true;
+                     poke();
+                   }));
+  ASSIGN_OR_RETURN(control, transport->bind(ZMQ_ROUTER, endpoint("ipc://", "control")));
   if (zmq_socket_monitor(control.zmq.handle(), "inproc://control-monitor", ZMQ_EVENT_DISCONNECTED) != 0) {
     return make_error(ErrorCode::kUnavailable, "cannot watch connections: {}", zmq_strerror(zmq_errno()));
   }
@@ -114,7 +119,8 @@ void Core::shutdown() {
   children.reset();
   log.reset();
   monitor.close();
-  commands.zmq.close(), results.zmq.close(), control.zmq.close();
+  lines.reset();
+  control.zmq.close();
   transport.reset();
 }
 

@@ -2,8 +2,8 @@
 // (what workers say), recovery.cc (losses, rollback, replay), watermarks.cc.
 //
 // Threads. `mutex` guards everything here but what is marked. The loop thread alone starts and ends worker
-// processes (their death signal follows it), reads the sockets and sends on `control`. The `commands` socket
-// is sent on by whoever holds `mutex`: a lone call goes out from the caller's own thread, a group from the
+// processes (their death signal follows it), reads the sockets and sends on `control`. The workers' lines
+// are sent on by whoever holds `mutex`: a lone call goes out from the caller's own thread, a group from the
 // log's thread once it is durable.
 #pragma once
 
@@ -29,6 +29,7 @@
 #include "base/metrics.h"
 #include "runtime/controller.h"
 #include "runtime/history.h"
+#include "runtime/lines.h"
 #include "runtime/socket_folder.h"
 #include "runtime/transport.h"
 #include "runtime/worker.h"
@@ -128,7 +129,9 @@ struct Core : std::enable_shared_from_this<Core> {
   History history;
   std::unique_ptr<Transport> transport;
   SocketFolder sockets;
-  Socket commands, results, control;
+  std::unique_ptr<Lines> lines;
+  std::atomic<bool> lines_changed{false};  // what the loop waits for is to be put together anew
+  Socket control;
   zmq::socket_t monitor;
   int wake = -1;
   std::thread loop_thread;
@@ -139,7 +142,7 @@ struct Core : std::enable_shared_from_this<Core> {
   std::vector<std::shared_ptr<CallState>>
       finished;  // by settle(); the loop shows them once it let go of `mutex`
   std::atomic<bool> stop{false};
-  bool processes_changed = true;  // the loop thread's: what it waits for is to be put together anew
+  bool processes_changed = true;  // the same, of the loop thread's own doing
   std::optional<Error> failed;    // of the whole run: nothing more can be logged
   std::unique_ptr<CommandLog> log;
   uint64_t durable_position = 0;
@@ -172,9 +175,7 @@ struct Core : std::enable_shared_from_this<Core> {
                                    const CallOptions& call);
   Result<Outcome> fetch(const std::shared_ptr<CallState>& call, size_t index, Deadline deadline);
   void release(CallState& call);
-  // Waits for `ready` under `lock`, until the deadline. It sleeps at once: an answer comes through six other
-  // threads, which need the cores more than a wait that spins. Where all cores are busy, as in training, who
-  // spins has used up his time when the answer comes, and waits for milliseconds behind the others.
+  // Waits for `ready` under `lock`, until the deadline.
   template <typename Ready>
   Result<void> wait(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what, Ready ready) {
     Result<void> result;
@@ -199,6 +200,11 @@ struct Core : std::enable_shared_from_this<Core> {
   // controller_loop.cc, loop thread; `mutex` is held in the on_ functions
   void poke() const;
   void post(std::function<void()> task);
+  struct Awaited {
+    std::vector<zmq::pollitem_t> items;  // wake, control, monitor; the lines'; the processes'
+    size_t lines_end = 0;
+  };
+  Awaited what_to_await();
   void loop();
   void on_child_failure(const Failure& failure);
   void fail_run(const Error& error);
@@ -208,13 +214,14 @@ struct Core : std::enable_shared_from_this<Core> {
   void on_result(std::string_view message);
   void on_completions(std::string_view body);
   void on_control(const std::string& identity, zmq::message_t& message);
+  void on_line_closed(const std::string& identity);
   void on_hello(const std::string& identity, const HelloMessage& hello, int fd);
   void on_meet(const std::string& identity, MeetMessage meet);
   void tick(int64_t elapsed_ms);
   std::string how_it_ended(const WorkerState& worker, const ExitStatus& status) const;
   bool cannot_start(MeshState& mesh, const WorkerState& worker, const ExitStatus& status);
   // True while a mesh is restoring, which is looked at more often.
-  bool turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick);
+  bool turn(const Awaited& awaited, bool busy, Stopwatch& since_tick);
   void show_finished();
   void tell_failures();
   WorkerState* find_worker(const WorkerId& id, MeshState** mesh);

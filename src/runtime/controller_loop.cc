@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 
 #include "runtime/controller_internal.h"
 
@@ -12,7 +13,8 @@ namespace flywheel::runtime {
 namespace {
 
 constexpr double kExitSeconds = 0.02;
-constexpr int kStartsTried = 3;  // of workers that cannot reach the controller
+constexpr size_t kWake = 0, kFirstLine = 3;  // of what is awaited
+constexpr int kStartsTried = 3;              // of workers that cannot reach the controller
 
 }  // namespace
 
@@ -38,26 +40,33 @@ WorkerState* Core::find_worker(const WorkerId& id, MeshState** mesh) {
   return nullptr;
 }
 
+Core::Awaited Core::what_to_await() {
+  Awaited awaited;
+  awaited.items = {{nullptr, wake, ZMQ_POLLIN, 0},
+                   {control.zmq.handle(), 0, ZMQ_POLLIN, 0},
+                   {monitor.handle(), 0, ZMQ_POLLIN, 0}};
+  std::scoped_lock lock(mutex);
+  lines->add_items(awaited.items);
+  awaited.lines_end = awaited.items.size();
+  for (const auto& mesh : meshes) {
+    for (const auto& worker : mesh.workers) {
+      if (worker.process == nullptr || worker.process->exit_fd() < 0) continue;
+      awaited.items.push_back({nullptr, worker.process->exit_fd(), ZMQ_POLLIN, 0});
+    }
+  }
+  return awaited;
+}
+
 void Core::loop() {
   Stopwatch since_tick;
-  std::vector<zmq::pollitem_t> items;
+  Awaited awaited;
   for (bool busy = false;;) {
-    if (processes_changed) {
+    if (lines_changed.exchange(false) || processes_changed) {
       processes_changed = false;
-      items = {{results.zmq.handle(), 0, ZMQ_POLLIN, 0},
-               {control.zmq.handle(), 0, ZMQ_POLLIN, 0},
-               {monitor.handle(), 0, ZMQ_POLLIN, 0},
-               {nullptr, wake, ZMQ_POLLIN, 0}};
-      std::scoped_lock lock(mutex);
-      for (const auto& mesh : meshes) {
-        for (const auto& worker : mesh.workers) {
-          if (worker.process == nullptr || worker.process->exit_fd() < 0) continue;
-          items.push_back({nullptr, worker.process->exit_fd(), ZMQ_POLLIN, 0});
-        }
-      }
+      awaited = what_to_await();
     }
-    zmq::poll(items, std::chrono::milliseconds(busy ? 5 : 50));
-    busy = turn(items, busy, since_tick);
+    zmq::poll(awaited.items, std::chrono::milliseconds(busy ? 5 : 50));
+    busy = turn(awaited, busy, since_tick);
     show_finished();
     tell_failures();
     if (stop) {
@@ -92,10 +101,14 @@ void Core::tell_failures() {
   }
 }
 
-bool Core::turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch& since_tick) {
+bool Core::turn(const Awaited& awaited, bool busy, Stopwatch& since_tick) {
+  const std::span<const zmq::pollitem_t> items(awaited.items);
+  const auto line_items = items.subspan(kFirstLine, awaited.lines_end - kFirstLine);
+  lines->read(line_items);
   std::scoped_lock lock(mutex);
+  const bool woken = items[kWake].revents != 0;
   zmq::message_t identity, message;
-  if (items[3].revents != 0) {
+  if (woken) {
     uint64_t count = 0;
     [[maybe_unused]] const ssize_t n = ::read(wake, &count, sizeof count);
   }
@@ -112,9 +125,7 @@ bool Core::turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch&
       }
     }
   }
-  for (int n = 0; n < 256 && results.zmq.recv(message, zmq::recv_flags::dontwait); ++n) {
-    on_result(message.to_string_view());
-  }
+  lines->take(line_items);
   while (control.zmq.recv(identity, zmq::recv_flags::dontwait)) {
     if (control.zmq.recv(message)) on_control(identity.to_string(), message);
   }
@@ -122,9 +133,9 @@ bool Core::turn(const std::vector<zmq::pollitem_t>& items, bool busy, Stopwatch&
   tasks.swap(posted);
   for (const auto& task : tasks) task();
   const auto elapsed_ms = static_cast<int64_t>(since_tick.seconds() * 1000);
-  const bool exited =
-      std::any_of(items.begin() + 4, items.end(), [](const auto& item) { return item.revents != 0; });
-  if (elapsed_ms >= (busy ? 5 : 20) || exited || !tasks.empty() || items[3].revents != 0) {
+  const bool exited = std::ranges::any_of(items.subspan(awaited.lines_end),
+                                          [](const auto& item) { return item.revents != 0; });
+  if (elapsed_ms >= (busy ? 5 : 20) || exited || !tasks.empty() || woken) {
     since_tick.restart();
     tick(elapsed_ms);
   }
@@ -304,7 +315,7 @@ void Core::on_result(std::string_view message) {
       break;
     }
     default:
-      LOG_WARN("a message of type {} on the result channel", int{message[0]});
+      LOG_WARN("a message of type {} on a worker's line", int{message[0]});
   }
 }
 
@@ -355,6 +366,14 @@ void Core::on_control(const std::string& identity, zmq::message_t& message) {
       break;
     default:
       LOG_WARN("a message of type {} on the control channel", static_cast<int>(message.to_string_view()[0]));
+  }
+}
+
+void Core::on_line_closed(const std::string& identity) {
+  for (auto& mesh : meshes) {
+    for (auto& worker : mesh.workers) {
+      if (worker.identity == identity && !worker.closed_since) worker.closed_since.emplace();
+    }
   }
 }
 

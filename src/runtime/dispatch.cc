@@ -37,7 +37,7 @@ class Batches {
   }
   void message(int rank, const std::string& bytes) {
     flush(rank);
-    (void)core_.commands.send_to(mesh_.workers[static_cast<size_t>(rank)].identity, bytes);
+    (void)core_.lines->send_to(mesh_.workers[static_cast<size_t>(rank)].identity, bytes);
   }
   void flush() {
     for (int rank = 0; rank < static_cast<int>(batches_.size()); ++rank) flush(rank);
@@ -47,7 +47,7 @@ class Batches {
   void flush(int rank) {
     std::string& batch = batches_[static_cast<size_t>(rank)];
     if (batch.empty()) return;
-    (void)core_.commands.send_to(mesh_.workers[static_cast<size_t>(rank)].identity, batch);
+    (void)core_.lines->send_to(mesh_.workers[static_cast<size_t>(rank)].identity, batch);
     batch.clear();
   }
   Core& core_;
@@ -220,8 +220,8 @@ void Core::send_fetch(const Fetch& fetch) {
   MeshState& mesh = *fetch.call->mesh;
   if (mesh.phase != MeshState::Phase::kRunning) return;
   const WorkerState& worker = mesh.workers[static_cast<size_t>(fetch.call->ranks[fetch.index])];
-  (void)commands.send_to(worker.identity,
-                         pack(MessageType::kFetch, FetchMessage{mesh.epoch, fetch.call->command.sequence}));
+  (void)lines->send_to(worker.identity,
+                       pack(MessageType::kFetch, FetchMessage{mesh.epoch, fetch.call->command.sequence}));
 }
 
 }  // namespace flywheel::runtime

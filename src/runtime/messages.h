@@ -1,8 +1,9 @@
 // What controller and workers say to each other, and what the log keeps of it (log_records.h).
 //
-// Three channels join a worker to its controller (transport.h):
-//   commands  controller -> worker, in order: execute, watermark, roll back, fetch, release, exit
-//   results   worker -> controller: completions, fetched values, frozen, kept, restored
+// Two channels join a worker to its controller:
+//   line      in order (lines.h). Commands to the worker: execute, watermark, roll back, fetch, release,
+//   exit;
+//             results back: completions, fetched values, kept, restored
 //   control   both ways, never behind a running operation: hello, heartbeats, fences, meetings, failures
 // and workers fetch snapshots from each other over a fourth, `peer`.
 //
@@ -24,7 +25,7 @@ namespace flywheel::runtime {
 
 constexpr uint32_t kProtocolVersion = 2;
 
-// --- controller -> worker, commands ----------------------------------------------------------------
+// --- controller -> worker, on the line ----------------------------------------------------------------
 
 // One call of an operation. Also the record that the log keeps; `epoch` is that of its first dispatch.
 struct Command {
@@ -108,7 +109,7 @@ struct ReleaseMessage {
   }
 };
 
-// --- worker -> controller, results -----------------------------------------------------------------
+// --- worker -> controller, on the line -----------------------------------------------------------------
 
 // What one rank made of one command.
 struct Outcome {

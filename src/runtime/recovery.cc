@@ -102,8 +102,7 @@ void Core::start_worker(MeshState& mesh, int rank) {
   worker.identity = identity_of(worker.id);
   worker.start_by = Deadline::after_ms(options.start_timeout_ms);
   WorkerConfig config;
-  config.commands = commands.endpoint;
-  config.results = results.endpoint;
+  config.line = lines->endpoints();
   config.control = control.endpoint;
   config.peer = host.address.empty() ? fmt::format("ipc://{}/peer-{}", sockets.path(), worker.id.incarnation)
                                      : fmt::format("tcp://{}:*", host.address);
@@ -256,9 +255,9 @@ void Core::advance(MeshState& mesh) {
   for (auto& worker : mesh.workers) {
     all = all && worker.restored;
     if (!worker.hello || worker.rollback_sent) continue;
-    // Fails until its command channel is connected too; tried again at the next tick.
+    // Fails until its line is connected too; tried again at the next tick.
     worker.rollback_sent =
-        commands.send_to(worker.identity, pack(MessageType::kRollback, rollback_for(mesh, worker))).ok();
+        lines->send_to(worker.identity, pack(MessageType::kRollback, rollback_for(mesh, worker))).ok();
   }
   if (!all) return;
   mesh.phase = MeshState::Phase::kRunning;

@@ -78,13 +78,6 @@ int receive_descriptor(int socket) {
   return descriptor;
 }
 
-struct Closer {
-  int descriptor = -1;
-  ~Closer() {
-    if (descriptor >= 0) close(descriptor);
-  }
-};
-
 }  // namespace
 
 struct ShmSegment::Header {
@@ -108,8 +101,6 @@ ShmSegment::~ShmSegment() {
     header->members[group_.rank].store(MemberState::kLeft);
     munmap(header, static_cast<size_t>(mapped_bytes_));
   }
-  if (memory_ >= 0) close(memory_);
-  if (listener_ >= 0) close(listener_);
 }
 
 Result<std::unique_ptr<ShmSegment>> ShmSegment::open(const Group& group, int64_t data_bytes) {
@@ -122,22 +113,22 @@ Result<std::unique_ptr<ShmSegment>> ShmSegment::open(const Group& group, int64_t
 }
 
 Result<void> ShmSegment::create() {
-  Closer memory{memfd_create("flywheel-collectives", MFD_CLOEXEC)};
-  if (memory.descriptor < 0) return system_error("memfd_create");
-  if (ftruncate(memory.descriptor, mapped_bytes_) != 0) return system_error("size of shared memory");
-  RETURN_IF_ERROR(map(memory.descriptor));
+  Descriptor memory{memfd_create("flywheel-collectives", MFD_CLOEXEC)};
+  if (!memory.valid()) return system_error("memfd_create");
+  if (ftruncate(memory.get(), mapped_bytes_) != 0) return system_error("size of shared memory");
+  RETURN_IF_ERROR(map(memory.get()));
   header_.load()->magic = kMagic, header_.load()->data_bytes = data_bytes_;
 
-  listener_ = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (listener_ < 0) return system_error("unix socket");
+  listener_ = Descriptor(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!listener_.valid()) return system_error("unix socket");
   sockaddr_un name{};
   name.sun_family = AF_UNIX;
   // A bare family asks the kernel for an unused abstract name.
-  if (bind(listener_, reinterpret_cast<sockaddr*>(&name), sizeof(sa_family_t)) != 0)
+  if (bind(listener_.get(), reinterpret_cast<sockaddr*>(&name), sizeof(sa_family_t)) != 0)
     return system_error("bind");
-  if (listen(listener_, kMaxRanks) != 0) return system_error("listen");
+  if (listen(listener_.get(), kMaxRanks) != 0) return system_error("listen");
   socklen_t length = sizeof(name);
-  if (getsockname(listener_, reinterpret_cast<sockaddr*>(&name), &length) != 0)
+  if (getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&name), &length) != 0)
     return system_error("getsockname");
   address_.assign(name.sun_path + 1, length - sizeof(sa_family_t) - 1);
   return {};
@@ -145,23 +136,23 @@ Result<void> ShmSegment::create() {
 
 // Opens the file once more, since locks belong to an open file and the one that was handed over is rank 0's.
 Result<void> ShmSegment::map(int descriptor) {
-  memory_ = ::open(fmt::format("/proc/self/fd/{}", descriptor).c_str(), O_RDWR | O_CLOEXEC);
-  if (memory_ < 0) return system_error("opening shared memory again");
+  memory_ = Descriptor(::open(fmt::format("/proc/self/fd/{}", descriptor).c_str(), O_RDWR | O_CLOEXEC));
+  if (!memory_.valid()) return system_error("opening shared memory again");
   struct stat info {};
-  if (fstat(memory_, &info) != 0) return system_error("size of shared memory");
+  if (fstat(memory_.get(), &info) != 0) return system_error("size of shared memory");
   if (info.st_size != mapped_bytes_) {
     return make_error(ErrorCode::kInvalid,
                       "shared memory has {} bytes, expected {}; do all ranks run the same build?",
                       info.st_size, mapped_bytes_);
   }
   void* address =
-      mmap(nullptr, static_cast<size_t>(mapped_bytes_), PROT_READ | PROT_WRITE, MAP_SHARED, memory_, 0);
+      mmap(nullptr, static_cast<size_t>(mapped_bytes_), PROT_READ | PROT_WRITE, MAP_SHARED, memory_.get(), 0);
   if (address == MAP_FAILED) return system_error("mapping shared memory");
   data_ = static_cast<char*>(address) + (mapped_bytes_ - data_bytes_);
 
   struct flock lock {};
   lock.l_type = F_WRLCK, lock.l_whence = SEEK_SET, lock.l_start = group_.rank, lock.l_len = 1;
-  if (fcntl(memory_, F_OFD_SETLK, &lock) != 0) {
+  if (fcntl(memory_.get(), F_OFD_SETLK, &lock) != 0) {
     return make_error(ErrorCode::kInvalid, "another process is this rank already");
   }
   header_.store(static_cast<Header*>(address));
@@ -175,7 +166,7 @@ Result<void> ShmSegment::join(const std::string& leader_address, Deadline deadli
     RETURN_IF_ERROR(receive(leader_address, deadline));
   }
   Header& header = *header_.load();
-  if (listener_ >= 0) close(std::exchange(listener_, -1));  // nobody else is welcome
+  listener_.reset();  // nobody else is welcome
   header.members[group_.rank].store(MemberState::kJoined);
   header.joined.value.fetch_add(1);  // raised by everybody, so not with publish()
   header.joined.wake();
@@ -196,27 +187,27 @@ Result<void> ShmSegment::hand_out(Deadline deadline) {
     if (const int dead = find_dead(); dead >= 0) {
       return make_error(ErrorCode::kPeerLost, "rank {} died while the group formed", dead);
     }
-    pollfd ready{listener_, POLLIN, 0};
+    pollfd ready{listener_.get(), POLLIN, 0};
     if (poll(&ready, 1, static_cast<int>(std::min(kNapMs, deadline.remaining_ms()))) <= 0) continue;
-    const Closer peer{accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)};
-    if (peer.descriptor < 0 || !same_user(peer.descriptor)) continue;
+    const Descriptor peer{accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC)};
+    if (!peer.valid() || !same_user(peer.get())) continue;
     const timeval limit{1, 0};  // a stranger who says nothing does not hold us up
-    setsockopt(peer.descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    setsockopt(peer.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
     Hello hello{};
     const Hello expected = make_hello(group_);
-    if (recv(peer.descriptor, &hello, sizeof(hello), MSG_WAITALL) != sizeof(hello)) continue;
+    if (recv(peer.get(), &hello, sizeof(hello), MSG_WAITALL) != sizeof(hello)) continue;
     if (hello.magic != expected.magic || hello.group != expected.group || hello.size != expected.size ||
         hello.rank <= 0 || hello.rank >= group_.size()) {
       continue;  // of another group or epoch: it sees the connection close
     }
-    if (send_descriptor(peer.descriptor, memory_)) --missing;
+    if (send_descriptor(peer.get(), memory_.get())) --missing;
   }
   return {};
 }
 
 Result<void> ShmSegment::receive(const std::string& leader_address, Deadline deadline) {
-  Closer leader{socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
-  if (leader.descriptor < 0) return system_error("unix socket");
+  Descriptor leader{socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  if (!leader.valid()) return system_error("unix socket");
   sockaddr_un name{};
   name.sun_family = AF_UNIX;
   if (leader_address.empty() || leader_address.size() >= sizeof(name.sun_path)) {
@@ -227,20 +218,19 @@ Result<void> ShmSegment::receive(const std::string& leader_address, Deadline dea
   const auto lost = [&] {
     return make_error(ErrorCode::kPeerLost, "rank 0 is gone or of another epoch ({})", std::strerror(errno));
   };
-  if (connect(leader.descriptor, reinterpret_cast<sockaddr*>(&name), length) != 0 ||
-      !same_user(leader.descriptor)) {
+  if (connect(leader.get(), reinterpret_cast<sockaddr*>(&name), length) != 0 || !same_user(leader.get())) {
     return lost();
   }
   const Hello hello = make_hello(group_);
-  if (send(leader.descriptor, &hello, sizeof(hello), MSG_NOSIGNAL) != sizeof(hello)) return lost();
+  if (send(leader.get(), &hello, sizeof(hello), MSG_NOSIGNAL) != sizeof(hello)) return lost();
   for (;;) {
     RETURN_IF_ERROR(check_alive(deadline));
-    pollfd ready{leader.descriptor, POLLIN, 0};
+    pollfd ready{leader.get(), POLLIN, 0};
     if (poll(&ready, 1, static_cast<int>(std::min(kNapMs, deadline.remaining_ms()))) > 0) break;
   }
-  const Closer memory{receive_descriptor(leader.descriptor)};
-  if (memory.descriptor < 0) return lost();
-  RETURN_IF_ERROR(map(memory.descriptor));
+  const Descriptor memory{receive_descriptor(leader.get())};
+  if (!memory.valid()) return lost();
+  RETURN_IF_ERROR(map(memory.get()));
   if (const Header& header = *header_.load(); header.magic != kMagic || header.data_bytes != data_bytes_) {
     return make_error(ErrorCode::kInvalid,
                       "shared memory of another version; do all ranks run the same build?");
@@ -254,7 +244,7 @@ int ShmSegment::find_dead() const {
     if (rank == group_.rank || header.members[rank].load() != MemberState::kJoined) continue;
     struct flock lock {};
     lock.l_type = F_WRLCK, lock.l_whence = SEEK_SET, lock.l_start = rank, lock.l_len = 1;
-    const bool unlocked = fcntl(memory_, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
+    const bool unlocked = fcntl(memory_.get(), F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
     // Looked at again: it may have left in between.
     if (unlocked && header.members[rank].load() == MemberState::kJoined) return rank;
   }

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "base/deadline.h"
+#include "base/posix.h"
 #include "base/result.h"
 #include "runtime/collectives.h"
 #include "runtime/shm_signal_internal.h"
@@ -57,8 +58,7 @@ class ShmSegment {
   const int64_t data_bytes_;
   int64_t mapped_bytes_ = 0;
   int spins_ = 0;
-  int listener_ = -1;
-  int memory_ = -1;
+  Descriptor listener_, memory_;
   std::string address_;
   std::atomic<Header*> header_{nullptr};
   char* data_ = nullptr;

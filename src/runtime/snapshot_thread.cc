@@ -35,7 +35,6 @@ void SnapshotThread::submit(WatermarkMessage order, Frozen frozen, int64_t freez
 }
 
 void SnapshotThread::loop() {
-  auto results = transport_.connect(ZMQ_PUSH, config_.results);
   for (;;) {
     Job job;
     {
@@ -48,7 +47,7 @@ void SnapshotThread::loop() {
     const int64_t begin_us = thread_cpu_us();
     KeptMessage kept = keep(job);
     kept.make_us = thread_cpu_us() - begin_us;
-    if (!results.ok() || !results->send(pack(MessageType::kKept, kept)).ok()) return;
+    if (!send_(pack(MessageType::kKept, kept))) return;
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <thread>
 
@@ -17,8 +18,14 @@ namespace flywheel::runtime {
 
 class SnapshotThread {
  public:
-  SnapshotThread(const WorkerConfig& config, Transport& transport, Snapshots& snapshots)
-      : config_(config), transport_(transport), snapshots_(snapshots), thread_([this] { loop(); }) {}
+  // `send`: to the controller, false when that is gone; from this thread.
+  SnapshotThread(const WorkerConfig& config, Transport& transport, Snapshots& snapshots,
+                 std::function<bool(const std::string&)> send)
+      : config_(config),
+        transport_(transport),
+        snapshots_(snapshots),
+        send_(std::move(send)),
+        thread_([this] { loop(); }) {}
   ~SnapshotThread();
   void submit(WatermarkMessage order, Frozen frozen, int64_t freeze_us);
 
@@ -36,6 +43,7 @@ class SnapshotThread {
   const WorkerConfig& config_;
   Transport& transport_;
   Snapshots& snapshots_;
+  std::function<bool(const std::string&)> send_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Job> jobs_;

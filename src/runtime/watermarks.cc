@@ -1,6 +1,6 @@
 // Watermarks: a snapshot of all ranks of a mesh after the same call, so that losses cost little.
 //
-// The order to freeze goes down the command channel behind the last call that was sent, so every rank takes
+// The order to freeze goes down the line behind the last call that was sent, so every rank takes
 // it at the same point of the stream, and nobody waits for anybody. Ranks copy what later calls would change
 // (that is all that commands wait for), make the bytes on another thread, give their neighbour a copy of what
 // is only theirs, and at times write it to disk. When all have it, the watermark counts.
@@ -48,7 +48,7 @@ void Core::consider_watermark(MeshState& mesh) {
     if (n > 1) order.buddy = mesh.workers[static_cast<size_t>(mesh.buddy_of(worker.id.rank))].peer_endpoint;
     if (mesh.making_durable) order.folder = watermark_folder(mesh, mesh.making);
     order.writes_replicated = worker.id.rank == 0;
-    (void)commands.send_to(worker.identity, pack(MessageType::kWatermark, order));
+    (void)lines->send_to(worker.identity, pack(MessageType::kWatermark, order));
   }
 }
 

@@ -20,8 +20,8 @@ std::string identity_of(const WorkerId& id) {
 }
 
 std::map<std::string, std::string> WorkerConfig::to_env() const {
-  const Json json = {{"commands", commands},
-                     {"results", results},
+  const Json json = {{"commands", line.commands},
+                     {"results", line.results},
                      {"control", control},
                      {"peer", peer},
                      {"host", host},
@@ -42,8 +42,8 @@ Result<WorkerConfig> WorkerConfig::from_env() {
   ASSIGN_OR_RETURN(const Json json, parse_json(text));
   WorkerConfig config;
   try {
-    json.at("commands").get_to(config.commands);
-    json.at("results").get_to(config.results);
+    json.at("commands").get_to(config.line.commands);
+    json.at("results").get_to(config.line.results);
     json.at("control").get_to(config.control);
     json.at("peer").get_to(config.peer);
     json.at("host").get_to(config.host);
@@ -70,20 +70,19 @@ class CommandLoop {
         control_(config, transport, snapshots_),
         groups_(control_, config.keys.client_secret),
         executor_(groups_),
-        snapshot_thread_(config, transport, snapshots_) {}
+        snapshot_thread_(config, transport, snapshots_,
+                         [this](const std::string& bytes) { return line_->send(bytes).ok(); }) {}
 
   Result<void> run() {
-    ASSIGN_OR_RETURN(results_, transport_.connect(ZMQ_PUSH, config_.results));
-    ASSIGN_OR_RETURN(commands_, transport_.connect(ZMQ_DEALER, config_.commands, identity_of(config_.id)));
+    ASSIGN_OR_RETURN(line_, Line::connect(transport_, config_.line, identity_of(config_.id)));
     RETURN_IF_ERROR(control_.start(executor_));
     ASSIGN_OR_RETURN(const WelcomeMessage welcome, control_.welcome(Deadline::after_ms(30'000)));
     place_ = Place{welcome.run, welcome.mesh, welcome.shape, config_.id.rank};
     children_.emplace(welcome.path, [this](const Failure& failure) { control_.report(failure); });
     executor_.place(place_, &*children_);
     for (bool go_on = true; go_on;) {
-      zmq::message_t message;
-      if (!commands_.zmq.recv(message)) continue;
-      ASSIGN_OR_RETURN(go_on, handle(message.to_string_view()));
+      ASSIGN_OR_RETURN(const std::string_view message, line_->receive());
+      ASSIGN_OR_RETURN(go_on, handle(message));
     }
     return {};
   }
@@ -125,8 +124,7 @@ class CommandLoop {
       case MessageType::kExit:
         return false;
       default:
-        return make_error(ErrorCode::kInvalid, "a message of type {} on the command channel",
-                          int{message[0]});
+        return make_error(ErrorCode::kInvalid, "a message of type {} on the line", int{message[0]});
     }
   }
 
@@ -195,7 +193,7 @@ class CommandLoop {
   }
 
   Result<bool> send(std::string_view bytes) {
-    RETURN_IF_ERROR(results_.send(bytes));
+    RETURN_IF_ERROR(line_->send(bytes));
     return true;
   }
 
@@ -208,7 +206,7 @@ class CommandLoop {
   SnapshotThread snapshot_thread_;
   Place place_;
   std::optional<Supervisor> children_;
-  Socket commands_, results_;
+  std::unique_ptr<Line> line_;
 };
 
 }  // namespace
@@ -219,10 +217,12 @@ int run_worker(const WorkerConfig& config) {
   {
     auto loop = std::make_unique<CommandLoop>(config, transport);
     done = loop->run();
-    if (!done.ok()) LOG_ERROR("worker {}: {}", identity_of(config.id), done.error().to_string());
+    const bool lost = !done.ok() && done.error().code == ErrorCode::kPeerLost;  // killed, as a rule
+    if (!done.ok() && !lost) LOG_ERROR("worker {}: {}", identity_of(config.id), done.error().to_string());
+    if (lost) LOG_WARN("worker {} ends: {}", identity_of(config.id), done.error().message);
     // Threads may be in the middle of a snapshot or a meeting; nobody waits for either any more. Children end
     // with this process.
-    std::_Exit(done.ok() ? 0 : 1);
+    std::_Exit(done.ok() ? 0 : lost ? kLeaseOverExitCode : 1);
   }
 }
 

@@ -21,6 +21,7 @@
 #include <string>
 
 #include "base/result.h"
+#include "runtime/lines.h"
 #include "runtime/messages.h"
 #include "runtime/transport.h"
 
@@ -28,9 +29,10 @@ namespace flywheel::runtime {
 
 // What a worker must know to find its controller; travels in its environment.
 struct WorkerConfig {
-  std::string commands, results, control;  // endpoints of the controller
-  std::string peer;                        // where to listen for peers; a port of * is chosen
-  std::string host;                        // ranks with equal text share memory
+  LineEndpoints line;   // of the controller
+  std::string control;  // the same
+  std::string peer;     // where to listen for peers; a port of * is chosen
+  std::string host;     // ranks with equal text share memory
   WorkerId id;
   int64_t heartbeat_ms = 100;
   int64_t lease_ms = 5000;
@@ -39,7 +41,7 @@ struct WorkerConfig {
   static Result<WorkerConfig> from_env();
 };
 
-// Exit code of a worker that has not heard of its controller for its lease.
+// Exit code of a worker that has not heard of its controller for its lease, or whose line to it is gone.
 constexpr int kLeaseOverExitCode = 3;
 
 // The name by which a controller's sockets know a worker: "mesh/rank/incarnation".

@@ -21,20 +21,6 @@ namespace {
 constexpr size_t kBlockBytes = 1 << 20;
 constexpr size_t kSyncOneByOne = 16;  // more files than this: one syncfs instead of an fsync each
 
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  ~Fd() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
-
 struct Hashed {
   std::string sha256;
   uint64_t size_bytes = 0;
@@ -62,8 +48,8 @@ Result<Hashed> hash_stream(int fd, const std::string& path, int copy_to, const s
 }
 
 Result<void> sync_path(const std::string& path, int flags) {
-  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags));
-  if (fd.get() < 0 || ::fsync(fd.get()) != 0) return system_error("cannot sync", path);
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags));
+  if (!fd.valid() || ::fsync(fd.get()) != 0) return system_error("cannot sync", path);
   return {};
 }
 
@@ -104,8 +90,9 @@ std::string BlobFolder::path_of(const std::string& sha256) const {
 
 Result<StagedFile> BlobFolder::stage(const std::string& source, const std::string& name, Ingest ingest,
                                      const Progress& progress) const {
-  const Fd in(::open(source.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a pipe must not make us wait
-  if (in.get() < 0) return system_error("cannot read", source);
+  const Descriptor in(
+      ::open(source.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a pipe must not make us wait
+  if (!in.valid()) return system_error("cannot read", source);
   struct stat info {};
   if (::fstat(in.get(), &info) != 0) return system_error("cannot look at", source);
   if (!S_ISREG(info.st_mode)) return make_error(ErrorCode::kInvalid, "{} is not a regular file", source);
@@ -121,12 +108,12 @@ Result<StagedFile> BlobFolder::stage(const std::string& source, const std::strin
     return staged;
   }
   // Another file system, or links are not possible: a copy is always right.
-  const Fd out(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444));
-  if (out.get() < 0) return system_error("cannot create", path);
+  const Descriptor out(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444));
+  if (!out.valid()) return system_error("cannot create", path);
   StagedFile staged(path);
   const bool shared = ::ioctl(out.get(), FICLONE, in.get()) == 0;  // no bytes move; the copy is then hashed
-  const Fd cloned(shared ? ::open(path.c_str(), O_RDONLY | O_CLOEXEC) : -1);
-  if (shared && cloned.get() < 0) return system_error("cannot read", path);
+  const Descriptor cloned(shared ? ::open(path.c_str(), O_RDONLY | O_CLOEXEC) : -1);
+  if (shared && !cloned.valid()) return system_error("cannot read", path);
   ASSIGN_OR_RETURN(const Hashed hashed, hash_stream(shared ? cloned.get() : in.get(), source,
                                                     shared ? -1 : out.get(), path, progress));
   staged.set_content(hashed.sha256, hashed.size_bytes);
@@ -135,8 +122,8 @@ Result<StagedFile> BlobFolder::stage(const std::string& source, const std::strin
 
 Result<StagedFile> BlobFolder::stage_bytes(std::string_view bytes, const std::string& name) const {
   const std::string path = incoming_ + "/" + name;
-  const Fd out(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444));
-  if (out.get() < 0) return system_error("cannot create", path);
+  const Descriptor out(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444));
+  if (!out.valid()) return system_error("cannot create", path);
   StagedFile staged(path);
   staged.set_content(sha256_hex(bytes), bytes.size());
   RETURN_IF_ERROR(write_all(out.get(), path, bytes));
@@ -145,8 +132,8 @@ Result<StagedFile> BlobFolder::stage_bytes(std::string_view bytes, const std::st
 
 Result<void> BlobFolder::publish(std::vector<StagedFile>& files) const {
   const bool sync_all = files.size() > kSyncOneByOne;
-  const Fd root(::open(blobs_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (root.get() < 0) return system_error("cannot open", blobs_);
+  const Descriptor root(::open(blobs_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!root.valid()) return system_error("cannot open", blobs_);
   if (sync_all && ::syncfs(root.get()) != 0) return system_error("cannot sync", blobs_);
   std::set<std::string> shards;
   for (StagedFile& file : files) {
@@ -184,8 +171,8 @@ Result<void> BlobFolder::publish(std::vector<StagedFile>& files) const {
 }
 
 Result<std::string> hash_file(const std::string& path, const BlobFolder::Progress& progress) {
-  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (fd.get() < 0) return system_error("cannot read", path);
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return system_error("cannot read", path);
   ASSIGN_OR_RETURN(const Hashed hashed, hash_stream(fd.get(), path, -1, "", progress));
   return hashed.sha256;
 }
