@@ -44,8 +44,8 @@ class Lines {
     std::function<void(std::string_view message)> message;
     std::function<void(const std::string& identity)> closed;  // within a host only
   };
-  // `changed` is called, by send_to(), when the items are to be asked for anew by the thread that polls; take()
-  // may change them too.
+  // `changed` is called, by send_to(), when the items are to be asked for anew by the thread that polls;
+  // take() may change them too.
   static Result<std::unique_ptr<Lines>> listen(Transport& transport, const LineEndpoints& where,
                                                Events events, std::function<void()> changed);
   virtual ~Lines() = default;

@@ -25,7 +25,8 @@ constexpr int64_t kPatienceMs = 10'000;
 
 std::string random_bytes(uint64_t seed, size_t size) {
   std::string bytes(size, '\0');
-  for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<char>(Philox::at(seed, 0, i / 4, 0) >> (i % 4 * 8));
+  for (size_t i = 0; i < size; ++i)
+    bytes[i] = static_cast<char>(Philox::at(seed, 0, i / 4, 0) >> (i % 4 * 8));
   return bytes;
 }
 
@@ -102,8 +103,8 @@ TEST_P(LinesTest, MessagesGoBothWaysInOrder) {
 TEST_P(LinesTest, MessagesOfAnySizeArriveAsTheyAre) {
   const auto line = connect("a");
   std::vector<std::string> sent;
-  for (uint64_t seed = 0; const size_t size : {0, 1, 7, 8, 9, 4096, 262'135, 262'136, 262'137, 300'000, 20'000'000,
-                                               3, 262'144, 9'000'000, 0, 5})
+  for (uint64_t seed = 0; const size_t size : {0, 1, 7, 8, 9, 4096, 262'135, 262'136, 262'137, 300'000,
+                                               20'000'000, 3, 262'144, 9'000'000, 0, 5})
     sent.push_back(random_bytes(++seed, size));
   std::thread worker([&] {  // sends each back
     for (size_t i = 0; i < sent.size(); ++i) {
@@ -139,7 +140,8 @@ TEST_P(LinesTest, SeveralThreadsOfAWorkerSend) {
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
-      for (int i = 0; i < 200; ++i) EXPECT_TRUE(line->send(std::string(5000, static_cast<char>('a' + t))).ok());
+      for (int i = 0; i < 200; ++i)
+        EXPECT_TRUE(line->send(std::string(5000, static_cast<char>('a' + t))).ok());
     });
   }
   EXPECT_TRUE(listener_->turn_until([&] { return listener_->messages.size() == 800; }));

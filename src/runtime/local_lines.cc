@@ -79,7 +79,8 @@ class Messages {
 // The bytes of length and message that the kernel took, from `sent` on. kPeerLost when the other end is gone.
 Result<size_t> send_some(int fd, std::string_view message, size_t sent, int flags) {
   uint64_t length = message.size();
-  std::array<iovec, 2> parts = {{{&length, kLengthBytes}, {const_cast<char*>(message.data()), message.size()}}};
+  std::array<iovec, 2> parts = {
+      {{&length, kLengthBytes}, {const_cast<char*>(message.data()), message.size()}}};
   for (iovec& part : parts) {
     const size_t skipped = std::min(sent, part.iov_len);
     part.iov_base = static_cast<char*>(part.iov_base) + skipped;
@@ -127,7 +128,8 @@ class LocalLines : public Lines {
     }
     const size_t sent_of_length = std::min(sent, kLengthBytes);
     const uint64_t length = bytes.size();
-    peer.unsent.append(reinterpret_cast<const char*>(&length) + sent_of_length, kLengthBytes - sent_of_length);
+    peer.unsent.append(reinterpret_cast<const char*>(&length) + sent_of_length,
+                       kLengthBytes - sent_of_length);
     peer.unsent.append(bytes.substr(sent - sent_of_length));
     return {};
   }
@@ -170,9 +172,9 @@ class LocalLines : public Lines {
   struct Peer {
     Descriptor fd;
     std::string identity;  // empty before it has said it
-    Messages in;        // the polling thread's
-    bool over = false;  // the same
-    std::string unsent;  // its first `unsent_gone` bytes were sent since
+    Messages in;           // the polling thread's
+    bool over = false;     // the same
+    std::string unsent;    // its first `unsent_gone` bytes were sent since
     size_t unsent_gone = 0;
   };
 

@@ -4,10 +4,10 @@
 //
 // Some runs go on at the same time (--jobs): most of a run is waiting.
 //
-// Every run must end with the SHA-256 of the undisturbed one. A controller that was stopped for a second or
-// two goes on with the workers that it had; the others are replaced. A recovery is timed from the signal to
-// the next result that the program sees (for the controller: to the first new result of its successor, or
-// after it goes on), and must take less than 5 s.
+// Every run must end with the SHA-256 of the undisturbed one. Some are hurt while they start. A controller
+// that was stopped for a second or two goes on with the workers that it had; the others are replaced. A
+// recovery is timed from the signal to the next result that the program sees (for the controller: to the
+// first new result of its successor, or after it goes on), and must take less than 5 s.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +15,7 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <filesystem>
 #include <fstream>
 #include <random>
 
@@ -70,6 +71,16 @@ std::vector<int64_t> numbers_in(const std::string& path) {
   return numbers;
 }
 
+// The processes that any thread of `pid` has started.
+std::vector<int64_t> children_of(pid_t pid) {
+  std::vector<int64_t> all;
+  std::error_code gone;
+  for (const auto& thread : std::filesystem::directory_iterator(fmt::format("/proc/{}/task", pid), gone)) {
+    for (const int64_t child : numbers_in(thread.path() / "children")) all.push_back(child);
+  }
+  return all;
+}
+
 struct Attack {
   std::string what;
   double recovery_seconds = 0;
@@ -90,7 +101,7 @@ struct Tally {
   void add(const Attack& attack) {
     std::scoped_lock lock(mutex);
     attacks.push_back(attack);
-    std::printf("%4zu  %-18s recovered in %.2f s\n", attacks.size(), attack.what.c_str(),
+    std::printf("%4zu  %-25s recovered in %.2f s\n", attacks.size(), attack.what.c_str(),
                 attack.recovery_seconds);
     std::fflush(stdout);
   }
@@ -100,98 +111,133 @@ struct Tally {
   }
 };
 
+// One run, in `folder`, hurt again and again until it ends.
 class Attacker {
  public:
-  Attacker(uint64_t seed, uint64_t job, Tally& tally) : rng_(seed, job), tally_(tally) {}
+  Attacker(std::string folder, Philox& rng, Tally& tally)
+      : folder_(std::move(folder)), rng_(rng), tally_(tally) {}
 
-  // One run, hurt again and again until it ends. The hash, or what went wrong.
-  Result<std::string> attack_run(const std::string& folder) {
-    pid_t controller = start(folder);
+  // The hash, or what went wrong.
+  Result<std::string> run() {
+    start();
+    if (!tally_.done() && rng_.below(3) == 0) hurt_start();
     for (const Deadline limit = Deadline::after_ms(300'000);;) {
       const Deadline calm = Deadline::after_ms(60 + static_cast<int64_t>(rng_.below(500)));
-      while (!calm.expired() && !ended(controller)) pause();
-      if (path_exists(folder + "/hash") || limit.expired()) break;
-      if (ended(controller)) return make_error(ErrorCode::kAborted, "the program gave up (exit {})", status_);
-      if (tally_.done() || !path_exists(folder + "/step")) continue;
-      const auto pids = numbers_in(folder + "/pids");
-      // 0-1: kill a worker, 2: stop one, 3: kill both, 4: kill the controller, 5: stop it for a moment
-      const uint64_t kind = rng_.below(6);
-      int64_t since = now_ms();
-      Attack attack;
-      bool hit = !pids.empty();  // every signal found its process: only then is it an attack
-      const auto strike = [&](int64_t pid, int signal) {
-        hit = pid > 0 && ::kill(static_cast<pid_t>(pid), signal) == 0 && hit;
-      };
-      if (kind == 4) {
-        attack.what = "kill controller";
-        int status = 0;
-        strike(controller, SIGKILL);
-        ::waitpid(controller, &status, 0);
-        hit = WIFSIGNALED(status);  // and had not ended by itself
-        controller = start(folder);
-      } else if (kind == 5) {
-        attack.what = "stop controller";
-        strike(controller, SIGSTOP);
-        std::this_thread::sleep_for(std::chrono::milliseconds(1000 + rng_.below(1000)));
-        ::kill(controller, SIGCONT);
-        since = now_ms();
-      } else {
-        const size_t victim = rng_.below(2);
-        attack.what = kind == 2 ? "stop worker" : kind == 3 ? "kill both workers" : "kill worker";
-        for (size_t i = 0; i < pids.size(); ++i) {
-          if (kind == 3 || i == victim) strike(pids[i], kind == 2 ? SIGSTOP : SIGKILL);
-        }
-      }
-      // Recovered: a step was issued well after the signal, behind results that came after it.
-      const auto before = numbers_in(folder + "/step");
-      const int64_t wanted = before.empty() ? 0 : before[0] + 6;
-      const Deadline patience = Deadline::after_ms(30'000);
-      while (!patience.expired() && !path_exists(folder + "/hash")) {
-        const auto at = numbers_in(folder + "/step");
-        if (at.size() == 2 && at[1] > since && at[0] >= wanted) break;
-        if (ended(controller)) break;
-        pause();
-      }
-      attack.recovery_seconds = static_cast<double>(now_ms() - since) / 1000;
-      if (kind == 5 && numbers_in(folder + "/pids") != pids) {
-        ::kill(controller, SIGKILL);
-        return make_error(ErrorCode::kPeerLost, "workers were lost because their controller had stopped");
-      }
-      if (hit) tally_.add(attack);
-      if (!hit) tally_.miss();
+      while (!calm.expired() && !ended()) pause();
+      if (path_exists(folder_ + "/hash") || limit.expired()) break;
+      if (ended()) return make_error(ErrorCode::kAborted, "the program gave up (exit {})", status_);
+      if (!tally_.done() && path_exists(folder_ + "/step")) RETURN_IF_ERROR(hurt());
     }
-    for (const Deadline limit = Deadline::after_ms(30'000); !ended(controller) && !limit.expired();) pause();
-    if (!ended(controller)) ::kill(controller, SIGKILL);
-    return read_file(folder + "/hash");
+    for (const Deadline limit = Deadline::after_ms(30'000); !ended() && !limit.expired();) pause();
+    if (!ended()) ::kill(controller_, SIGKILL);
+    return read_file(folder_ + "/hash");
   }
 
  private:
+  Result<void> hurt() {
+    const auto pids = numbers_in(folder_ + "/pids");
+    // 0-1: kill a worker, 2: stop one, 3: kill both, 4: kill the controller, 5: stop it for a moment, 6: kill
+    // it, and it or a worker again while it starts
+    const uint64_t kind = rng_.below(7);
+    int64_t since = now_ms();
+    bool hit = true;  // every signal found its process: only then is it an attack
+    std::string what;
+    if (kind == 4 || kind == 6) {
+      what = "kill controller";
+      hit = kill_controller();
+      if (kind == 6) {
+        hurt_start();
+        return {};
+      }
+    } else if (kind == 5) {
+      what = "stop controller";
+      hit = strike(controller_, SIGSTOP);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1000 + rng_.below(1000)));
+      ::kill(controller_, SIGCONT);
+      since = now_ms();
+    } else {
+      const size_t victim = rng_.below(2);
+      what = kind == 2 ? "stop worker" : kind == 3 ? "kill both workers" : "kill worker";
+      hit = !pids.empty();
+      for (size_t i = 0; i < pids.size(); ++i) {
+        if (kind == 3 || i == victim) hit = strike(pids[i], kind == 2 ? SIGSTOP : SIGKILL) && hit;
+      }
+    }
+    await_recovery(since, what, hit);
+    if (kind == 5 && numbers_in(folder_ + "/pids") != pids) {
+      ::kill(controller_, SIGKILL);
+      return make_error(ErrorCode::kPeerLost, "workers were lost because their controller had stopped");
+    }
+    return {};
+  }
+
+  // At some moment between the start of the program and its first call.
+  void hurt_start() {
+    const int64_t since = now_ms();
+    std::this_thread::sleep_for(std::chrono::milliseconds(rng_.below(60)));
+    if (rng_.below(2) == 0) {
+      const bool hit = kill_controller();
+      await_recovery(since, "kill starting controller", hit);
+    } else {
+      const auto pids = children_of(controller_);
+      await_recovery(since, "kill starting worker",
+                     !pids.empty() && strike(pids[rng_.below(pids.size())], SIGKILL));
+    }
+  }
+
+  // Recovered: a step was issued well after the signal, behind results that came after it.
+  void await_recovery(int64_t since, const std::string& what, bool hit) {
+    const auto before = numbers_in(folder_ + "/step");
+    const int64_t wanted = before.empty() ? 0 : before[0] + 6;
+    const Deadline patience = Deadline::after_ms(30'000);
+    while (!patience.expired() && !path_exists(folder_ + "/hash") && !ended()) {
+      const auto at = numbers_in(folder_ + "/step");
+      if (at.size() == 2 && at[1] > since && at[0] >= wanted) break;
+      pause();
+    }
+    if (hit) tally_.add({what, static_cast<double>(now_ms() - since) / 1000});
+    if (!hit) tally_.miss();
+  }
+
+  static bool strike(int64_t pid, int signal) {
+    return pid > 0 && ::kill(static_cast<pid_t>(pid), signal) == 0;
+  }
+  // And starts the program again. False: it had ended by itself.
+  bool kill_controller() {
+    int status = 0;
+    strike(controller_, SIGKILL);
+    ::waitpid(controller_, &status, 0);
+    start();
+    return WIFSIGNALED(status);
+  }
   static void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(2)); }
-  pid_t start(const std::string& folder) {
+  void start() {
     ended_ = false;
-    const pid_t pid = ::fork();
-    if (pid == 0) {
-      ::execl("/proc/self/exe", "kill_test", "program", folder.c_str(), nullptr);
+    controller_ = ::fork();
+    if (controller_ == 0) {
+      ::execl("/proc/self/exe", "kill_test", "program", folder_.c_str(), nullptr);
       ::_exit(127);
     }
-    return pid;
   }
-  bool ended(pid_t pid) {
-    if (!ended_ && ::waitpid(pid, &status_, WNOHANG) == pid) ended_ = true;
+  bool ended() {
+    if (!ended_ && ::waitpid(controller_, &status_, WNOHANG) == controller_) ended_ = true;
     return ended_;
   }
-  Philox rng_;
+
+  std::string folder_;
+  Philox& rng_;
   Tally& tally_;
+  pid_t controller_ = -1;
   int status_ = 0;
   bool ended_ = false;
 };
 
 // One run after the other until enough have been hurt.
 void job(uint64_t seed, uint64_t number, const std::string& expected, Tally& tally) {
-  Attacker attacker(seed, number, tally);
+  Philox rng(seed, number);
   while (!tally.done()) {
     const TempFolder folder;
-    const auto hash = attacker.attack_run(folder.path());
+    const auto hash = Attacker(folder.path(), rng, tally).run();
     std::scoped_lock lock(tally.mutex);
     ++tally.runs;
     if (hash.ok() && *hash == expected) continue;
@@ -206,7 +252,8 @@ int harness(int count, int jobs, uint64_t seed) {
   const Stopwatch clock;
   Tally nobody(0);
   const TempFolder folder;
-  const auto expected = Attacker(seed, 0, nobody).attack_run(folder.path());
+  Philox rng(seed, 0);
+  const auto expected = Attacker(folder.path(), rng, nobody).run();
   if (!expected.ok()) {
     std::printf("the undisturbed run failed: %s\n", expected.error().to_string().c_str());
     return 1;
