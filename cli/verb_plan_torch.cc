@@ -179,7 +179,7 @@ int plan_job(const std::vector<std::string>& args) {
     throw UserError("flywheel plan", "give a config file or --model", "flywheel plan --help shows examples");
   if (o.world != 0 && !o.mesh.empty())
     throw UserError("--world", "finds meshes; --mesh gives one", "use one of them");
-  if (o.world < 0) throw UserError("--world", "must be at least 1");
+  if (app.count("--world") > 0 && o.world < 1) throw UserError("--world", "must be at least 1");
 
   ConfigPlaces places;
   auto config = places.load<train::TrainConfig>(o.file, o.overrides);

@@ -112,6 +112,9 @@ std::map<std::string, std::string> parse_tags(const std::string& option,
   for (const std::string& text : texts) {
     const size_t equal = text.find('=');
     if (equal == std::string::npos) throw UserError(option, "\"" + text + "\" is not key=value");
+    // Tables show tags as they are, and a terminal would obey these.
+    const auto control = [](unsigned char c) { return std::iscntrl(c) != 0; };
+    if (std::ranges::any_of(text, control)) throw UserError(option, "a tag cannot hold control characters");
     tags[text.substr(0, equal)] = text.substr(equal + 1);
   }
   return tags;

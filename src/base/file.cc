@@ -144,6 +144,11 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 Result<AtomicFile> AtomicFile::create(const std::string& path) {
   static std::atomic<uint64_t> counter{0};
   RETURN_IF_ERROR(make_folders(fs::path(path).parent_path().string()));
+  struct stat there {};
+  if (::stat(path.c_str(), &there) == 0 && !S_ISREG(there.st_mode) && !S_ISDIR(there.st_mode)) {
+    return make_error(ErrorCode::kInvalid, "{} is a device, a pipe or a socket: only files are written whole",
+                      path);
+  }
   AtomicFile file;
   file.path_ = path;
   file.temporary_ = fmt::format("{}.tmp.{}.{}", path, ::getpid(), counter.fetch_add(1));

@@ -1,6 +1,7 @@
 #include "base/file.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 
@@ -15,6 +16,15 @@ TEST(File, WriteReadMapAndStayWithin) {
   EXPECT_EQ(list_folder(folder / "a").value(), std::vector<std::string>{"b.txt"});
   EXPECT_EQ(path_within(folder.path(), "../x").error().code, ErrorCode::kDenied);
   EXPECT_TRUE(path_within(folder.path(), "a/b.txt").ok());
+}
+
+TEST(File, ADeviceOrPipeIsNotReplacedByAFile) {
+  const TempFolder folder;
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  EXPECT_EQ(write_file(folder / "pipe", "x").error().code, ErrorCode::kInvalid);
+  std::filesystem::create_symlink(folder / "pipe", folder / "link");
+  EXPECT_EQ(write_file(folder / "link", "x").error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(list_folder(folder.path())->size(), 2U);
 }
 
 TEST(File, AtomicFileLeavesNothingWithoutCommit) {

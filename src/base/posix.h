@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -40,6 +41,10 @@ class Descriptor {
  private:
   int fd_;
 };
+
+// Lets this process open as many files at a time as the system allows it. kFull, with what to do, where these
+// are fewer than `least`.
+Result<void> allow_open_files(uint64_t least = 0);
 
 // Goes on after short writes and signals; `path` is for the error.
 Result<void> write_all(int fd, const std::string& path, std::string_view bytes);

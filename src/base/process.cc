@@ -20,11 +20,14 @@ namespace {
 
 struct Pipe {
   int read = -1, write = -1;
-  Pipe() {
+  Result<void> open() {
     int fds[2];
-    CHECK(pipe2(fds, O_CLOEXEC) == 0, "pipe: {}", std::strerror(errno));
+    if (pipe2(fds, O_CLOEXEC) != 0)
+      return make_error(ErrorCode::kIo, "cannot make a pipe: {}", std::strerror(errno));
     read = fds[0], write = fds[1];
+    return {};
   }
+  Pipe() = default;
   ~Pipe() { close_read(), close_write(); }
   Pipe(const Pipe&) = delete;
   Pipe& operator=(const Pipe&) = delete;
@@ -80,6 +83,8 @@ Result<pid_t> spawn(const std::vector<std::string>& command, const ProcessOption
   const std::string program = find_program(command[0]);
   if (program.empty()) return make_error(ErrorCode::kNotFound, "no program {} on PATH", command[0]);
   Prepared prepared(command, options);
+  Pipe failure;  // carries errno if exec fails; closed by exec otherwise
+  RETURN_IF_ERROR(failure.open());
   if (fds.in < 0) fds.in = options.input_fd;
   int output = -1;
   if (!options.output_file.empty()) {
@@ -90,7 +95,6 @@ Result<pid_t> spawn(const std::vector<std::string>& command, const ProcessOption
     if (fds.out < 0) fds.out = output;
     if (fds.err < 0) fds.err = output;
   }
-  Pipe failure;  // carries errno if exec fails; closed by exec otherwise
   const pid_t parent = ::getpid();
   const pid_t pid = ::fork();
   if (pid < 0) {
@@ -196,6 +200,7 @@ pid_t Process::release() {
 
 Result<RunOutput> run_process(const std::vector<std::string>& command, const RunOptions& options) {
   Pipe in, out, err;
+  for (Pipe* pipe : {&in, &out, &err}) RETURN_IF_ERROR(pipe->open());
   ASSIGN_OR_RETURN(const pid_t pid, spawn(command, options.process, {in.read, out.write, err.write}));
   in.close_read(), out.close_write(), err.close_write();
   RunOutput result;

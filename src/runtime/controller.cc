@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "base/posix.h"
 #include "runtime/controller_internal.h"
 #include "runtime/run_lock.h"
 
@@ -13,6 +14,8 @@ namespace flywheel::runtime {
 namespace {
 
 constexpr size_t kFailuresKept = 1000;
+// Descriptors of a controller with its program, and more of each worker: its process, log, line and channels.
+constexpr uint64_t kOpenFiles = 64, kOpenFilesAWorker = 8;
 
 // Rank r's own piece of a snapshot is also with rank r + step. The least step that leaves the fewest pairs on
 // one host, so that a host which is lost whole takes no piece with it.
@@ -35,6 +38,7 @@ Core::~Core() {
 }
 
 Result<void> Core::start() {
+  RETURN_IF_ERROR(allow_open_files(kOpenFiles));
   ASSIGN_OR_RETURN(run_lock, lock_run(options.folder, options.run));
   log_path = options.folder + "/commands.log";
   {
@@ -86,6 +90,7 @@ Result<void> Core::start() {
   monitor.set(zmq::sockopt::linger, 0);
   monitor.connect("inproc://control-monitor");
   wake = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (wake < 0) return system_error("cannot make", "an eventfd");
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   children =
       std::make_unique<Supervisor>(path(), [this](const Failure& failure) { on_child_failure(failure); });
@@ -187,6 +192,7 @@ bool Controller::replaying() const {
 Result<Mesh> Controller::mesh(const std::string& name, std::vector<Axis> axes, const MeshOptions& options) {
   Shape shape(std::move(axes));
   RETURN_IF_ERROR(shape.check());
+  RETURN_IF_ERROR(allow_open_files(kOpenFiles + kOpenFilesAWorker * static_cast<uint64_t>(shape.size())));
   Core& core = *core_;
   std::unique_lock lock(core.mutex);
   if (core.failed) return *core.failed;

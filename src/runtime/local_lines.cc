@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <thread>
 
 #include "base/log.h"
 #include "base/posix.h"
@@ -122,7 +123,12 @@ class LocalLines : public Lines {
     Peer& peer = peers_.at(found->second);
     size_t sent = 0;
     if (peer.unsent.empty()) {
-      ASSIGN_OR_RETURN(sent, send_some(peer.fd.get(), bytes, 0, MSG_DONTWAIT));
+      const Result<size_t> taken = send_some(peer.fd.get(), bytes, 0, MSG_DONTWAIT);
+      if (!taken.ok()) {
+        ::shutdown(found->second, SHUT_RDWR);  // also where only memory was short: nothing may be left out
+        return taken.error();
+      }
+      sent = *taken;
       if (sent == kLengthBytes + bytes.size()) return {};
       changed_();
     }
@@ -182,6 +188,10 @@ class LocalLines : public Lines {
     bool any = false;
     for (;; any = true) {
       Descriptor fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+      if (!fd.valid() && !would_wait()) {  // no descriptor is left: it is tried again, but not at once
+        LOG_WARN("{}: cannot take a connection: {}", path_, std::strerror(errno));
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      }
       if (!fd.valid()) return any;
       const int number = fd.get();
       peers_[number].fd = std::move(fd);

@@ -17,6 +17,9 @@ namespace {
 
 constexpr std::string_view kPrefix = "flywheel-sockets.";
 constexpr const char* kLock = "/owner.lock";
+// A socket's path has at most 107 characters; below this come the folder's own name and "/peer-" with a
+// number.
+constexpr size_t kLongestParent = 107 - 24 - 26;
 
 // A folder of ours, and no link to another one: others may write in the same temporary folder.
 bool is_own_folder(const fs::path& path) {
@@ -42,8 +45,9 @@ void remove_orphans(const fs::path& above) {
 
 Result<SocketFolder> SocketFolder::make(const std::string& above) {
   std::error_code error;
-  const fs::path parent = above.empty() ? fs::temp_directory_path(error) : fs::path(above);
+  fs::path parent = above.empty() ? fs::temp_directory_path(error) : fs::path(above);
   if (error) return system_error("cannot find the temporary folder", "TMPDIR", error.value());
+  if (parent.string().size() > kLongestParent) parent = "/tmp";  // a batch system's may lie deep
   remove_orphans(parent);
   std::string pattern = (parent / (std::string(kPrefix) + "XXXXXX")).string();
   if (::mkdtemp(pattern.data()) == nullptr) return system_error("cannot make a folder like", pattern);

@@ -19,7 +19,7 @@ namespace flywheel::runtime {
 
 class SocketFolder {
  public:
-  // `above`: in place of the system's temporary folder.
+  // `above`: in place of the system's temporary folder. In /tmp where that path is too long for sockets.
   static Result<SocketFolder> make(const std::string& above = "");
   SocketFolder() = default;
   ~SocketFolder();

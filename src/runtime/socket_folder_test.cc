@@ -47,6 +47,13 @@ TEST(SocketFolder, IsForItsOwnerAloneAndGoesWithIt) {
   EXPECT_FALSE(path_exists(path));
 }
 
+TEST(SocketFolder, LiesInTmpWhereTheTemporaryFolderIsTooDeep) {
+  const TempFolder above;
+  const std::string deep = above / std::string(90, 'x');
+  ASSERT_TRUE(make_folders(deep).ok());
+  EXPECT_TRUE(SocketFolder::make(deep).value().path().starts_with("/tmp/"));
+}
+
 TEST(SocketFolder, TheNextOneRemovesWhatAKilledOneLeft) {
   const TempFolder above;
   std::string living, dead;

@@ -114,7 +114,7 @@ Supervisor::~Supervisor() {
   }
   poke();
   watcher_.join();
-  ::close(wake_);
+  if (wake_ >= 0) ::close(wake_);
 }
 
 void Supervisor::poke() const {
@@ -246,7 +246,8 @@ void Supervisor::watch() {
         if (child->socket >= 0) items.push_back({child->socket, POLLIN, 0});
       }
     }
-    ::poll(items.data(), items.size(), items.size() > 1 ? 200 : -1);
+    // Without descriptors left there was none to wake it by.
+    ::poll(items.data(), items.size(), items.size() > 1 || wake_ < 0 ? 200 : -1);
     uint64_t count = 0;
     [[maybe_unused]] const ssize_t n = ::read(wake_, &count, sizeof count);
     std::vector<Failure> failures;

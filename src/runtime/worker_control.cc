@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "base/posix.h"
 #include "runtime/worker_control_internal.h"
 
 namespace flywheel::runtime {
@@ -27,6 +28,7 @@ ControlThread::~ControlThread() {
 Result<void> ControlThread::start(Executor& executor) {
   executor_ = &executor;
   wake_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (wake_ < 0) return system_error("cannot make", "an eventfd");
   ASSIGN_OR_RETURN(peer_, transport_.bind(ZMQ_ROUTER, config_.peer));
   ASSIGN_OR_RETURN(control_, transport_.connect(ZMQ_DEALER, config_.control, identity_of(config_.id)));
   HelloMessage hello;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <map>
 
 #include "base/log.h"
 #include "base/metrics.h"
@@ -17,6 +18,10 @@ namespace {
 // time, and time without a byte.
 constexpr int64_t kMostBodiesDrained = 8, kMostLingerMs = 10'000, kLingerSilenceMs = 1000;
 constexpr size_t kDrainedAtOnceBytes = size_t{64} << 10;
+
+bool is_chunked(std::string_view encoding) {
+  return encoding.size() == 7 && ::strncasecmp(encoding.data(), "chunked", 7) == 0;
+}
 
 // What the server says by itself has the form of every other error of the API.
 std::string json_error(int status, const std::string& message) {
@@ -167,12 +172,11 @@ std::string HttpConnection::take_request(Parser& parser) {
   request_.path = target.substr(0, question);
   const bool decoded = decode_percent(request_.path);
   if (question != std::string::npos) request_.query = target.substr(question + 1);
-  int lengths = 0, encodings = 0;
+  std::map<std::string, int> times;
   for (const auto& field : message) {
     std::string name(field.name_string());
     std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
-    lengths += name == "content-length";
-    encodings += name == "transfer-encoding";
+    ++times[name];
     request_.headers[name] = std::string(field.value());
   }
   version_ = message.version();
@@ -180,7 +184,15 @@ std::string HttpConnection::take_request(Parser& parser) {
   if (!decoded)
     return "the path holds a % that is not followed by the two hexadecimal digits of a printable character";
   // Two ways to tell the body's length are how requests are smuggled past a proxy (RFC 9112, 6.3).
-  if (lengths + encodings > 1) return "more than one Content-Length or Transfer-Encoding";
+  if (times["content-length"] + times["transfer-encoding"] > 1)
+    return "more than one Content-Length or Transfer-Encoding";
+  // So is an encoding that leaves the body's end open.
+  if (times["transfer-encoding"] == 1 && !is_chunked(request_.header("transfer-encoding")))
+    return "Transfer-Encoding may only be chunked";
+  for (const char* name : {"host", "authorization"}) {
+    if (times[name] > 1) return fmt::format("more than one {} header", name);
+  }
+  if (version_ >= 11 && times["host"] == 0) return "HTTP/1.1 requires a Host header";
   return "";
 }
 

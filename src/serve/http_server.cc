@@ -1,7 +1,6 @@
 #include "serve/http_server.h"
 
 #include <netinet/tcp.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
@@ -10,6 +9,7 @@
 #include <boost/asio/strand.hpp>
 
 #include "base/log.h"
+#include "base/posix.h"
 #include "serve/api_error.h"
 #include "serve/http_server_internal.h"
 
@@ -109,11 +109,7 @@ Result<void> HttpServer::bind() {
 Result<void> HttpServer::start() {
   State& s = *state_;
   RETURN_IF_ERROR(bind());
-  rlimit files{};
-  if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
-    files.rlim_cur = files.rlim_max;  // one descriptor a stream
-    setrlimit(RLIMIT_NOFILE, &files);
-  }
+  RETURN_IF_ERROR(allow_open_files());  // one descriptor a stream
   error_code error;
   s.acceptor.listen(4096, error);
   if (error) {

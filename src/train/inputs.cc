@@ -60,7 +60,9 @@ Result<Input> find_input(Store& store, const std::string& key, const std::string
   if (!found_folder.ok() && found_folder.error().code == ErrorCode::kNotFound)
     throw UserError(key, found_folder.error().message, "name another one, as --set " + key + "=NAME:VERSION");
   ASSIGN_OR_RETURN(const std::string folder, found_folder);
-  if (marker_in(folder, markers).empty()) throw UserError(key, artifact.ref() + " has no " + markers.front());
+  if (marker_in(folder, markers).empty())
+    throw UserError(key,
+                    fmt::format("{} is a {} and has no {}", artifact.ref(), artifact.kind, markers.front()));
   return Input{folder, artifact.ref(), artifact.ref()};
 }
 
