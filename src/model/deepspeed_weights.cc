@@ -1,6 +1,7 @@
 #include "model/deepspeed_weights.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <map>
 #include <set>
@@ -24,6 +25,19 @@ int64_t product(const Sizes& sizes) {
   int64_t n = 1;
   for (const int64_t size : sizes) n *= size;
   return n;
+}
+
+// A number, or a member of DeepSpeed's ZeroStageEnum: by its value, and by its name in pickles of
+// Python 3.11.0 to 3.11.3. -1 for anything else.
+int64_t zero_stage_of(const PickleNode& node) {
+  constexpr std::array<std::string_view, 4> kNames = {"disabled", "optimizer_states", "gradients", "weights"};
+  if (node.is(Kind::kInt)) return node.integer;
+  const bool by_name = node.is_call_of("builtins.getattr");
+  const PickleNode* given = node.is(Kind::kObject) ? node.argument(by_name ? 1 : 0) : nullptr;
+  if (given == nullptr) return -1;
+  if (!by_name) return given->is(Kind::kInt) ? given->integer : -1;
+  const auto found = std::ranges::find(kNames, given->text);
+  return found == kNames.end() ? -1 : found - kNames.begin();
 }
 
 // The entries of a dict by their string keys, so that a dict of many is not searched through for each name.
@@ -122,9 +136,7 @@ class DeepSpeedReader {
     if (states_.empty()) return {};
     const PickleNode* stage = states_[0]->get("zero_stage");
     if (stage == nullptr) return {};
-    if (stage->is(Kind::kObject) && stage->argument(0) != nullptr)
-      stage = stage->argument(0);  // ZeroStageEnum
-    zero_stage_ = stage->is(Kind::kInt) ? stage->integer : -1;
+    zero_stage_ = zero_stage_of(*stage);
     if (zero_stage_ < 0 || zero_stage_ > 3) return refuse("an unknown ZeRO stage");
     if (zero_stage_ == 0) return {};
     const PickleNode* count = states_[0]->get("partition_count");

@@ -30,6 +30,9 @@ def train(rank, port, stage, out, seed):
     import deepspeed
     # Not its reductions in shared memory, which it would compile here and now: that needs Python's headers.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    if seed % 2 == 0:  # by the member's name, as Python 3.11.0 to 3.11.3 pickle an enumeration
+        stages = sys.modules["deepspeed.runtime.zero.config"].ZeroStageEnum
+        stages.__reduce_ex__ = lambda stage, protocol: (getattr, (type(stage), stage.name))
     deepspeed.init_distributed("gloo")
     torch.manual_seed(seed)
     model = Decoder(tied=seed % 2 == 0)
