@@ -188,7 +188,10 @@ CommandLog::Write CommandLog::write_group() {
       take += next;
     }
     if (auto written = file_.append(make_frame(left.substr(0, take), file_.size_bytes())); !written.ok()) {
-      writing_ = std::string(left);  // append() cut the file back: the same frame is tried again
+      {
+        std::scoped_lock lock(mutex_);
+        writing_ = std::string(left);  // append() cut the file back: the same frame is tried again
+      }
       say_full(written.error());
       return Write::kRefused;
     }
@@ -203,9 +206,9 @@ CommandLog::Write CommandLog::write_group() {
       return Write::kNothing;
     }
   }
-  writing_.clear();
   {
     std::scoped_lock lock(mutex_);
+    writing_.clear();
     durable_ = position;
   }
   progress_.notify_all();

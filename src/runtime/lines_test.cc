@@ -21,7 +21,7 @@ namespace {
 
 using testing::ElementsAre;
 
-constexpr int64_t kPatienceMs = 10'000;
+constexpr auto kPatienceMs = static_cast<int64_t>(20'000 * kSlowness);
 
 std::string random_bytes(uint64_t seed, size_t size) {
   std::string bytes(size, '\0');
@@ -41,8 +41,8 @@ class Listener {
                   .value()) {}
   // Until `done` or the patience ends.
   template <typename Done>
-  bool turn_until(const Done& done, int64_t ms = kPatienceMs) {
-    for (const Deadline deadline = Deadline::after_ms(ms); !done();) {
+  bool turn_until(const Done& done) {
+    for (const Deadline deadline = Deadline::after_ms(kPatienceMs); !done();) {
       if (deadline.expired()) return false;
       if (std::exchange(changed_, false)) {
         items_.clear();
