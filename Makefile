@@ -27,7 +27,8 @@ demo: build ## turn the wheel once on real data: data, train (with a kill), stor
 
 test: build ## every test that needs no GPU
 	@ninja -C $(BUILD) -j $(JOBS) check_headers
-	@cd $(BUILD) && ctest --output-on-failure --no-tests=error -LE gpu
+	@tests/make_peers
+	@cd $(BUILD) && ctest -j $(JOBS) --output-on-failure --no-tests=error -LE gpu
 
 bench: build ## every benchmark beside its peer; writes docs/benchmarks.md
 	@bench/all

@@ -99,12 +99,19 @@ TEST_P(LinesTest, MessagesGoBothWaysInOrder) {
   for (size_t i = 0; i < 100; ++i) EXPECT_EQ(listener_->messages[i], "from a " + std::to_string(i));
 }
 
+// ThreadSanitizer finds a race, and drops it (races.txt), at every 8 bytes that libzmq hands over.
+#ifdef __SANITIZE_THREAD__
+constexpr int kLarge = 600'000;
+#else
+constexpr int kLarge = 20'000'000;
+#endif
+
 // Sizes around those of buffers, up to what the kernel takes in a hundred pieces.
 TEST_P(LinesTest, MessagesOfAnySizeArriveAsTheyAre) {
   const auto line = connect("a");
   std::vector<std::string> sent;
   for (uint64_t seed = 0; const size_t size : {0, 1, 7, 8, 9, 4096, 262'135, 262'136, 262'137, 300'000,
-                                               20'000'000, 3, 262'144, 9'000'000, 0, 5})
+                                               kLarge, 3, 262'144, kLarge / 2, 0, 5})
     sent.push_back(random_bytes(++seed, size));
   std::thread worker([&] {  // sends each back
     for (size_t i = 0; i < sent.size(); ++i) {

@@ -9,7 +9,7 @@
     no err: Traceback         ... and not this; likewise `no out:`
 
 $ROOT is the project's folder. The commands of a file follow each other: one may leave files for the next.
-`run_cases.py --flywheel PATH [NAME...]` runs the files of these names alone.
+`run_cases.py --flywheel PATH [NAME...]` runs the files of these names alone; it exits with 77 where all were skipped.
 """
 import argparse
 import os
@@ -21,6 +21,7 @@ import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 COMMAND_SECONDS = 60
+SKIPPED = 77
 
 
 class Command:
@@ -100,7 +101,7 @@ def main():
                     print(f"{path.name}: $ {command.text}")
                     print("\n".join(f"  {line}" for line in wrong))
     print(f"{commands_run} commands of {len(paths)} files, {failed} wrong")
-    return 1 if failed or commands_run == 0 else 0
+    return 1 if failed else SKIPPED if commands_run == 0 else 0
 
 
 if __name__ == "__main__":

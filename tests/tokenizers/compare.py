@@ -43,10 +43,12 @@ def random_text():
 
 
 def texts():
-    """Whole files first, then pieces."""
+    """Whole files, and pieces: a long one of each file, lines, random strings."""
     whole = [read_text(data / "text" / name) for name in ("wikitext-2/test.txt", "wagahaiwa_nekodearu.txt")]
-    lines = [line for text in whole for line in rng.sample(text.split("\n"), 300)]
-    return whole + lines + [random_text() for _ in range(2000)] + ["", " ", "\n"]
+    starts = [rng.randrange(len(text) - 100_000) for text in whole]
+    pieces = [text[start:start + 100_000] for text, start in zip(whole, starts)]
+    pieces += [line for text in whole for line in rng.sample(text.split("\n"), 300)]
+    return whole, pieces + [random_text() for _ in range(1500)] + ["", " ", "\n"]
 
 
 def byte_offsets(text, spans):
@@ -183,7 +185,8 @@ def main():
         print(f"skipped: no test data at {data}; set FLYWHEEL_TEST_DATA")
         return 77
     print(f"seed {seed}")
-    samples = texts()
+    whole, pieces = texts()
+    samples = whole + pieces
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         with_tokenizers("llama-3", cache / "llama3/tokenizer.json", samples)
@@ -194,14 +197,14 @@ def main():
         for kind, tokenizer in trained_by_tokenizers(folder):
             path = folder / f"{kind}.json"
             tokenizer.save(str(path))
-            with_tokenizers(kind, path, [t for t in samples if not becomes_special(tokenizer, t)], offsets=kind == "wordpiece")
-        training(folder, samples)
-        golden(samples)
+            with_tokenizers(kind, path, [t for t in pieces if not becomes_special(tokenizer, t)], offsets=kind == "wordpiece")
+        training(folder, pieces)
+        golden()
     say(f"{checks} comparisons, {failures} differ")
     return 1 if failures else 0
 
 
-def golden(samples):
+def golden():
     """llama-bpe and qwen2 of the golden set have no GGUF: they are these tokenizer.json."""
     for name, path in (("llama-bpe", "llama3"), ("qwen2", "qwen2_5")):
         base = data / f"tokenizers/golden/ggml-vocab-{name}.gguf"

@@ -38,8 +38,8 @@ def random_text():
 def texts():
     lines = []
     for name in ("wikitext-2/test.txt", "wagahaiwa_nekodearu.txt"):
-        lines += rng.sample(read_text(data / "text" / name).split("\n"), 100)
-    return lines + [random_text() for _ in range(300)]
+        lines += rng.sample(read_text(data / "text" / name).split("\n"), 50)
+    return lines + [random_text() for _ in range(100)]
 
 
 def with_pre(path, pre, to):
