@@ -24,7 +24,8 @@ std::string ApiError::body() const {
     return text.empty() ? OrderedJson(nullptr) : OrderedJson(text);
   };
   const OrderedJson error = {
-      {"error", {{"message", what()}, {"type", type()}, {"param", or_null(param)}, {"code", or_null(code)}}}};
+      {"error",
+       {{"message", message}, {"type", type()}, {"param", or_null(param)}, {"code", or_null(code)}}}};
   return error.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 

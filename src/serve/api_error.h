@@ -16,8 +16,13 @@ namespace flywheel::serve {
 class ApiError : public std::runtime_error {
  public:
   ApiError(int status, const std::string& message, std::string param = "", std::string code = "")
-      : std::runtime_error(message), status(status), param(std::move(param)), code(std::move(code)) {}
+      : std::runtime_error(message),
+        message(message),
+        status(status),
+        param(std::move(param)),
+        code(std::move(code)) {}
 
+  std::string message;  // all of it: what() ends at a NUL that a client sent
   int status;
   std::string param;      // the request field, "" when none
   std::string code;       // OpenAI's: "model_not_found", "context_length_exceeded", ...

@@ -7,6 +7,7 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
+#include <utility>
 
 #include "base/log.h"
 #include "base/posix.h"
@@ -25,17 +26,18 @@ constexpr int64_t kLastHandlersMs = 1000;
 
 asio::awaitable<void> HttpServer::State::accept_loop() {
   const auto self = shared_from_this();
-  while (!draining) {
+  for (bool said = false; !draining;) {
     error_code error;
     tcp::socket socket(asio::make_strand(io));
     co_await acceptor.async_accept(socket, into(error));
     if (error == asio::error::operation_aborted || !acceptor.is_open()) break;
     if (error) {  // out of descriptors, most likely: wait for some to come back
-      LOG_WARN("accept: {}", error.message());
+      if (!std::exchange(said, true)) LOG_WARN("accept: {}; tried again every 50 ms", error.message());
       asio::steady_timer pause(io, std::chrono::milliseconds(50));
       co_await pause.async_wait(into(error));
       continue;
     }
+    said = false;
     socket.set_option(tcp::no_delay(true), error);
     if (connections >= config.max_connections) {
       const std::string body = ApiError(503, "too many connections").body();

@@ -110,6 +110,12 @@ const std::vector<std::string> kWholeRequests = {
         "frequency_penalty":-2,"presence_penalty":2,"repetition_penalty":1.5,"ignore_eos":true,"stop_token_ids":[1,2]})",
     R"({"model":"m","prompt":[[1,2],[3]],"stop":"x"})"};
 
+TEST(OpenaiRequest, ANulThatAClientSentCutsNoMessage) {
+  const std::string name("a\0b", 3);
+  EXPECT_THAT(ApiError(404, "no model `" + name + "`").body(),
+              testing::HasSubstr(R"("no model `a\u0000b`")"));
+}
+
 // An ApiError or a request, nothing else; the refused field is named.
 void expect_answer(const std::string& body) {
   for (const bool chat : {true, false}) {
