@@ -74,6 +74,13 @@ void check(const TrainConfig& c) {
   require(c.mesh.pipeline >= 1, "mesh.pipeline", "must be at least 1");
   require(!c.mesh.sequence_parallel || c.mesh.tensor > 1, "mesh.sequence_parallel",
           "cuts rows over the tensor axis; set mesh.tensor to 2 or more");
+  require(c.mesh.zero >= 0 && c.mesh.zero <= 3, "mesh.zero", "must be a stage of ZeRO, 0 to 3");
+  require(c.mesh.zero_group == 0 || c.mesh.zero > 0, "mesh.zero_group",
+          "says who shares what mesh.zero partitions; set mesh.zero to 1, 2 or 3");
+  require(c.mesh.zero_group >= 0 && (c.mesh.zero_group == 0 || c.mesh.data % c.mesh.zero_group == 0),
+          "mesh.zero_group",
+          fmt::format("{} data ranks do not divide into groups of {}", c.mesh.data, c.mesh.zero_group));
+  require(c.mesh.bucket_values >= 1, "mesh.bucket_values", "must be at least 1");
   require(c.mesh.threads >= 0, "mesh.threads", "must be 0 (share the cores out) or more");
   check_hosts(c.mesh);
   require(!c.data.train.empty(), "data.train",

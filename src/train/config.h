@@ -87,16 +87,27 @@ struct MeshConfig {
   int64_t pipeline = 1;  // workers that have some of the layers each; needs several microbatches to be busy
   ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;  // the order of a pipeline's work
   bool sequence_parallel = false;  // norms and residuals are cut over the tensor axis too: less memory
-  int64_t threads = 0;             // of each worker; 0: the machine's cores shared out
-  std::vector<HostConfig> hosts;   // workers are dealt to them in blocks; none: all are on this machine
-  std::string address;             // of this machine, for workers on other hosts
-  int64_t port = 0;                // of this machine for them: this one and the next two; 0: any free ones
+  // ZeRO over the data axis: 1 shares out f32 weights and optimizer state, 2 gradients too, 3 what products
+  // read.
+  int64_t zero = 0;
+  int64_t zero_group = 0;  // data ranks that share, others have the same again; 0: all of them
+  int64_t bucket_values =
+      25'000'000;                 // sent over the data axis at once: whole weights of a layer, at least one
+  bool overlap = true;            // that goes on while the network computes
+  int64_t threads = 0;            // of each worker; 0: the machine's cores shared out
+  std::vector<HostConfig> hosts;  // workers are dealt to them in blocks; none: all are on this machine
+  std::string address;            // of this machine, for workers on other hosts
+  int64_t port = 0;               // of this machine for them: this one and the next two; 0: any free ones
   int64_t workers() const { return data * tensor * pipeline; }
+  // Data ranks among which state is shared, and ZeRO's stage: 0 where one would have all of it.
+  int64_t sharing() const { return zero > 0 && zero_group > 0 ? zero_group : data; }
+  int stage() const { return sharing() > 1 ? static_cast<int>(zero) : 0; }
   int64_t num_hosts() const { return hosts.empty() ? 1 : std::ssize(hosts); }
   template <typename V>
   void fields(V& v) {
     v("data", data), v("tensor", tensor), v("pipeline", pipeline), v("schedule", schedule);
-    v("sequence_parallel", sequence_parallel), v("threads", threads);
+    v("sequence_parallel", sequence_parallel), v("zero", zero), v("zero_group", zero_group);
+    v("bucket_values", bucket_values), v("overlap", overlap), v("threads", threads);
     v("hosts", hosts), v("address", address), v("port", port);
   }
 };

@@ -14,16 +14,10 @@ struct NotYet {
   const char* what;
 };
 constexpr NotYet kNotYet[] = {
-    {[](const DeepSpeedConfig& c) { return c.zero.stage >= 1; },
-     "zero_optimization.stage 1: partitioned optimizer state"},
-    {[](const DeepSpeedConfig& c) { return c.zero.stage >= 2; },
-     "zero_optimization.stage 2: partitioned gradients"},
-    {[](const DeepSpeedConfig& c) { return c.zero.stage >= 3; },
-     "zero_optimization.stage 3: partitioned parameters"},
-    {[](const DeepSpeedConfig& c) { return c.zero.optimizer.device != "none"; },
-     "zero_optimization.offload_optimizer: optimizer state in host memory or files"},
-    {[](const DeepSpeedConfig& c) { return c.zero.param.device != "none"; },
-     "zero_optimization.offload_param: parameters in host memory or files"},
+    {[](const DeepSpeedConfig& c) { return c.zero.optimizer.device == "nvme"; },
+     "zero_optimization.offload_optimizer.device nvme: optimizer state in files; cpu keeps it in memory"},
+    {[](const DeepSpeedConfig& c) { return c.zero.param.device == "nvme"; },
+     "zero_optimization.offload_param.device nvme: parameters in files; cpu keeps them in memory"},
 };
 
 // JSON as DeepSpeed accepts it: comments are skipped, a key that stands twice is an error.
@@ -115,23 +109,48 @@ DeepSpeedZero read_zero(const Section& root, const Json& json, const TrainConfig
   if (z.param.device != "none" && z.stage != 3) zero.refuse("offload_param", "needs stage 3");
   if (z.optimizer.device != "none" && z.stage == 0) zero.refuse("offload_optimizer", "needs stage 1, 2 or 3");
 
-  z.allgather_partitions = zero.boolean("allgather_partitions", true);
-  z.reduce_scatter = zero.boolean("reduce_scatter", true);
-  z.contiguous_gradients = zero.boolean("contiguous_gradients", true);
   z.overlap_comm = zero.boolean("overlap_comm", z.stage == 3, z.stage == 3);
   const int64_t hidden = base.model.hidden_size;
   z.allgather_bucket_size = zero.integer("allgather_bucket_size", 500'000'000, 500'000'000);
   z.reduce_bucket_size = zero.integer("reduce_bucket_size", 500'000'000, hidden * hidden);
   if (z.reduce_bucket_size <= 0) zero.refuse("reduce_bucket_size", "must be above 0");
-  z.sub_group_size = zero.integer("sub_group_size", 1'000'000'000, 1'000'000'000);
-  const auto either = [&](const std::string& key, int64_t fallback, int64_t automatic) {
-    const std::string full = "stage3_" + key;
-    if (zero.has(full) && zero.has(key)) zero.refuse(full, key + " says the same; keep one");
-    return zero.integer(zero.has(full) ? full : key, fallback, automatic);
-  };
-  z.prefetch_bucket_size = either("prefetch_bucket_size", 50'000'000, hidden * hidden * 9 / 10);
-  z.param_persistence_threshold = either("param_persistence_threshold", 100'000, 10 * hidden);
+  if (z.allgather_bucket_size <= 0) zero.refuse("allgather_bucket_size", "must be above 0");
+  // Both share within a group and have copies in the others; ZeRO++ does so with parameters alone.
+  const int64_t hpz = zero.integer("zero_hpz_partition_size", 1, 1);
+  const int64_t mics = zero.integer("mics_shard_size", -1, -1);
+  if (hpz > 1 && mics > 0) zero.refuse("mics_shard_size", "zero_hpz_partition_size says the same; keep one");
+  z.group = hpz > 1 ? hpz : mics > 0 ? mics : 0;
+  const char* key = hpz > 1 ? "zero_hpz_partition_size" : "mics_shard_size";
+  if (z.group > 0 && z.stage != 3) zero.refuse(key, "needs stage 3");
+  if (z.group > 0 && base.mesh.data % z.group != 0) {
+    zero.refuse(key, fmt::format("{} workers do not divide into groups of {}", base.mesh.data, z.group));
+  }
   return z;
+}
+
+// What of it the trainer does, into its config, and what that means on workers without accelerators.
+void take_zero(const Section& root, const DeepSpeedZero& z, MeshConfig& mesh) {
+  if (!root.has("zero_optimization")) return;
+  mesh.zero = z.stage, mesh.zero_group = z.group;
+  if (z.stage == 0) return;
+  // Both are counted in values, as ours; one more than an int32 is as good as all.
+  mesh.bucket_values = std::min<int64_t>({z.reduce_bucket_size, z.allgather_bucket_size, 2'000'000'000});
+  mesh.overlap = z.overlap_comm;
+  root.note(
+      fmt::format("zero_optimization: stage {} over {} worker{}, buckets of up to {} values (whole weights "
+                  "of a layer), {}",
+                  z.stage, mesh.sharing(), mesh.sharing() == 1 ? "" : "s", mesh.bucket_values,
+                  z.overlap_comm ? "moved while the network computes" : "waited for"));
+  if (z.group > 0)
+    root.note("zero_optimization: within a group all of the state is shared, not parameters alone");
+  for (const auto& [key, offload] :
+       {std::pair{"offload_optimizer", &z.optimizer}, {"offload_param", &z.param}}) {
+    if (offload->device != "cpu") continue;
+    root.note(
+        fmt::format("zero_optimization.{}: cpu: the workers compute on CPUs, and all of their state is in "
+                    "host memory already{}",
+                    key, offload->pin_memory ? "; there is nothing to pin it for" : ""));
+  }
 }
 
 void read_batch(const Section& root, const std::string& file, const TrainConfig& base, DeepSpeedConfig& c) {
@@ -201,6 +220,7 @@ DeepSpeedConfig read_deepspeed_config(const std::string& file, const std::string
   read_deepspeed_optimizer(root, base, c.train);
   read_deepspeed_schedule(root, json, base, c.train);
   c.zero = read_zero(root, json, base);
+  take_zero(root, c.zero, c.train.mesh);
 
   // DeepSpeed's norm has 1e-6 added, and without the key it clips at 1.
   OptimizerConfig& optimizer = c.train.optimizer;

@@ -44,10 +44,9 @@ struct DeepSpeedOffload {
 struct DeepSpeedZero {
   int64_t stage = 0;
   DeepSpeedOffload optimizer, param;
-  bool allgather_partitions = true, reduce_scatter = true, contiguous_gradients = true, overlap_comm = false;
+  bool overlap_comm = false;
   int64_t allgather_bucket_size = 500'000'000, reduce_bucket_size = 500'000'000;
-  int64_t sub_group_size = 1'000'000'000;
-  int64_t prefetch_bucket_size = 50'000'000, param_persistence_threshold = 100'000;
+  int64_t group = 0;  // workers that share, where not all do
 };
 
 struct DeepSpeedConfig {

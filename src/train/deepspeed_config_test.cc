@@ -43,6 +43,12 @@ TEST(DeepSpeedConfig, AnExampleAsItStands) {
   EXPECT_EQ(c.zero.stage, 2);
   EXPECT_EQ(c.zero.optimizer.device, "cpu");
   EXPECT_EQ(c.zero.reduce_bucket_size, 500'000'000);
+  EXPECT_EQ(c.train.mesh.zero, 2);
+  EXPECT_EQ(c.train.mesh.bucket_values, 500'000'000);
+  EXPECT_TRUE(c.train.mesh.overlap);
+  EXPECT_TRUE(c.missing.empty());
+  EXPECT_THAT(c.notes,
+              testing::Contains(testing::HasSubstr("offload_optimizer: cpu: the workers compute on CPUs")));
   EXPECT_EQ(c.steps_per_print, 100);
   check(c.train.optimizer);
 }
@@ -79,9 +85,34 @@ TEST(DeepSpeedConfig, WhatIsNotThereIsRefusedForAReason) {
       testing::HasSubstr("gradient_clipping"));
   EXPECT_THAT(error_of(R"({"train_batch_size": 8, "fp16": {"enabled": true}, "bf16": {"enabled": true}})"),
               testing::HasSubstr("cannot both"));
-  const DeepSpeedConfig c = read(R"({"train_batch_size": 8, "zero_optimization": {"stage": 1}})");
+  const DeepSpeedConfig c = read(
+      R"({"train_batch_size": 8, "zero_optimization": {"stage": 3,
+          "offload_param": {"device": "nvme", "nvme_path": "/tmp"}}})");
   EXPECT_FALSE(c.missing.empty());
   EXPECT_TRUE(read(R"({"train_batch_size": 8, "bf16": {"enabled": true}})").missing.empty());
+}
+
+TEST(DeepSpeedConfig, ZeroIsTheMeshs) {
+  const auto mesh = [](const std::string& zero) {
+    return read(R"({"train_batch_size": 8, "zero_optimization": )" + zero + "}", "mesh: {data: 4}")
+        .train.mesh;
+  };
+  EXPECT_EQ(mesh(R"({"stage": 1})").zero, 1);
+  EXPECT_EQ(mesh("true").zero, 1);
+  EXPECT_FALSE(mesh(R"({"stage": 2, "overlap_comm": false})").overlap);
+  EXPECT_TRUE(mesh(R"({"stage": 3})").overlap);
+  EXPECT_EQ(mesh(R"({"stage": 2, "reduce_bucket_size": 1000, "allgather_bucket_size": 5e8})").bucket_values,
+            1000);
+  EXPECT_EQ(mesh(R"({"stage": 3, "mics_shard_size": 2})").zero_group, 2);
+  EXPECT_EQ(mesh(R"({"stage": 3, "zero_hpz_partition_size": 2})").zero_group, 2);
+  EXPECT_EQ(mesh(R"({"stage": 3, "mics_shard_size": -1})").zero_group, 0);
+  const auto error = [](const std::string& zero) {
+    return error_of(R"({"train_batch_size": 8, "zero_optimization": )" + zero + "}", "mesh: {data: 4}");
+  };
+  EXPECT_THAT(error(R"({"stage": 3, "mics_shard_size": 3})"),
+              testing::HasSubstr("mics_shard_size: 4 workers do not divide into groups of 3"));
+  EXPECT_THAT(error(R"({"stage": 2, "zero_hpz_partition_size": 2})"), testing::HasSubstr("needs stage 3"));
+  EXPECT_THAT(error(R"({"stage": 2, "reduce_bucket_size": 0})"), testing::HasSubstr("must be above 0"));
 }
 
 TEST(DeepSpeedConfig, AutoTakesTheTrainingConfigsValueAndIsTold) {

@@ -10,9 +10,10 @@ namespace {
 using enum DeepSpeedKeyKind;
 
 constexpr const char* kSums = "gradients are summed in f32 and in the order of the workers";
-constexpr const char* kBuckets = "changes no result; buckets are sized by the runtime";
+constexpr const char* kBuckets = "changes no result; a bucket is reduced by one operation";
+constexpr const char* kPrefetch = "the next layer's parameters are fetched while this one computes";
 constexpr const char* kFetch =
-    "changes no result; when parameters are fetched and released is the runtime's plan";
+    "parameters of the layer at hand and of the next one are live, and gathered for each use";
 constexpr const char* kNvme = "is read when state goes to files";
 constexpr const char* kQuantizedComm = "quantized communication is not there yet";
 constexpr const char* kTensorAxis = "say mesh.tensor in train.yaml";
@@ -86,7 +87,7 @@ constexpr DeepSpeedKeyRule kRules[] = {
     {"comms_logger", kOff, "is not there; `flywheel log` shows the commands of a run",
      "enabled|prof_all|prof_ops|verbose|debug"},
 
-    // ZeRO. Stages and offload that are not there yet: kNotYet in deepspeed_config.cc.
+    // ZeRO. What is not there yet of offload: kNotYet in deepspeed_config.cc.
     {"zero_optimization", kSection},
     {"zero_optimization.stage", kHonoured},
     {"zero_optimization.offload_optimizer", kSection},
@@ -111,17 +112,19 @@ constexpr DeepSpeedKeyRule kRules[] = {
     {"zero_optimization.cpu_offload", kHonoured},
     {"zero_optimization.cpu_offload_param", kHonoured},
     {"zero_optimization.cpu_offload_use_pin_memory", kHonoured},
-    {"zero_optimization.allgather_partitions", kHonoured},
+    {"zero_optimization.allgather_partitions", kMoot, "updated parameters are gathered by all-gather"},
     {"zero_optimization.allgather_bucket_size", kHonoured},
-    {"zero_optimization.reduce_scatter", kHonoured},
+    {"zero_optimization.reduce_scatter", kMoot, "gradients are reduced by reduce-scatter"},
     {"zero_optimization.reduce_bucket_size", kHonoured},
-    {"zero_optimization.contiguous_gradients", kHonoured},
+    {"zero_optimization.contiguous_gradients", kMoot, "the gradients of a bucket lie together"},
     {"zero_optimization.overlap_comm", kHonoured},
-    {"zero_optimization.sub_group_size", kHonoured},
-    {"zero_optimization.stage3_prefetch_bucket_size", kHonoured},
-    {"zero_optimization.prefetch_bucket_size", kHonoured},
-    {"zero_optimization.stage3_param_persistence_threshold", kHonoured},
-    {"zero_optimization.param_persistence_threshold", kHonoured},
+    {"zero_optimization.sub_group_size", kMoot, "a share is updated where it lies, weight by weight"},
+    {"zero_optimization.stage3_prefetch_bucket_size", kMoot, kPrefetch},
+    {"zero_optimization.prefetch_bucket_size", kMoot, kPrefetch},
+    {"zero_optimization.stage3_param_persistence_threshold", kMoot,
+     "norms and biases are gathered with their layer"},
+    {"zero_optimization.param_persistence_threshold", kMoot,
+     "norms and biases are gathered with their layer"},
     {"zero_optimization.stage3_model_persistence_threshold", kMoot, kFetch},
     {"zero_optimization.model_persistence_threshold", kMoot, kFetch},
     {"zero_optimization.stage3_max_live_parameters", kMoot, kFetch},
@@ -146,15 +149,14 @@ constexpr DeepSpeedKeyRule kRules[] = {
     {"zero_optimization.elastic_checkpoint", kMoot, "a checkpoint does not depend on the number of workers"},
     {"zero_optimization.ignore_unused_parameters", kMoot, "a decoder uses all of its parameters"},
     {"zero_optimization.legacy_stage1", kMoot, "there is one stage 1"},
-    {"zero_optimization.zero_hpz_partition_size", kOnly, "a second partition group is not there yet",
-     "1|null"},
+    {"zero_optimization.zero_hpz_partition_size", kHonoured},
     {"zero_optimization.zero_quantized_weights", kOnly, kQuantizedComm, "false|null"},
     {"zero_optimization.zero_quantized_nontrainable_weights", kOnly, kQuantizedComm, "false|null"},
     {"zero_optimization.zero_quantized_gradients", kOnly, kQuantizedComm, "false|null"},
     {"zero_optimization.zeropp_loco_param", kOnly, kQuantizedComm, "null"},
-    {"zero_optimization.mics_shard_size", kOnly, "hybrid sharding is not there yet", "-1|null"},
-    {"zero_optimization.mics_hierarchical_params_gather", kOnly, "hybrid sharding is not there yet",
-     "false|null"},
+    {"zero_optimization.mics_shard_size", kHonoured},
+    {"zero_optimization.mics_hierarchical_params_gather", kMoot,
+     "parameters are gathered within a group alone"},
     {"zero_optimization.memory_efficient_linear", kMoot, "a linear keeps its input alone in any case"},
     {"zero_optimization.pipeline_loading_checkpoint", kMoot, "weights are memory-mapped"},
     {"zero_optimization.override_module_apply", kMoot, "there are no modules to initialize"},

@@ -72,7 +72,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
     remember(ctx, pass), remember(ctx, "weight", weight), remember(ctx, "width", row_width);
     ctx->save_for_backward({x});
     Tensor y = like(x);
-    kernels::rms_norm(data(y), data(x), pass->parameters.weight(static_cast<int>(weight)).data(),
+    kernels::rms_norm(data(y), data(x), pass->parameters.values(static_cast<int>(weight)).data(),
                       x.numel() / row_width, row_width, static_cast<float>(pass->config.rms_norm_epsilon),
                       pass->pool);
     return y;
@@ -84,7 +84,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
     const int64_t width = recall(ctx, "width");
     Tensor dx = like(x);
     kernels::rms_norm_backward(data(dx), pass.parameters.gradient(w).data(), data(gradient), data(x),
-                               pass.parameters.weight(w).data(), x.numel() / width, width,
+                               pass.parameters.values(w).data(), x.numel() / width, width,
                                static_cast<float>(pass.config.rms_norm_epsilon), pass.pool);
     return {dx, Tensor(), Tensor(), Tensor()};
   }
@@ -125,7 +125,7 @@ struct Linear : torch::autograd::Function<Linear> {
     Tensor y = make(x.size(0), packed.rows());
     kernels::linear(data(y), data(x), packed, x.size(0), pass->pool);
     if (bias >= 0) {
-      kernels::add_bias(data(y), pass->parameters.weight(static_cast<int>(bias)).data(), y.size(0), y.size(1),
+      kernels::add_bias(data(y), pass->parameters.values(static_cast<int>(bias)).data(), y.size(0), y.size(1),
                         pass->pool);
     }
     return y;
@@ -156,7 +156,7 @@ struct AddBias : torch::autograd::Function<AddBias> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, int64_t bias) {
     remember(ctx, pass), remember(ctx, "bias", bias);
     Tensor y = x.clone();
-    kernels::add_bias(data(y), pass->parameters.weight(static_cast<int>(bias)).data(), y.size(0), y.size(1),
+    kernels::add_bias(data(y), pass->parameters.values(static_cast<int>(bias)).data(), y.size(0), y.size(1),
                       pass->pool);
     return y;
   }

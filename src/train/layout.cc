@@ -1,5 +1,7 @@
 #include "train/layout.h"
 
+#include <map>
+
 #include "base/check.h"
 #include "train/optimizer_state.h"
 #include "train/rounding.h"
@@ -22,14 +24,46 @@ std::vector<LayerRange> even_stages(int64_t layers, int64_t stages) {
   return ranges;
 }
 
+// What ZeRO asks of the optimizer and of the batch.
+Result<void> check_sharing(const TrainConfig& config) {
+  const MeshConfig& mesh = config.mesh;
+  if (mesh.stage() == 0) return {};
+  const OptimizerType type = config.optimizer.type;
+  if (type == OptimizerType::kAdafactor || type == OptimizerType::kMuon) {
+    return make_error(
+        ErrorCode::kInvalid,
+        "mesh.zero: {} needs whole matrices, and shares of ZeRO end inside them; use mesh.zero 0 "
+        "(and mesh.tensor to cut the state), or optimizer.type adamw, adamw_8bit, lion or sgd",
+        type == OptimizerType::kMuon ? "muon" : "adafactor");
+  }
+  const int64_t least = config.batch.sequences / mesh.data,
+                most = (config.batch.sequences + mesh.data - 1) / mesh.data,
+                micro = config.batch.micro_sequences;
+  if (mesh.stage() >= 2 && micro > 0 && (least + micro - 1) / micro != (most + micro - 1) / micro) {
+    return make_error(
+        ErrorCode::kInvalid,
+        "mesh.zero: stage {} exchanges at every microbatch, and {} sequences over {} data ranks in "
+        "microbatches of {} are not the same number on each; change batch.sequences or "
+        "batch.micro_sequences, or use mesh.zero 1",
+        mesh.zero, config.batch.sequences, mesh.data, micro);
+  }
+  return {};
+}
+
 }  // namespace
 
 runtime::Shape mesh_shape(const MeshConfig& mesh) {
   std::vector<runtime::Axis> axes;
   if (mesh.pipeline > 1) axes.push_back({"pipeline", static_cast<int>(mesh.pipeline)});
-  axes.push_back({"data", static_cast<int>(mesh.data)});
+  const bool groups = mesh.stage() > 0 && mesh.sharing() < mesh.data;
+  if (groups) axes.push_back({"copy", static_cast<int>(mesh.data / mesh.sharing())});
+  axes.push_back({"data", static_cast<int>(groups ? mesh.sharing() : mesh.data)});
   if (mesh.tensor > 1) axes.push_back({"tensor", static_cast<int>(mesh.tensor)});
   return runtime::Shape(std::move(axes));
+}
+
+std::string batch_axes(const runtime::Shape& shape) {
+  return shape.axis_size("copy").ok() ? "copy,data" : "data";
 }
 
 MeshPlace Layout::place(int rank) const {
@@ -37,7 +71,9 @@ MeshPlace Layout::place(int rank) const {
     const auto coordinate = shape.coordinate(rank, axis);
     return coordinate.ok() ? *coordinate : 0;  // an axis that is not there has one rank
   };
-  return {.pipeline = at("pipeline"), .data = at("data"), .tensor = at("tensor")};
+  return {.pipeline = at("pipeline"),
+          .data = at("copy") * shape.axis_size("data").value() + at("data"),
+          .tensor = at("tensor")};
 }
 
 LocalDecoder Layout::local(const MeshPlace& place) const {
@@ -55,8 +91,23 @@ LocalDecoder Layout::local(const MeshPlace& place) const {
       .value();  // make_layout() has tried it
 }
 
+ShareOptions Layout::share_of(const MeshPlace& place) const {
+  ShareOptions own = share;
+  own.rank = place.data % own.ranks;
+  return own;
+}
+
 std::vector<int> Layout::holders() const {
-  return shape.slice({{"data", 0}}).value();
+  if (share.stage == 0) return shape.slice({{"data", 0}}).value();
+  std::map<std::string, int> first;
+  if (shape.axis_size("copy").ok()) first["copy"] = 0;
+  return shape.slice(first).value();
+}
+
+std::vector<int> Layout::alike(int rank) const {
+  if (share.stage == 0) return shape.group(rank, "data").value();
+  if (!shape.axis_size("copy").ok()) return {rank};
+  return shape.group(rank, "copy").value();
 }
 
 Result<Layout> make_layout(const TrainConfig& config, const model::Decoder& decoder) {
@@ -75,7 +126,10 @@ Result<Layout> make_layout(const TrainConfig& config, const model::Decoder& deco
                       "mesh.sequence_parallel: batch.length {} does not divide by {} tensor ranks",
                       config.batch.length, mesh.tensor);
   }
+  RETURN_IF_ERROR(check_sharing(config));
   Layout layout{.decoder = decoder, .shape = mesh_shape(mesh), .sequence_parallel = mesh.sequence_parallel};
+  layout.share = {.stage = mesh.stage(), .ranks = mesh.sharing(), .bucket_values = mesh.bucket_values};
+  if (config.optimizer.type == OptimizerType::kAdamW8Bit) layout.share.alignment = kStateBlock;
   const PipelineSize size{.workers = static_cast<int>(mesh.pipeline),
                           .microbatches = (share + micro - 1) / micro};
   RETURN_IF_ERROR(can_schedule(mesh.schedule, size));

@@ -6,12 +6,14 @@
 //   const LocalDecoder local = layout.local(place);
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "runtime/shape.h"
 #include "train/config.h"
 #include "train/local_decoder.h"
 #include "train/pipeline_schedule.h"
+#include "train/shares.h"
 
 namespace flywheel::train {
 
@@ -22,20 +24,28 @@ struct MeshPlace {
 
 struct Layout {
   model::Decoder decoder;
-  runtime::Shape shape;            // axes in the order pipeline, data, tensor: the last are neighbours
-  PipelineSchedule schedule;       // of one data rank's microbatches, with communication
+  runtime::Shape shape;       // axes in the order pipeline, (copy,) data, tensor: the last are neighbours
+  PipelineSchedule schedule;  // of one data rank's microbatches, with communication
   std::vector<LayerRange> stages;  // layers of each stage, in the order of the model
   bool sequence_parallel = false;
+  ShareOptions share = {};  // of the data axis; place() says which rank
 
   MeshPlace place(int rank) const;
   LocalDecoder local(const MeshPlace& place) const;
-  // Ranks that together hold the whole state once: those with data coordinate 0, in order.
+  // What a rank of that place keeps of local(place).
+  ShareOptions share_of(const MeshPlace& place) const;
+  // Ranks that together hold the whole state once, in order.
   std::vector<int> holders() const;
+  // Ranks that hold the same state as this one, itself among them.
+  std::vector<int> alike(int rank) const;
   bool splits_model() const { return holders().size() > 1; }
 };
 
-// The axes of the config's mesh.
+// The axes of the config's mesh. Where groups of data ranks share the state (mesh.zero_group), the data axis
+// is two: "copy" says which group, "data" is the place in it.
 runtime::Shape mesh_shape(const MeshConfig& mesh);
+// The axes of a mesh over which the batch is cut: "data", or "copy,data".
+std::string batch_axes(const runtime::Shape& shape);
 
 // Errors: kInvalid for a product of axes that this model or batch does not divide into, naming the key.
 Result<Layout> make_layout(const TrainConfig& config, const model::Decoder& decoder);

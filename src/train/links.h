@@ -22,10 +22,17 @@ struct Links {
   // Null: one rank on that axis.
   runtime::Communicator* tensor = nullptr;
   runtime::Communicator* pipeline = nullptr;
-  runtime::Communicator* replicas = nullptr;  // ranks with the same weights and other rows
+  runtime::Communicator* replicas = nullptr;  // ranks with the same part of the model and other rows
+  // Where a group of these shares the state and others have it again (mesh.zero_group): the group of this
+  // rank, and the ranks with the same share in the other groups.
+  runtime::Communicator* group = nullptr;
+  runtime::Communicator* copies = nullptr;
   runtime::Communicator* all = nullptr;
   Deadline deadline = Deadline::never();
   Result<void> failed = {};
+
+  // The ranks among which weights and state are shared.
+  runtime::Communicator* sharing() const { return group != nullptr ? group : replicas; }
 
   static int64_t size(const runtime::Communicator* axis) { return axis == nullptr ? 1 : axis->size(); }
   static int64_t rank(const runtime::Communicator* axis) { return axis == nullptr ? 0 : axis->rank(); }

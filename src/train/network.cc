@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "train/functions.h"
+#include "train/segments.h"
 
 namespace flywheel::train {
 namespace {
@@ -21,39 +22,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 using Values = std::map<int, Tensor>;  // by index into LocalDecoder::values
-
-// Steps that are run together: a layer, or what lies before and after the layers.
-struct Segment {
-  size_t begin = 0, end = 0;
-  std::vector<int> in, out;  // values that come from before, and that go on after
-};
-
-std::vector<Segment> segments_of(const LocalDecoder& decoder, const Chunk& chunk) {
-  std::vector<Segment> segments;
-  for (size_t i = chunk.begin; i < chunk.end; ++i) {
-    if (segments.empty() || decoder.steps[i].layer != decoder.steps[i - 1].layer)
-      segments.push_back({.begin = i});
-    segments.back().end = i + 1;
-  }
-  std::vector<size_t> made(decoder.values.size(), chunk.begin), last_use(decoder.values.size(), 0);
-  if (chunk.in >= 0) made[static_cast<size_t>(chunk.in)] = 0;
-  for (size_t i = chunk.begin; i < chunk.end; ++i) {
-    made[static_cast<size_t>(decoder.steps[i].out)] = i + 1;
-    for (const int in : decoder.steps[i].in) last_use[static_cast<size_t>(in)] = i;
-  }
-  last_use[static_cast<size_t>(chunk.out)] = chunk.end;
-  for (Segment& s : segments) {
-    for (size_t i = s.begin; i < s.end; ++i) {
-      for (const int in : decoder.steps[i].in) {
-        if (made[static_cast<size_t>(in)] <= s.begin && std::ranges::find(s.in, in) == s.in.end())
-          s.in.push_back(in);
-      }
-      const int out = decoder.steps[i].out;
-      if (last_use[static_cast<size_t>(out)] >= s.end) s.out.push_back(out);
-    }
-  }
-  return segments;
-}
 
 Tensor run_step(Pass& pass, const LocalStep& step, const Values& values, const Tensor& anchor) {
   const auto in = [&](size_t i) -> const Tensor& { return values.at(step.in[i]); };
@@ -122,6 +90,19 @@ struct Recompute : torch::autograd::Function<Recompute> {
   }
 };
 
+// The edge between two segments: on the way back, the one after it is done and the one before it is next.
+struct Edge : torch::autograd::Function<Edge> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const std::function<void()>* crossed) {
+    ctx->saved_data["crossed"] = reinterpret_cast<int64_t>(crossed);
+    return x.view_as(x);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): autograd carries tensors and numbers
+    (*reinterpret_cast<const std::function<void()>*>(ctx->saved_data["crossed"].toInt()))();
+    return {dy[0], Tensor()};
+  }
+};
+
 // One chunk of one microbatch, from its forward to release().
 struct Flight {
   Pass pass;
@@ -140,7 +121,8 @@ struct Network::State {
   Links& links;
   Options options;
   ThreadPool& pool;
-  std::vector<std::vector<Segment>> segments;  // by chunk
+  std::vector<std::vector<Segment>> segments;             // by chunk
+  std::vector<std::vector<std::function<void()>>> edges;  // by chunk: before each segment but the first
   kernels::RopeTable rope;
   std::vector<uint8_t> cache;
   std::map<Key, std::unique_ptr<Flight>> flights;
@@ -153,7 +135,29 @@ struct Network::State {
         options(options),
         pool(pool),
         rope(model::rope_frequencies(decoder.config), decoder.config.max_positions) {
-    for (const Chunk& chunk : decoder.chunks) segments.push_back(segments_of(decoder, chunk));
+    segments = segments_of(decoder);
+    for (size_t c = 0; c < segments.size(); ++c) {
+      edges.emplace_back();
+      for (size_t i = 1; i < segments[c].size(); ++i) {
+        edges[c].emplace_back([this, c, i] {
+          left(c, i);
+          visit_back(c, i - 1);
+        });
+      }
+    }
+  }
+
+  // On the way back: segment i of a chunk is next; it is done.
+  void visit_back(size_t chunk, size_t i) {
+    if (options.mover == nullptr) return;
+    const auto& of_chunk = segments[chunk];
+    options.mover->before(of_chunk[i].number, Visit::kBackward, i > 0 ? of_chunk[i - 1].number : -1);
+  }
+  void left(size_t chunk, size_t i) {
+    if (options.mover == nullptr) return;
+    const int number = segments[chunk][i].number;
+    options.mover->after(number, Visit::kBackward);
+    if (!options.splits_backward) options.mover->reduce(number);
   }
 
   std::unique_ptr<Flight> begin(const Sequences& input) {
@@ -192,7 +196,18 @@ struct Network::State {
     const Chunk& chunk = decoder.chunks[static_cast<size_t>(index)];
     Values values;
     if (chunk.in >= 0) values[chunk.in] = in;
-    for (const Segment& segment : segments[static_cast<size_t>(index)]) {
+    const std::vector<Segment>& of_chunk = segments[static_cast<size_t>(index)];
+    const Visit visit = pass.with_gradient ? Visit::kForward : Visit::kEvaluate;
+    for (size_t i = 0; i < of_chunk.size(); ++i) {
+      const Segment& segment = of_chunk[i];
+      if (options.mover != nullptr) {
+        options.mover->before(segment.number, visit, i + 1 < of_chunk.size() ? of_chunk[i + 1].number : -1);
+        if (i > 0 && pass.with_gradient) {
+          CHECK(values.size() == 1, "{} values pass from segment to segment", values.size());
+          Tensor& stream = values.begin()->second;
+          stream = Edge::apply(stream, &edges[static_cast<size_t>(index)][i - 1]);
+        }
+      }
       const bool layer = decoder.steps[segment.begin].layer >= 0;
       if (pass.with_gradient && options.recompute && layer) {
         CHECK(segment.in.size() == 1 && segment.out.size() == 1, "a layer with {} inputs and {} outputs",
@@ -203,6 +218,7 @@ struct Network::State {
       } else {
         run_segment(pass, segment, values, in);
       }
+      if (options.mover != nullptr) options.mover->after(segment.number, visit);
     }
     pass.product_input = pass.product_rounded = Tensor();
     return values.at(chunk.out);
@@ -252,7 +268,9 @@ std::span<const float> Network::forward(Key key, const Sequences& input, std::sp
 
 std::span<const float> Network::backward(Key key, std::span<const float> gradient) {
   Flight& flight = *state_->flights.at(key);
+  const auto chunk = static_cast<size_t>(key.chunk);
   const torch::AutoGradMode with_grad(true);
+  state_->visit_back(chunk, state_->segments[chunk].size() - 1);
   if (flight.out.dim() == 0) {
     flight.out.backward();
   } else {
@@ -263,6 +281,7 @@ std::span<const float> Network::backward(Key key, std::span<const float> gradien
     flight.out.backward(own);
   }
   flight.out = Tensor();
+  state_->left(chunk, 0);
   return flight.in.dim() == 1 ? std::span<const float>() : as_span(flight.in.grad());
 }
 
@@ -270,6 +289,10 @@ void Network::weight_gradients(Key key) {
   auto& waiting = state_->flights.at(key)->pass.weight_gradients;
   for (const auto& compute : waiting) compute();
   waiting.clear();
+  if (state_->options.mover == nullptr || !state_->options.splits_backward) return;
+  const auto& segments = state_->segments[static_cast<size_t>(key.chunk)];
+  for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment)
+    state_->options.mover->reduce(segment->number);
 }
 
 void Network::release(Key key) {

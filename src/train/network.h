@@ -7,8 +7,8 @@
 // backward() and weight_gradients() for its chunks and microbatches in any order that a schedule asks for
 // (pipeline.h); what a microbatch needs for its gradient is kept until then.
 //
-// Ownership: borrows decoder, parameters and links. Threads: one at a time. Errors: those of an exchange are
-// in links.failed; results are then worthless.
+// Ownership: borrows decoder, parameters, links and mover. Threads: one at a time. Errors: those of an
+// exchange are in links.failed; results are then worthless.
 //
 //   const LocalDecoder decoder = whole(describe(config));
 //   Network network(decoder, parameters, links, {}, pool);
@@ -19,6 +19,7 @@
 #include <memory>
 #include <span>
 
+#include "train/bucket_mover.h"
 #include "train/links.h"
 #include "train/local_decoder.h"
 #include "train/parameters.h"
@@ -37,6 +38,7 @@ class Network {
     bool recompute =
         false;  // keep only what goes from layer to layer, and run a layer again for its gradient
     bool splits_backward = false;  // backward() leaves gradients of matrices to weight_gradients()
+    BucketMover* mover = nullptr;  // told of each segment that is entered and left; null: all is here
   };
   Network(const LocalDecoder& decoder, Parameters& parameters, Links& links, Options options,
           ThreadPool& pool);

@@ -212,12 +212,18 @@ REGISTER_STATE("train.trainer", WorkerTrainer);
 Result<Links> links(Call& call) {
   const runtime::Shape& shape = call.place().shape;
   Links links{.deadline = call.deadline()};
-  const std::pair<const char*, Communicator**> axes[] = {
-      {"pipeline", &links.pipeline}, {"data", &links.replicas}, {"tensor", &links.tensor}};
+  const bool groups = shape.axis_size("copy").ok();
+  const std::pair<const char*, Communicator**> axes[] = {{"pipeline", &links.pipeline},
+                                                         {"copy", &links.copies},
+                                                         {"data", groups ? &links.group : &links.replicas},
+                                                         {"tensor", &links.tensor}};
   for (const auto& [axis, communicator] : axes) {
     const auto size = shape.axis_size(axis);
     if (!size.ok() || *size == 1) continue;
     ASSIGN_OR_RETURN(*communicator, call.communicator(axis));
+  }
+  if (groups) {
+    ASSIGN_OR_RETURN(links.replicas, call.communicator(batch_axes(shape)));
   }
   if (shape.axes().size() == 1) {
     links.all = links.replicas;

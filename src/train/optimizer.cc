@@ -70,37 +70,26 @@ void check(const OptimizerConfig& c) {
 }
 
 Optimizer::Optimizer(const OptimizerConfig& config, const std::vector<FlatWeight>& weights)
-    : Optimizer(config, weights, 0, flat_count(weights)) {}
-
-Optimizer::Optimizer(const OptimizerConfig& config, const std::vector<FlatWeight>& weights, int64_t begin,
-                     int64_t end)
-    : config_(config), begin_(begin), end_(end) {
+    : config_(config) {
   check(config);
-  std::vector<FlatWeight> kept;
-  for (const FlatWeight& weight : weights) {
-    const int64_t first = std::max(begin, weight.offset), last = std::min(end, weight.offset + weight.count);
-    if (first < last) add_piece(weight, first - weight.offset, last - weight.offset, kept);
-  }
-  layout_ = state_layout(config, kept);
+  for (const FlatWeight& weight : weights) add_piece(weight);
+  layout_ = state_layout(config, weights);
   for (const StateLayout::Buffer& buffer : layout_.buffers)
     buffers_.emplace_back(static_cast<size_t>(buffer.bytes()) / sizeof(float), 0.0f);
 }
 
-void Optimizer::add_piece(const FlatWeight& weight, int64_t begin, int64_t end,
-                          std::vector<FlatWeight>& kept) {
+void Optimizer::add_piece(const FlatWeight& weight) {
   const Cut cut = cut_of(config_, weight);
-  for (const int64_t edge : {begin, end}) {
-    const bool inside = edge > 0 && edge < weight.count;
+  for (const int64_t edge : {weight.first, weight.first + weight.count}) {
+    const bool inside = edge > 0 && edge < weight.own_count();
     CHECK(!inside || cut == Cut::kAnywhere || (cut == Cut::kEvery256 && edge % kStateBlock == 0),
           "{} cannot be cut at value {}", weight.name, edge);
   }
   Piece piece{.weight = weight,
-              .at = weight.offset + begin - begin_,
               .method = method_of(config_, weight),
               .weight_decay = config_.weight_decay,
               .beta1 = config_.betas[0],
               .beta2 = config_.betas[1]};
-  piece.weight.count = end - begin;
   const bool decays = config_.no_decay.has_value()
                           ? std::ranges::none_of(*config_.no_decay,
                                                  [&](const auto& e) { return holds_match(weight.name, e); })
@@ -118,7 +107,6 @@ void Optimizer::add_piece(const FlatWeight& weight, int64_t begin, int64_t end,
     }
     break;
   }
-  kept.push_back(piece.weight);
   pieces_.push_back(std::move(piece));
 }
 
@@ -130,14 +118,19 @@ float* Optimizer::slot(size_t piece, size_t slot) {
 
 void Optimizer::step(std::span<float> weights, std::span<const float> gradients, const OptimizerStep& s,
                      ThreadPool& pool) {
-  CHECK(std::ssize(weights) == end_ - begin_ && weights.size() == gradients.size(),
-        "an optimizer of {} values got {} weights and {} gradients", end_ - begin_, weights.size(),
-        gradients.size());
+  CHECK(weights.size() == gradients.size(), "{} weights and {} gradients", weights.size(), gradients.size());
+  step(
+      weights, [&](size_t i) { return gradients.data() + pieces_[i].weight.offset; }, s, pool);
+}
+
+void Optimizer::step(std::span<float> weights, const GradientsOf& gradients, const OptimizerStep& s,
+                     ThreadPool& pool) {
   for (size_t i = 0; i < pieces_.size(); ++i) {
     const Piece& piece = pieces_[i];
-    float* w = weights.data() + piece.at;
-    Operands own{
-        .weights = w, .gradients = gradients.data() + piece.at, .state = {}, .count = piece.weight.count};
+    CHECK(piece.weight.offset + piece.weight.count <= std::ssize(weights), "{} is not in {} weights",
+          piece.weight.name, weights.size());
+    float* w = weights.data() + piece.weight.offset;
+    Operands own{.weights = w, .gradients = gradients(i), .state = {}, .count = piece.weight.count};
     for (size_t j = 0; j < layout_.slots[i].size(); ++j) own.state.push_back(slot(i, j));
     float* average = nullptr;  // the last slot, no matter of the method
     if (config_.ema_decay > 0) {

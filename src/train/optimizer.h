@@ -1,5 +1,5 @@
-// The optimizer of a training run: from config, over flat buffers of weights and gradients, or over a range
-// of them, so that a worker can keep the state of its share alone. What it keeps: train/optimizer_state.h.
+// The optimizer of a training run: from config, over flat buffers of weights and gradients, or over a share
+// of them (shares.h), of which alone it then keeps the state. What it keeps: train/optimizer_state.h.
 //
 // Where the tensor axis cuts a weight, each rank updates its part with its part of the state. A method that
 // needs the whole matrix (muon, adafactor) puts the parts together with `OptimizerStep::sum`, computes the
@@ -46,26 +46,27 @@ struct StateBuffer {
 
 class Optimizer {
  public:
+  // CHECKs that cut_of() allows a share to end where these do.
   Optimizer(const OptimizerConfig& config, const std::vector<FlatWeight>& weights);
-  // Of the values [begin, end) alone; CHECKs that cut_of() allows both.
-  Optimizer(const OptimizerConfig& config, const std::vector<FlatWeight>& weights, int64_t begin,
-            int64_t end);
 
-  // Both are of the range's values.
+  // Both lie as the weights do.
   void step(std::span<float> weights, std::span<const float> gradients, const OptimizerStep& step,
+            ThreadPool& pool);
+  // The gradients of the i-th weight lie somewhere else.
+  using GradientsOf = std::function<const float*(size_t)>;
+  void step(std::span<float> weights, const GradientsOf& gradients, const OptimizerStep& step,
             ThreadPool& pool);
 
   // The buffers of state_layout(). The bytes are the state itself.
   std::vector<StateBuffer> state();
   int64_t state_bytes() const { return layout_.bytes(); }
-  // The average of the range's weights, each from a whole vector of 16; empty without ema_decay.
+  // The average of the weights, each from a whole vector of 16; empty without ema_decay.
   std::span<const float> average() const;
 
  private:
-  // One weight's part of the range, with what it does not share with others.
+  // A weight, as far as it is here, with what it does not share with others.
   struct Piece {
-    FlatWeight weight;  // as far as it is in the range
-    int64_t at = 0;     // of the first value, in the range
+    FlatWeight weight;
     OptimizerType method = OptimizerType::kAdamW;
     double lr_scale = 1, weight_decay = 0, beta1 = 0, beta2 = 0;
     bool own_betas = false;
@@ -77,13 +78,12 @@ class Optimizer {
     std::vector<float*> state;  // of each slot
     int64_t count;
   };
-  void add_piece(const FlatWeight& weight, int64_t begin, int64_t end, std::vector<FlatWeight>& kept);
+  void add_piece(const FlatWeight& weight);
   float* slot(size_t piece, size_t slot);
   void apply(const Piece& piece, const Operands& operands, const OptimizerStep& step, ThreadPool& pool) const;
   void apply_together(size_t piece, const Operands& own, const OptimizerStep& step, ThreadPool& pool);
 
   OptimizerConfig config_;
-  int64_t begin_, end_;
   std::vector<Piece> pieces_;
   StateLayout layout_;                       // of the pieces
   std::vector<std::vector<float>> buffers_;  // as layout_ says; codes of 8 bits lie in them as bytes

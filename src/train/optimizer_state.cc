@@ -125,12 +125,12 @@ StateLayout state_layout(const OptimizerConfig& config, const std::vector<FlatWe
 }
 
 void for_each_state_run(const OptimizerConfig& config, const LocalDecoder& local,
-                        const std::function<void(const StateRun&)>& f) {
-  const std::vector<FlatWeight> own = flat_weights(local);
-  const StateLayout here = state_layout(config, own);
+                        const std::vector<FlatWeight>& held, const std::function<void(const StateRun&)>& f) {
+  const StateLayout here = state_layout(config, held);
   const StateLayout whole = state_layout(config, flat_weights(local.whole_weights));
-  for (size_t i = 0; i < own.size(); ++i) {
-    const std::vector<StateSlot>& of_whole = whole.slots[static_cast<size_t>(local.shards[i].whole)];
+  for (size_t i = 0; i < held.size(); ++i) {
+    const std::vector<StateSlot>& of_whole =
+        whole.slots[static_cast<size_t>(local.shards[held[i].index].whole)];
     for (size_t s = 0; s < here.slots[i].size(); ++s) {
       const StateSlot &from = here.slots[i][s], &to = of_whole[s];
       const int64_t value_bytes = here.buffers[from.buffer].value_bytes;
@@ -145,7 +145,7 @@ void for_each_state_run(const OptimizerConfig& config, const LocalDecoder& local
       if (unit == 0) {
         run(0, 0, from.count);
       } else {
-        for_each_run(own[i], [&](int64_t in_whole, int64_t in_own, int64_t count) {
+        for_each_run(held[i], [&](int64_t in_whole, int64_t in_own, int64_t count) {
           run(in_whole / unit, in_own / unit, (count + unit - 1) / unit);
         });
       }

@@ -62,12 +62,13 @@ struct StateLayout {
 // Of what is here of the weights: `count` of each.
 StateLayout state_layout(const OptimizerConfig& config, const std::vector<FlatWeight>& weights);
 
-// Bytes that lie together in the state of a whole model and in that of a rank with `local`'s part.
+// Bytes that lie together in the state of a whole model and in that of a rank which holds `held` of `local`'s
+// part.
 struct StateRun {
   size_t whole_buffer = 0, own_buffer = 0;
   int64_t whole_byte = 0, own_byte = 0, bytes = 0;
 };
 void for_each_state_run(const OptimizerConfig& config, const LocalDecoder& local,
-                        const std::function<void(const StateRun&)>& f);
+                        const std::vector<FlatWeight>& held, const std::function<void(const StateRun&)>& f);
 
 }  // namespace flywheel::train

@@ -63,7 +63,7 @@ TEST(Optimizer, SharesGiveTheBitsOfTheWhole) {
     Optimizer one(config, weights);
     std::vector<std::unique_ptr<Optimizer>> shares;
     for (size_t i = 0; i + 1 < edges.size(); ++i)
-      shares.push_back(std::make_unique<Optimizer>(config, weights, edges[i], edges[i + 1]));
+      shares.push_back(std::make_unique<Optimizer>(config, slice(weights, edges[i], edges[i + 1])));
     int64_t bytes = 0;
     for (int64_t update = 0; update < 3; ++update) {
       const auto& g = run.gradients[static_cast<size_t>(update)];

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
 #include "base/philox.h"
@@ -37,136 +38,230 @@ std::vector<bool> residual_matrices(const LocalDecoder& decoder) {
   return result;
 }
 
-// Whether a step of the decoder's own makes a product (of the logits too).
-bool multiplies(const LocalStep& s) {
-  const bool computes = s.exchange == Exchange::kNone && !s.bias_alone;
-  return computes && (s.op == Op::kLinear || s.op == Op::kLogits);
-}
-
 }  // namespace
 
-Parameters::Parameters(const LocalDecoder& decoder, DType compute, ThreadPool& pool, Rounding rounding)
-    : decoder_(decoder), compute_(compute), rounding_(rounding), pool_(pool) {
+Parameters::Parameters(const LocalDecoder& decoder, DType compute, ThreadPool& pool, Rounding rounding,
+                       const ShareOptions& share)
+    : decoder_(decoder), compute_(compute), rounding_(rounding), pool_(pool), shares_(decoder_, share) {
   CHECK(compute == DType::kF32 || compute == DType::kBF16, "training in {}", dtype_name(compute));
   CHECK(rounding == Rounding::kNone || compute == DType::kF32, "rounded factors are multiplied in f32");
-  const std::vector<FlatWeight> flat = flat_weights(decoder_);
-  for (const FlatWeight& weight : flat) entries_.push_back({.place = weight, .packed = {}, .transposed = {}});
-  const auto total = static_cast<size_t>(flat_count(flat));
-  weights_.assign(total, 0.0f);
-  gradients_.assign(total, 0.0f);
-  if (compute == DType::kBF16) bf16_.assign(total, 0);
-  if (rounding != Rounding::kNone) rounded_.assign(total, 0.0f);
+  for (const FlatWeight& weight : shares_.weights()) entries_.emplace_back().place = weight;
+  for (const auto& chunk : segments_of(decoder_)) {
+    for (const Segment& segment : chunk) {
+      for (const Visit visit : {Visit::kForward, Visit::kBackward}) {
+        for (const auto& [weight, forms] : reads_of(decoder_, segment, visit, false))
+          entries_[at(weight)].forms |= forms;
+      }
+    }
+  }
+  for (const LocalStep& s : decoder_.steps) {
+    const bool computes = s.exchange == Exchange::kNone && !s.bias_alone;
+    if (computes && s.op == Op::kLinear) entries_[at(s.weight)].linear = true;
+  }
+  weights_.assign(static_cast<size_t>(shares_.held_count()), 0.0f);
+  const bool whole = shares_.stage() <= 1;
+  gradients_.assign(static_cast<size_t>(whole ? shares_.count() : shares_.share_count()), 0.0f);
+  if (!whole) open_.resize(shares_.buckets().size());
 }
 
 void Parameters::initialize(uint64_t seed) {
   const std::vector<bool> residual = residual_matrices(decoder_);
   const double shrink =
       1.0 / std::sqrt(2.0 * static_cast<double>(std::max<int64_t>(1, decoder_.config.num_layers)));
-  pool_.parallel_for(std::ssize(entries_), 1, [&](int64_t begin, int64_t end) {
+  const std::vector<FlatWeight>& held = shares_.held();
+  pool_.parallel_for(std::ssize(held), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const auto index = static_cast<size_t>(i);
-      const std::span<float> out = weight(static_cast<int>(i));
-      if (decoder_.weights[index].kind != WeightKind::kMatrix) {
-        std::ranges::fill(out, decoder_.weights[index].kind == WeightKind::kNorm ? 1.0f : 0.0f);
+      const FlatWeight& place = held[static_cast<size_t>(i)];
+      const WeightKind kind = decoder_.weights[place.index].kind;
+      if (kind != WeightKind::kMatrix) {
+        std::fill_n(weights_.begin() + place.offset, place.count, kind == WeightKind::kNorm ? 1.0f : 0.0f);
         continue;
       }
       // Every rank draws the whole matrix and keeps its part, so that the mesh does not change the model.
-      Philox rng(seed, kInitStream + static_cast<uint64_t>(decoder_.shards[index].whole));
-      const auto deviation = static_cast<float>(0.02 * (residual[index] ? shrink : 1.0));
-      std::vector<float> drawn(static_cast<size_t>(entries_[index].place.whole_count()));
+      Philox rng(seed, kInitStream + static_cast<uint64_t>(decoder_.shards[place.index].whole));
+      const auto deviation = static_cast<float>(0.02 * (residual[place.index] ? shrink : 1.0));
+      std::vector<float> drawn(static_cast<size_t>(place.whole_count()));
       for (float& w : drawn) w = rng.normal() * deviation;
-      for_each_run(entries_[index].place, [&](int64_t from, int64_t to, int64_t count) {
-        std::copy_n(drawn.begin() + from, count, out.begin() + to);
-      });
+      fill(static_cast<size_t>(i), drawn.data());
     }
   });
   pack();
 }
 
+// What is held of a weight, from all of its values.
+void Parameters::fill(size_t held, const float* whole) {
+  const FlatWeight& place = shares_.held()[held];
+  for_each_run(place, [&](int64_t from, int64_t to, int64_t count) {
+    std::copy_n(whole + from, count, weights_.begin() + place.offset + to);
+  });
+}
+
 Result<void> Parameters::load(const model::WeightSource& source) {
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    const FlatWeight& place = entries_[i].place;
+  for (size_t i = 0; i < shares_.held().size(); ++i) {
+    const FlatWeight& place = shares_.held()[i];
     ASSIGN_OR_RETURN(const model::Tensor tensor, source.tensor(place.name));
     if (tensor.shape != place.shape) {
       return make_error(ErrorCode::kInvalid, "{}: {} has another shape than the model's config says",
                         source.path(), place.name);
     }
-    const std::vector<float> values = model::to_f32(tensor);
-    const std::span<float> out = weight(static_cast<int>(i));
-    for_each_run(place, [&](int64_t from, int64_t to, int64_t count) {
-      std::copy_n(values.begin() + from, count, out.begin() + to);
-    });
+    fill(i, model::to_f32(tensor).data());
   }
   pack();
   return {};
 }
 
+std::span<const float> Parameters::values(int index) const {
+  const Entry& e = entries_[at(index)];
+  const auto count = static_cast<size_t>(e.place.count);
+  if (!shares_.partitioned()) return std::span(weights_).subspan(static_cast<size_t>(e.place.offset), count);
+  CHECK(e.f32.size() == count, "the values of {} are not here", e.place.name);
+  return e.f32;
+}
+
+const kernels::PackedWeight& Parameters::packed(int index) const {
+  const Entry& e = entries_[at(index)];
+  CHECK(!e.packed.empty(), "{} is not here for its product", e.place.name);
+  return e.packed;
+}
+
+const kernels::PackedWeight& Parameters::packed_transposed(int index) const {
+  const Entry& e = entries_[at(index)];
+  CHECK(!e.transposed.empty(), "{} is not here for the gradient of its input", e.place.name);
+  return e.transposed;
+}
+
 const void* Parameters::rows(int index) const {
-  const int64_t offset = entries_[at(index)].place.offset;
-  if (compute_ == DType::kBF16) return bf16_.data() + offset;
-  return (rounding_ == Rounding::kNone ? weights_.data() : rounded_.data()) + offset;
+  const Entry& e = entries_[at(index)];
+  if (compute_ == DType::kBF16) return e.bf16_rows.data();
+  if (rounding_ == Rounding::kNone && !shares_.partitioned()) return weights_.data() + e.place.offset;
+  return e.f32.data();
+}
+
+std::span<float> Parameters::gradient(int index) {
+  const FlatWeight& place = entries_[at(index)].place;
+  const Bucket& bucket = shares_.buckets()[shares_.bucket_of(index)];
+  return bucket_gradients(bucket).subspan(static_cast<size_t>(place.offset - bucket.begin),
+                                          static_cast<size_t>(place.count));
+}
+
+std::span<float> Parameters::bucket_gradients(const Bucket& bucket) {
+  const auto size = static_cast<size_t>(bucket.size());
+  if (open_.empty()) return std::span(gradients_).subspan(static_cast<size_t>(bucket.begin), size);
+  std::vector<float>& open = open_[shares_.bucket_of(static_cast<int>(bucket.first))];
+  if (open.empty()) open.assign(size, 0.0f);
+  return open;
+}
+
+std::vector<float> Parameters::take_gradients(const Bucket& bucket) {
+  bucket_gradients(bucket);
+  return std::exchange(open_[shares_.bucket_of(static_cast<int>(bucket.first))], {});
+}
+
+std::span<float> Parameters::own_gradients(const Bucket& bucket) {
+  const int64_t begin =
+      open_.empty() ? bucket.begin + shares_.options().rank * bucket.part : bucket.share_begin;
+  return std::span(gradients_).subspan(static_cast<size_t>(begin), static_cast<size_t>(bucket.part));
+}
+
+std::span<const float> Parameters::own_part(const Bucket& bucket) const {
+  return std::span(weights_).subspan(static_cast<size_t>(bucket.share_begin),
+                                     static_cast<size_t>(bucket.part));
+}
+
+const float* Parameters::share_gradient(size_t i) const {
+  const FlatWeight& piece = shares_.share()[i];
+  if (!open_.empty()) return gradients_.data() + piece.offset;
+  return gradients_.data() + entries_[piece.index].place.offset + piece.first;
+}
+
+const float* Parameters::held_gradient(size_t i) const {
+  return shares_.partitioned() ? share_gradient(i) : gradients_.data() + shares_.held()[i].offset;
 }
 
 double Parameters::squared_gradients(const std::function<bool(const WeightShard&)>& counts) const {
-  if (counts == nullptr) return kernels::sum_of_squares(gradients_.data(), std::ssize(gradients_), pool_);
   double sum = 0;
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    if (!counts(decoder_.shards[i])) continue;
-    sum +=
-        kernels::sum_of_squares(gradients_.data() + entries_[i].place.offset, entries_[i].place.count, pool_);
+  for (size_t i = 0; i < shares_.share().size(); ++i) {
+    const FlatWeight& piece = shares_.share()[i];
+    if (counts != nullptr && !counts(decoder_.shards[piece.index])) continue;
+    sum += kernels::sum_of_squares(share_gradient(i), piece.count, pool_);
   }
   return sum;
 }
 
 void Parameters::clear_gradients() {
+  for (std::vector<float>& open : open_) open = {};
   pool_.parallel_for(std::ssize(gradients_), 1 << 16, [&](int64_t begin, int64_t end) {
     std::fill(gradients_.begin() + begin, gradients_.begin() + end, 0.0f);
   });
 }
 
 void Parameters::pack() {
-  if (compute_ == DType::kBF16) {
-    pool_.parallel_for(std::ssize(weights_), 1 << 16, [&](int64_t begin, int64_t end) {
-      kernels::from_f32(bf16_.data() + begin, weights_.data() + begin, DType::kBF16, end - begin);
-    });
-  }
-  // An embedding that is not also the output matrix is only read row by row.
-  std::vector<bool> multiplied(entries_.size(), false), linear(multiplied);
-  for (const LocalStep& s : decoder_.steps) {
-    if (!multiplies(s)) continue;
-    multiplied[static_cast<size_t>(s.weight)] = true;
-    if (s.op == Op::kLinear) linear[static_cast<size_t>(s.weight)] = true;
-  }
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& e = entries_[i];
-    const float* w = rounding_ == Rounding::kNone ? weights_.data() + e.place.offset : round(i, linear[i]);
-    if (!multiplied[i]) continue;
-    const int64_t N = decoder_.weights[i].shape[0], K = decoder_.weights[i].shape[1];
-    if (e.packed.empty()) {
-      e.packed = kernels::PackedWeight::pack_from_f32(compute_, w, N, K, pool_);
-      e.transposed = kernels::PackedWeight::pack_transposed_from_f32(compute_, w, N, K, pool_);
-    } else {
-      e.packed.repack_from_f32(w, pool_);
-      e.transposed.repack_transposed_from_f32(w, pool_);
-    }
+    e.made = 0;
+    if (!shares_.partitioned()) make(i, e.forms, weights_.data() + e.place.offset);
   }
 }
 
-const float* Parameters::round(size_t i, bool linear) {
+Forms Parameters::here(int index) const {
+  return entries_[at(index)].made;
+}
+
+void Parameters::make_forms(int index, Forms forms, std::span<const float> bucket) {
+  const Bucket& of = shares_.buckets()[shares_.bucket_of(index)];
+  make(at(index), forms, bucket.data() + entries_[at(index)].place.offset - of.begin);
+}
+
+void Parameters::drop_forms(int index) {
+  Entry& e = entries_[at(index)];
+  e.made = 0;
+  e.packed = {}, e.transposed = {};
+  e.bf16_rows = {}, e.f32 = {};
+}
+
+void Parameters::make(size_t i, Forms forms, const float* w) {
+  Entry& e = entries_[i];
+  const int64_t count = e.place.count;
+  e.made |= forms;
+  if ((forms & kValues) != 0 && shares_.partitioned()) e.f32.assign(w, w + count);
+  if ((forms & (kRows | kPacked | kTransposed)) == 0) return;
+  if (rounding_ != Rounding::kNone) w = round(i, w);
+  if ((forms & kRows) != 0 && compute_ == DType::kBF16) {
+    e.bf16_rows.resize(static_cast<size_t>(count));
+    pool_.parallel_for(count, 1 << 16, [&](int64_t begin, int64_t end) {
+      kernels::from_f32(e.bf16_rows.data() + begin, w + begin, DType::kBF16, end - begin);
+    });
+  } else if ((forms & kRows) != 0 && (rounding_ != Rounding::kNone || shares_.partitioned())) {
+    e.f32.assign(w, w + count);
+  }
+  if ((forms & (kPacked | kTransposed)) == 0) return;
+  const int64_t N = decoder_.weights[i].shape[0], K = decoder_.weights[i].shape[1];
+  if ((forms & kPacked) != 0 && e.packed.empty()) {
+    e.packed = kernels::PackedWeight::pack_from_f32(compute_, w, N, K, pool_);
+  } else if ((forms & kPacked) != 0) {
+    e.packed.repack_from_f32(w, pool_);
+  }
+  if ((forms & kTransposed) != 0 && e.transposed.empty()) {
+    e.transposed = kernels::PackedWeight::pack_transposed_from_f32(compute_, w, N, K, pool_);
+  } else if ((forms & kTransposed) != 0) {
+    e.transposed.repack_transposed_from_f32(w, pool_);
+  }
+}
+
+const float* Parameters::round(size_t i, const float* w) {
   const FlatWeight& place = entries_[i].place;
-  const float* w = weights_.data() + place.offset;
-  float* out = rounded_.data() + place.offset;
-  if (place.matrix && rounding_ == Rounding::kF16) {
-    kernels::round_to(out, w, DType::kF16, place.count, pool_);
-  } else if (linear && rounding_ != Rounding::kF16) {
+  const bool fp8 = entries_[i].linear && rounding_ != Rounding::kF16;
+  if (!fp8 && (rounding_ != Rounding::kF16 || !place.matrix)) return w;
+  rounded_.resize(std::max(rounded_.size(), static_cast<size_t>(place.count)));
+  if (fp8) {
     const std::vector<int64_t>& shape = decoder_.weights[i].shape;
-    kernels::round_fp8(out, w, shape[0], shape[1],
+    kernels::round_fp8(rounded_.data(), w, shape[0], shape[1],
                        rounding_ == Rounding::kFp8Blocks ? kernels::kFp8Squares : kernels::kFp8Tensor,
                        kernels::Fp8Format::kE4M3, pool_);
   } else {
-    std::copy_n(w, place.count, out);
+    kernels::round_to(rounded_.data(), w, DType::kF16, place.count, pool_);
   }
-  return out;
+  return rounded_.data();
 }
 
 }  // namespace flywheel::train

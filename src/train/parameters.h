@@ -1,10 +1,11 @@
-// A rank's weights as the trainer keeps them: one flat f32 buffer each for weights and gradients, in the
-// order of LocalDecoder::weights; and, beside them, what the kernels read: each matrix packed for the forward
-// product and, transposed, for the gradient of its input. The optimizer's state is the optimizer's
-// (train/optimizer.h).
+// A rank's weights as the trainer keeps them: flat f32 buffers for weights and gradients, of all of
+// LocalDecoder::weights or of the rank's share (shares.h says which by ZeRO's stage); and, beside them, what
+// the kernels read: each matrix packed for the forward product and, transposed, for the gradient of its
+// input. The optimizer's state is the optimizer's (train/optimizer.h).
 //
 // The packed forms are rounded to the compute dtype; the f32 weights are the truth: whoever changes them
-// calls pack().
+// calls pack(). Where this rank has a share of them alone, pack() can do no more than to say that all forms
+// are out of date, and make_forms() makes those of a bucket whose values have been gathered (bucket_mover.h).
 //
 // Ownership: owns everything. Threads: one at a time; `pool` is used inside.
 //
@@ -27,13 +28,15 @@
 #include "train/flat_weights.h"
 #include "train/local_decoder.h"
 #include "train/rounding.h"
+#include "train/segments.h"
+#include "train/shares.h"
 
 namespace flywheel::train {
 
 class Parameters {
  public:
   Parameters(const LocalDecoder& decoder, kernels::DType compute, ThreadPool& pool,
-             Rounding rounding = Rounding::kNone);
+             Rounding rounding = Rounding::kNone, const ShareOptions& share = {});
 
   // Normal with standard deviation 0.02, that of the matrices which write to the residual stream divided by
   // sqrt(2 * layers) (Radford et al. 2019); norms 1, biases 0. A pure function of `seed`.
@@ -41,46 +44,70 @@ class Parameters {
   // Errors: kNotFound, kInvalid for a source that lacks a weight or has it in another shape.
   Result<void> load(const model::WeightSource& source);
 
-  // By index into LocalDecoder::weights.
-  std::span<float> weight(int index) { return slice(weights_, index); }
-  std::span<float> gradient(int index) { return slice(gradients_, index); }
-  const kernels::PackedWeight& packed(int index) const { return entries_[at(index)].packed; }
-  const kernels::PackedWeight& packed_transposed(int index) const { return entries_[at(index)].transposed; }
-  // The rows that an embedding reads, in the compute dtype.
+  // What the kernels read, by index into LocalDecoder::weights: norms and biases in f32, ...
+  std::span<const float> values(int index) const;
+  const kernels::PackedWeight& packed(int index) const;
+  const kernels::PackedWeight& packed_transposed(int index) const;
+  // ... and the rows that an embedding reads, in the compute dtype.
   const void* rows(int index) const;
+  // Where gradients of a weight are added; of a share's stage 2 and 3 until take_gradients() of its bucket.
+  std::span<float> gradient(int index);
   kernels::DType compute() const { return compute_; }
   Rounding rounding() const { return rounding_; }
+  const Shares& shares() const { return shares_; }
 
-  // Flat, with a few zeros between weights.
-  std::span<float> gradients() { return gradients_; }
+  // Flat, with a few zeros between weights: of shares().held(), and of all weights (stage 0 and 1) or the
+  // share.
   std::span<float> weights() { return weights_; }
+  std::span<float> gradients() { return gradients_; }
+  // Of the i-th of shares().held(), and of the i-th of shares().share(), in gradients().
+  const float* held_gradient(size_t i) const;
+  const float* share_gradient(size_t i) const;
 
-  // Over all weights, or over those that `counts` takes.
+  // Over this rank's share of the weights (with one rank: over all), or over those of it that `counts` takes.
   double squared_gradients(const std::function<bool(const WeightShard&)>& counts = nullptr) const;
   void clear_gradients();
   // After weights() changed.
   void pack();
 
+  // For the bucket mover. All forms that any step reads of a weight; those that are there and up to date.
+  Forms forms(int index) const { return entries_[at(index)].forms; }
+  Forms here(int index) const;
+  // From the values of the whole bucket.
+  void make_forms(int index, Forms forms, std::span<const float> bucket);
+  void drop_forms(int index);  // and their memory
+  // Of a bucket, in weights(): the own part.
+  std::span<const float> own_part(const Bucket& bucket) const;
+  // Of a bucket: what has been added to its gradients here, and the place of the own part's sum.
+  std::span<float> bucket_gradients(const Bucket& bucket);
+  std::span<float> own_gradients(const Bucket& bucket);
+  // Stages 2 and 3: gives bucket_gradients() away; the next to add begin with zeros.
+  std::vector<float> take_gradients(const Bucket& bucket);
+
  private:
   struct Entry {
     FlatWeight place;
+    Forms forms = 0, made = 0;
+    bool linear = false;  // the matrix of a linear step
     kernels::PackedWeight packed, transposed;
+    std::vector<uint16_t> bf16_rows;
+    std::vector<float> f32;  // rows or values, where they are not simply the f32 weights
   };
   static size_t at(int index) { return static_cast<size_t>(index); }
-  // Weight `i` as its products see it, in rounded_.
-  const float* round(size_t i, bool linear);
-  std::span<float> slice(std::vector<float>& flat, int index) {
-    const FlatWeight& w = entries_[at(index)].place;
-    return std::span(flat).subspan(static_cast<size_t>(w.offset), static_cast<size_t>(w.count));
-  }
+  void make(size_t i, Forms forms, const float* w);
+  // What products see of the values `w` of weight `i`.
+  const float* round(size_t i, const float* w);
+  void fill(size_t held, const float* whole);
+
   LocalDecoder decoder_;
   kernels::DType compute_;
   Rounding rounding_;
   ThreadPool& pool_;
+  Shares shares_;
   std::vector<Entry> entries_;
   std::vector<float> weights_, gradients_;
-  std::vector<uint16_t> bf16_;  // the weights rounded, where compute is bf16
-  std::vector<float> rounded_;  // the same, where there is a Rounding
+  std::vector<std::vector<float>> open_;  // stages 2 and 3: by bucket, gradients that are being added up
+  std::vector<float> rounded_;  // of the weight whose forms are being made, where there is a Rounding
 };
 
 }  // namespace flywheel::train

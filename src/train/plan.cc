@@ -25,6 +25,7 @@ void put(Load& load, const BlockCost& b) {
   if (b.layer >= 0) {
     load.block_kept_width = std::max(load.block_kept_width, width_of(b.kept));
     load.block_again_width = std::max(load.block_again_width, b.kept.recomputable);
+    load.layer_parameters = std::max(load.layer_parameters, static_cast<double>(b.parameters()));
     load.layers += 1;
     load.expert_layers += b.expert_parameters > 0 ? 1 : 0;
   }

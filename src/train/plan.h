@@ -56,10 +56,13 @@ struct Job {
 struct PlanMesh {
   int64_t data = 1, expert = 1, context = 1, pipeline = 1, tensor = 1;
   int zero = 0;                                                  // ZeRO's stage, over data
+  int64_t zero_group = 0;                                        // data ranks that share; 0: all
   ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;  // where pipeline > 1
   int chunks = 1;                                                // of the schedule
   int64_t micro_sequences = 0;  // computed at once; 0: a replica's whole share
   Recompute recompute = Recompute::kNone;
+  // Replicas that share what ZeRO partitions.
+  int64_t sharing() const { return (zero_group > 0 ? zero_group : data) * expert * context; }
   int64_t world() const { return data * expert * context * pipeline * tensor; }
   std::string axes() const;  // "data=8 tensor=2", axes of one left out; "1 worker"
   std::string text() const;  // with ZeRO, schedule, micro-batch and recomputation

@@ -13,6 +13,7 @@ struct Load {
   double block_again_width = 0;  // of it: what selective recomputation makes again
   double dense_parameters = 0, expert_parameters = 0, multiplied_parameters = 0;
   double block_parameters = 0;  // the most of any block
+  double layer_parameters = 0;  // the most of any layer
   KeptWidths kept;
   int64_t layers = 0, expert_layers = 0;
   bool embedding = false, head = false;
@@ -36,7 +37,7 @@ Stages cut_stages(const ModelCost& model, ScheduleKind schedule, int workers, in
 struct StateBytes {
   double weight, gradient, optimizer;
   double packed;  // beside each multiplied parameter
-  double copy;    // beside each parameter
+  double rows;    // of each parameter of the embedding, as it is read
   double stream, value;
 };
 StateBytes state_bytes(const Job& job, const MachineSpec& machine);

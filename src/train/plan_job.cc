@@ -101,6 +101,7 @@ PlanMesh mesh_of(const TrainConfig& config) {
   PlanMesh mesh{.data = config.mesh.data, .pipeline = config.mesh.pipeline, .tensor = config.mesh.tensor};
   mesh.schedule = config.mesh.schedule;
   mesh.chunks = mesh.pipeline > 1 ? least_chunks(mesh.schedule) : 1;
+  mesh.zero = config.mesh.stage(), mesh.zero_group = config.mesh.zero_group;
   mesh.micro_sequences = config.batch.micro_sequences;
   mesh.recompute = config.recompute ? Recompute::kFull : Recompute::kNone;
   return mesh;
@@ -147,6 +148,14 @@ std::optional<std::string> memory_refusal(const TrainConfig& config, const model
     if (needs(changed) > available_bytes && micro > 1) continue;
     fits = try_out(fmt::format("batch.micro_sequences={}", micro),
                    [&](PlanMesh& p) { p.micro_sequences = micro; });
+  }
+  const OptimizerType optimizer = config.optimizer.type;
+  const bool shares = optimizer != OptimizerType::kMuon && optimizer != OptimizerType::kAdafactor;
+  for (int stage = mesh.zero + 1; stage <= 3 && shares && !fits; ++stage) {
+    PlanMesh changed = other;
+    changed.zero = stage;
+    if (needs(changed) > available_bytes && stage < 3) continue;
+    fits = try_out(fmt::format("mesh.zero={}", stage), [&](PlanMesh& p) { p.zero = stage; });
   }
   if (!fits) fits = try_out("recompute=true", [](PlanMesh& p) { p.recompute = Recompute::kFull; });
   for (int64_t data = mesh.data - 1; data >= 1 && !fits; --data) {

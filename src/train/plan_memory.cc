@@ -66,6 +66,43 @@ double gpu_buffer_bytes(const Job& job, const PlanMesh& mesh, const Load& load, 
   return buffers;
 }
 
+// Values of the largest matrix that is rounded to be packed.
+double largest_rounded(const Job& job, const Load& load) {
+  const ModelCost& m = job.model;
+  const auto hidden = static_cast<double>(m.hidden);
+  double largest = load.layers > 0 ? hidden * static_cast<double>(m.largest_matrix_width) : 0;
+  if (job.compute == ComputeType::kF16 && (load.embedding || load.head))
+    largest = std::max(largest, hidden * static_cast<double>(m.vocab));
+  return largest;
+}
+
+// Of ZeRO on CPUs, beside the shares: buckets that are gathered, and gradients until they are reduced, at the
+// two moments when most of them meet most of the rest (bucket_mover.h).
+double cpu_bucket_bytes(const Job& job, const PlanMesh& mesh, const Load& load, const StateBytes& bytes,
+                        double activations) {
+  if (mesh.zero == 0 || mesh.sharing() == 1) return 0;
+  const ModelCost& m = job.model;
+  const auto t = static_cast<double>(mesh.tensor), n = static_cast<double>(mesh.sharing());
+  const double matrix = static_cast<double>(m.vocab * m.hidden) / t, layer = load.layer_parameters / t;
+  const double head = load.head ? matrix : 0, embedding = load.embedding ? matrix : 0;
+  const bool tied_here = m.tied && load.head && load.embedding;
+  // As a step begins: the embedding with the first layer behind it, and nothing else yet.
+  const double first = bytes.weight * (embedding + layer);
+  // As its forward ends and its backward begins. What the loss has added to the head's gradient is on its
+  // way, or waits for the embedding's; the last layer's is made.
+  double turn = bytes.weight * (tied_here ? layer : std::max(head, layer));
+  if (mesh.zero == 1) turn = std::max(turn, bytes.gradient * std::max(head, layer) / n);
+  if (mesh.zero >= 2) {
+    const double gradients = load.head ? head * (tied_here ? 1 : 1 + 1 / n) + layer : 2 * layer + layer / n;
+    turn = std::max(turn, bytes.gradient * gradients);
+  }
+  if (mesh.zero == 3) {
+    const double again = mesh.recompute == Recompute::kFull ? bytes.packed : bytes.packed / 2;
+    turn = std::max(turn + (bytes.weight + again) * layer, (bytes.gradient + bytes.packed) * head);
+  }
+  return std::max(turn, first - activations);
+}
+
 }  // namespace
 
 StateBytes state_bytes(const Job& job, const MachineSpec& machine) {
@@ -75,7 +112,7 @@ StateBytes state_bytes(const Job& job, const MachineSpec& machine) {
             .gradient = 4,
             .optimizer = job.optimizer_bytes,
             .packed = f32_products(job) ? 8.0 : 4.0,  // for the forward product and, transposed, backward
-            .copy = f32                 ? 0.0
+            .rows = f32                 ? 0.0
                     : f32_products(job) ? 4.0
                                         : 2.0,  // what products and embeddings see
             .stream = 4,
@@ -86,7 +123,7 @@ StateBytes state_bytes(const Job& job, const MachineSpec& machine) {
           .gradient = size,
           .optimizer = masters_bytes(job.compute) + job.optimizer_bytes,
           .packed = job.compute == ComputeType::kFP8 ? 2.0 : 0.0,  // both orders of E4M3
-          .copy = 0,
+          .rows = 0,
           .stream = 4,
           .value = size};
 }
@@ -109,12 +146,14 @@ MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMes
   const auto t = static_cast<double>(mesh.tensor);
   const double dense = load.dense_parameters / t;
   const double experts = load.expert_parameters / t / static_cast<double>(mesh.expert);
-  const auto dense_replicas = static_cast<double>(mesh.data * mesh.expert * mesh.context);
-  const auto expert_replicas = static_cast<double>(mesh.data * mesh.context);
+  const bool cpu = machine.kind == DeviceKind::kCpu;
+  const auto dense_replicas = static_cast<double>(mesh.sharing());
+  const double expert_replicas = dense_replicas / static_cast<double>(mesh.expert);
   const auto held = [&](int from_stage) {
     return mesh.zero >= from_stage ? dense / dense_replicas + experts / expert_replicas : dense + experts;
   };
-  MemoryByKind memory{.parameters = held(3) * bytes.weight,
+  // On CPUs these are the f32 masters, which ZeRO partitions with the optimizer's state.
+  MemoryByKind memory{.parameters = held(cpu ? 1 : 3) * bytes.weight,
                       .gradients = held(2) * bytes.gradient,
                       .optimizer = held(1) * bytes.optimizer};
 
@@ -138,10 +177,20 @@ MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMes
   }
   memory.activations = (kept * live + at_once) * batch.tokens / t;
 
-  memory.buffers = load.multiplied_parameters / t * bytes.packed + (dense + experts) * bytes.copy;
-  memory.buffers += machine.kind == DeviceKind::kCpu
-                        ? cpu_scratch_bytes(job, load, batch, t)
-                        : gpu_buffer_bytes(job, mesh, load, batch, bytes, memory.gradients);
+  if (cpu) {
+    if (mesh.zero < 3 || mesh.sharing() == 1) {
+      memory.buffers += load.multiplied_parameters / t * bytes.packed;
+      const double rows = mesh.zero > 0 && job.compute == ComputeType::kF32 ? bytes.weight : bytes.rows;
+      if (load.embedding)
+        memory.buffers += rows * static_cast<double>(job.model.vocab * job.model.hidden) / t;
+    }
+    memory.buffers += cpu_bucket_bytes(job, mesh, load, bytes, memory.activations);
+    memory.buffers += cpu_scratch_bytes(job, load, batch, t);
+    if (keeps_rounded(job, machine)) memory.buffers += 4 * largest_rounded(job, load) / t;
+  } else {
+    memory.buffers = load.multiplied_parameters / t * bytes.packed;
+    memory.buffers += gpu_buffer_bytes(job, mesh, load, batch, bytes, memory.gradients);
+  }
   return memory;
 }
 

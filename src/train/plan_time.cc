@@ -235,7 +235,7 @@ double optimizer_seconds(const Job& job, const MachineSpec& machine, const PlanM
   // Gradients are read twice (norm, update) and cleared; state is read and written; weights are written, and
   // read and written once more for each packed copy.
   const double moved = 3 * bytes.gradient + 2 * bytes.optimizer + 2 * bytes.weight;
-  const double copies = bytes.packed > 0 || bytes.copy > 0 ? 2 * bytes.weight + bytes.packed + bytes.copy : 0;
+  const double copies = bytes.packed > 0 ? 2 * bytes.weight + bytes.packed : 0;
   const double bandwidth = machine.memory_gb_s * 1e9 * machine.memory_efficiency;
   return (parameters / shards * moved + parameters * copies) / bandwidth;
 }

@@ -39,9 +39,9 @@ void compare(const model::DecoderConfig& decoder_config, int64_t micro_sequences
   Parameters& parameters = trainer.parameters();
   parameters.initialize(seed);
   // Larger matrices than usual, so that every part of the network matters from the first step.
-  for (size_t w = 0; w < trainer.decoder().weights.size(); ++w) {
-    if (trainer.decoder().weights[w].kind != model::WeightKind::kMatrix) continue;
-    for (float& value : parameters.weight(static_cast<int>(w))) value *= 2;
+  for (const FlatWeight& w : parameters.shares().held()) {
+    if (!w.matrix) continue;
+    for (int64_t i = w.offset; i < w.offset + w.count; ++i) parameters.weights()[static_cast<size_t>(i)] *= 2;
   }
   parameters.pack();
   ASSERT_TRUE(

@@ -356,14 +356,12 @@ class Program {
     return write_file(report_.chart, loss_chart(report_).svg());
   }
 
-  // Workers along the data axis have the same weights and optimizer state, or one of the machines computes
-  // wrongly.
+  // Workers that hold the same weights and optimizer state, or one of the machines computes wrongly.
   Result<void> compare_digests() {
     const Future digest = workers_->all().call(kDigest, "", {.want_value = true});
     for (const int holder : layout_.holders()) {
-      ASSIGN_OR_RETURN(const std::vector<int> replicas, layout_.shape.group(holder, "data"));
       ASSIGN_OR_RETURN(const std::string sha256, digest.get(holder));
-      for (const int replica : replicas) {
+      for (const int replica : layout_.alike(holder)) {
         ASSIGN_OR_RETURN(const std::string other, digest.get(replica));
         if (other == sha256) continue;
         return make_error(ErrorCode::kCorrupt, "workers {} and {} have other weights after the last step",

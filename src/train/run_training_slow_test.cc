@@ -270,6 +270,7 @@ struct Method {
   const char* name;
   const char* yaml;
   int64_t data, tensor, pipeline;
+  int64_t zero = 0, zero_group = 0;
 };
 void PrintTo(const Method& method, std::ostream* out) {
   *out << method.name;
@@ -285,7 +286,12 @@ TEST_P(Methods, KilledWorkersAndALostLogChangeNoBit) {
   config.model.hidden_size = 64, config.model.num_layers = 2;  // large enough for 8-bit state
   config.batch.micro_sequences = 1;
   config.optimizer.warmup_steps = 5;
-  config.mesh = {.data = method.data, .tensor = method.tensor, .pipeline = method.pipeline, .threads = 1};
+  config.mesh = {.data = method.data,
+                 .tensor = method.tensor,
+                 .pipeline = method.pipeline,
+                 .zero = method.zero,
+                 .zero_group = method.zero_group,
+                 .threads = 1};
   config.checkpoint.every_steps = 8;
   config_ = config;
   const TrainReport undisturbed = run();
@@ -323,7 +329,11 @@ INSTANTIATE_TEST_SUITE_P(
                "{precision: fp16, optimizer: {lr: 5e-3}, loss_scale: {initial_power: 26, window: 3, "
                "hysteresis: 1}}",
                2, 2, 1},
-        Method{"fp8", "{precision: fp8, optimizer: {lr: 5e-3}}", 2, 1, 1}),
+        Method{"fp8", "{precision: fp8, optimizer: {lr: 5e-3}}", 2, 1, 1},
+        Method{"zero1", "{optimizer: {type: adamw_8bit, lr: 5e-3}}", 3, 1, 1, 1},
+        Method{"zero2", "{optimizer: {type: lion, lr: 1e-3, ema_decay: 0.9}}", 2, 2, 1, 2},
+        Method{"zero3", "{precision: f32, optimizer: {lr: 5e-3}, recompute: true}", 2, 1, 2, 3},
+        Method{"groups", "{optimizer: {lr: 5e-3}}", 4, 1, 1, 1, 2}),
     [](const auto& info) { return info.param.name; });
 
 TEST_F(RunTraining, AControllerThatDiesIsTakenUpAgain) {

@@ -22,10 +22,15 @@ Trainer::Trainer(const TrainConfig& config, const Layout& layout, const MeshPlac
       local_(layout.local(place_)),
       pool_(pool),
       parameters_(local_, config.precision == Precision::kBF16 ? DType::kBF16 : DType::kF32, pool,
-                  rounding_of(config)),
-      optimizer_(config.optimizer, flat_weights(local_)),
+                  rounding_of(config), layout.share_of(place_)),
+      optimizer_(config.optimizer, parameters_.shares().held()),
+      mover_(local_, parameters_, links_,
+             {.overlap = config.mesh.overlap, .recompute = config.recompute, .pipeline = place_.pipeline}),
       network_(local_, parameters_, links_,
-               {.recompute = config.recompute, .splits_backward = layout.schedule.splits_backward}, pool),
+               {.recompute = config.recompute,
+                .splits_backward = layout.schedule.splits_backward,
+                .mover = &mover_},
+               pool),
       pipeline_(network_, layout, static_cast<int>(place_.pipeline), links_) {
   if (config.precision == Precision::kFP16) loss_scale_ = first_loss_scale(config.loss_scale);
 }
@@ -36,44 +41,8 @@ bool Trainer::counts(const WeightShard& shard) const {
   return !shard.shared_by_stages || place_.pipeline == 0;
 }
 
-void Trainer::sum_gradients() {
-  const auto gradients_of = [&](const auto& chosen) {
-    std::vector<std::span<float>> found;
-    for (size_t i = 0; i < local_.shards.size(); ++i) {
-      if (chosen(local_.shards[i])) found.push_back(parameters_.gradient(static_cast<int>(i)));
-    }
-    return found;
-  };
-  if (links_.tensor != nullptr) {  // norms and biases: few values, in one message
-    std::vector<float> parts;
-    const auto partial =
-        gradients_of([](const WeightShard& s) { return s.copies == WeightShard::Copies::kPartial; });
-    for (const auto& gradient : partial) parts.insert(parts.end(), gradient.begin(), gradient.end());
-    if (!parts.empty()) links_.all_reduce(links_.tensor, parts);
-    auto at = parts.begin();
-    for (const auto& gradient : partial) {
-      std::copy_n(at, gradient.size(), gradient.begin());
-      at += std::ssize(gradient);
-    }
-  }
-  for (const auto& gradient : gradients_of([](const WeightShard& s) { return s.shared_by_stages; })) {
-    const int last = static_cast<int>(Links::size(links_.pipeline)) - 1;
-    const int other = place_.pipeline == 0 ? last : 0;
-    std::vector<float> theirs(gradient.size());
-    if (!links_.failed.ok()) return;
-    const runtime::Pending sent = links_.pipeline->start(
-        runtime::Send{.in = runtime::of(std::span<const float>(gradient)), .to = other}, links_.deadline);
-    links_.run(links_.pipeline, runtime::Recv{.out = runtime::of(std::span<float>(theirs)), .from = other});
-    const Result<void> done = sent.wait();
-    if (links_.failed.ok()) links_.failed = done;
-    for (size_t i = 0; i < gradient.size(); ++i) gradient[i] += theirs[i];
-  }
-  links_.all_reduce(links_.replicas, parameters_.gradients());
-}
-
 Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
   links_ = links;
-  parameters_.clear_gradients();
   const int64_t row = batch.length + 1;
   const int64_t micro = config_.batch.micro_sequences > 0 ? config_.batch.micro_sequences : batch.sequences;
   std::vector<Sequences> microbatches;
@@ -85,17 +54,16 @@ Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
              .subspan(static_cast<size_t>(first * row), static_cast<size_t>(count * row))});
   }
   const float scale = gradient_scale();
+  mover_.begin(std::ssize(microbatches));
   const double loss = pipeline_.train(microbatches, scale);
-  sum_gradients();
+  mover_.finish();
   RETURN_IF_ERROR(links_.failed);
   // Each number once: losses come from the ranks of the last stage, squares from one copy of each weight.
   const bool tells = pipeline_.has_last_stage() && place_.tensor == 0;
+  // Of the sums over the data axis every rank squares its share, whatever the stage.
   double squares = 0;
-  if (Links::rank(links_.replicas) == 0) {
-    squares = layout_.splits_model()
-                  ? parameters_.squared_gradients([&](const WeightShard& s) { return counts(s); })
-                  : parameters_.squared_gradients();
-  }
+  if (Links::rank(links_.copies) == 0)
+    squares = parameters_.squared_gradients([&](const WeightShard& s) { return counts(s); });
   std::array<double, 3> sums = {tells ? loss : 0,
                                 tells ? static_cast<double>(batch.sequences * batch.length) : 0, squares};
   links_.sum(links_.all, sums);
@@ -129,13 +97,14 @@ Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
     result.skipped = true;
     result.gradient_norm = 0;
   } else {
-    optimizer_.step(parameters_.weights(), parameters_.gradients(),
-                    {.lr = result.lr,
-                     .update = updates_,
-                     .gradient_scale = clip_factor(result.gradient_norm, optimizer) / times,
-                     .betas = scheduled_betas(config_.schedule, updates_),
-                     .sum = [&](std::span<float> values) { links_.all_reduce(links_.tensor, values); }},
-                    pool_);
+    optimizer_.step(
+        parameters_.weights(), [&](size_t i) { return parameters_.held_gradient(i); },
+        {.lr = result.lr,
+         .update = updates_,
+         .gradient_scale = clip_factor(result.gradient_norm, optimizer) / times,
+         .betas = scheduled_betas(config_.schedule, updates_),
+         .sum = [&](std::span<float> values) { links_.all_reduce(links_.tensor, values); }},
+        pool_);
     RETURN_IF_ERROR(links_.failed);
     parameters_.pack();
     ++updates_;
@@ -160,10 +129,16 @@ Result<double> Trainer::evaluate(const data::Sampler& sampler, int64_t samples, 
   samples = std::min(samples, sampler.samples_per_epoch());
   std::vector<int32_t> tokens(static_cast<size_t>(length + 1));
   std::array<double, 2> sums{};
-  for (int64_t sample = samples * rank / world; sample < samples * (rank + 1) / world; ++sample) {
-    RETURN_IF_ERROR(sampler.read_sample(sample, tokens));
+  mover_.begin_evaluation();
+  const int64_t end = samples * (rank + 1) / world;
+  int64_t last = end;
+  if (layout_.share.stage == 3) {  // all take part in all gathers: who has less looks at a sample once more
+    last = samples * rank / world + (samples + world - 1) / world;
+  }
+  for (int64_t sample = samples * rank / world; sample < last; ++sample) {
+    RETURN_IF_ERROR(sampler.read_sample(std::min(sample, samples - 1), tokens));
     const double loss = pipeline_.evaluate({1, length, tokens});
-    if (!pipeline_.has_last_stage() || place_.tensor > 0) continue;
+    if (!pipeline_.has_last_stage() || place_.tensor > 0 || sample >= end) continue;
     sums[0] += loss;
     sums[1] += static_cast<double>(length);
   }
@@ -198,8 +173,8 @@ void Trainer::snapshot(TrainerSnapshot& into) {
 }
 
 Result<TrainerSnapshot> Trainer::whole_snapshot(const Links& links) {
-  if (Links::rank(links.replicas) > 0) return TrainerSnapshot{};
-  if (!layout_.splits_model()) return snapshot();
+  if (Links::rank(layout_.share.stage == 0 ? links.replicas : links.copies) > 0) return TrainerSnapshot{};
+  if (Links::size(links.all) == 1) return snapshot();
   links_ = links;
   if (Links::rank(links.all) > 0) {
     links_.run(links_.all, runtime::Send{.in = runtime::of(parameters_.weights()), .to = 0});
@@ -213,15 +188,18 @@ Result<TrainerSnapshot> Trainer::whole_snapshot(const Links& links) {
   whole.next_step = part.next_step, whole.updates = part.updates;
   whole.seed = part.seed, whole.loss_scale = part.loss_scale;
   for (const int holder : layout_.holders()) {
-    const LocalDecoder local = layout_.local(layout_.place(holder));
+    const MeshPlace place = layout_.place(holder);
+    const LocalDecoder local = layout_.local(place);
+    const Shares shares(local, layout_.share_of(place));
     if (holder > 0) {
-      part = empty_snapshot(config_.optimizer, flat_weights(local));
+      part = empty_snapshot(config_.optimizer, shares.held());
+      part.weights.resize(static_cast<size_t>(shares.held_count()));
       links_.run(links_.all,
                  runtime::Recv{.out = runtime::of(std::span<float>(part.weights)), .from = holder});
       for (TrainerSnapshot::Buffer& buffer : part.state)
         links_.run(links_.all, runtime::Recv{.out = as_words(buffer.bytes), .from = holder});
     }
-    join(config_.optimizer, local, part, whole);
+    join(config_.optimizer, local, shares.held(), part, whole);
   }
   RETURN_IF_ERROR(links_.failed);
   return whole;
@@ -243,7 +221,8 @@ Result<void> Trainer::restore(std::string_view bytes) {
 
 Result<void> Trainer::restore_whole(std::string_view bytes) {
   ASSIGN_OR_RETURN(const TrainerStateView state, read_trainer_state(bytes));
-  RETURN_IF_ERROR(take_part(config_.optimizer, local_, state, parameters_.weights(), optimizer_.state()));
+  RETURN_IF_ERROR(take_part(config_.optimizer, local_, parameters_.shares().held(), state,
+                            parameters_.weights(), optimizer_.state()));
   take_over(state);
   return {};
 }

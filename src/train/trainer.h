@@ -2,7 +2,8 @@
 // the sum of gradients over the workers, clipping, the optimizer's update.
 //
 // Workers that hold the same weights compute the same update, bit for bit: gradients are summed in rank order
-// (runtime/collectives.h), everything after that is the same on all.
+// (runtime/collectives.h), everything after that is the same on all. Where weights and state are shared out
+// (shares.h), each updates its share, and the next step gathers what it reads.
 // The gradient is the mean over all valid tokens of the global batch, however it is cut into workers and
 // microbatches.
 //
@@ -30,6 +31,7 @@
 #include "base/deadline.h"
 #include "data/shards.h"
 #include "runtime/collectives.h"
+#include "train/bucket_mover.h"
 #include "train/config.h"
 #include "train/layout.h"
 #include "train/network.h"
@@ -51,7 +53,8 @@ struct StepResult {
 
 class Trainer {
  public:
-  // Of `place`, the data coordinate does not matter: ranks along it are alike.
+  // Where the state is not shared out (mesh.zero), the data coordinate of `place` does not matter: ranks
+  // along the axis are alike.
   Trainer(const TrainConfig& config, const Layout& layout, const MeshPlace& place, ThreadPool& pool);
 
   // `batch`: the sequences of this data rank. On an error nothing of the state has changed; but where ranks
@@ -74,9 +77,6 @@ class Trainer {
   std::string sha256();
 
  private:
-  // What remains to be summed after the backward: over tensor ranks, between the stages that share the
-  // embedding, and over the data ranks.
-  void sum_gradients();
   bool counts(const WeightShard& shard) const;
   float gradient_scale() const;
   void take_over(const TrainerStateView& state);  // all but weights and optimizer state
@@ -89,6 +89,7 @@ class Trainer {
   ThreadPool& pool_;
   Parameters parameters_;
   Optimizer optimizer_;
+  BucketMover mover_;
   Network network_;
   Pipeline pipeline_;
   int64_t next_step_ = 0, updates_ = 0;

@@ -183,20 +183,20 @@ TrainerSnapshot empty_snapshot(const OptimizerConfig& config, const std::vector<
   return snapshot;
 }
 
-void join(const OptimizerConfig& config, const LocalDecoder& local, const TrainerSnapshot& part,
-          TrainerSnapshot& whole) {
-  for_each_weight_run(local, [&](int64_t in_whole, int64_t in_part, int64_t count) {
+void join(const OptimizerConfig& config, const LocalDecoder& local, const std::vector<FlatWeight>& held,
+          const TrainerSnapshot& part, TrainerSnapshot& whole) {
+  for_each_weight_run(local, held, [&](int64_t in_whole, int64_t in_part, int64_t count) {
     std::copy_n(part.weights.begin() + in_part, count, whole.weights.begin() + in_whole);
   });
-  for_each_state_run(config, local, [&](const StateRun& run) {
+  for_each_state_run(config, local, held, [&](const StateRun& run) {
     std::copy_n(part.state[run.own_buffer].bytes.begin() + run.own_byte, run.bytes,
                 whole.state[run.whole_buffer].bytes.begin() + run.whole_byte);
   });
 }
 
 Result<void> take_part(const OptimizerConfig& config, const LocalDecoder& local,
-                       const TrainerStateView& whole, std::span<float> weights,
-                       const std::vector<StateBuffer>& state) {
+                       const std::vector<FlatWeight>& held, const TrainerStateView& whole,
+                       std::span<float> weights, const std::vector<StateBuffer>& state) {
   const std::vector<FlatWeight> all = flat_weights(local.whole_weights);
   const int64_t count = flat_count(all);
   if (whole.weights.size() != static_cast<size_t>(count) * sizeof(float))
@@ -205,12 +205,12 @@ Result<void> take_part(const OptimizerConfig& config, const LocalDecoder& local,
     return mine.name == theirs.name && static_cast<size_t>(mine.bytes()) == theirs.bytes.size();
   };
   if (!std::ranges::equal(state_layout(config, all).buffers, whole.state, same)) return other_optimizer();
-  for_each_weight_run(local, [&](int64_t in_whole, int64_t in_part, int64_t n) {
+  for_each_weight_run(local, held, [&](int64_t in_whole, int64_t in_part, int64_t n) {
     std::memcpy(weights.data() + in_part,
                 whole.weights.data() + in_whole * static_cast<int64_t>(sizeof(float)),
                 static_cast<size_t>(n) * sizeof(float));
   });
-  for_each_state_run(config, local, [&](const StateRun& run) {
+  for_each_state_run(config, local, held, [&](const StateRun& run) {
     std::memcpy(state[run.own_buffer].bytes.data() + run.own_byte,
                 whole.state[run.whole_buffer].bytes.data() + run.whole_byte, static_cast<size_t>(run.bytes));
   });

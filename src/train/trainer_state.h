@@ -67,14 +67,14 @@ std::string trainer_sha256(std::span<const float> weights,
 
 // Zeros of the sizes that weights and optimizer state of these have.
 TrainerSnapshot empty_snapshot(const OptimizerConfig& config, const std::vector<FlatWeight>& weights);
-// Writes a rank's weights and state to their places in the whole model's.
-void join(const OptimizerConfig& config, const LocalDecoder& local, const TrainerSnapshot& part,
-          TrainerSnapshot& whole);
+// Writes the weights and state that a rank holds of its part to their places in the whole model's.
+void join(const OptimizerConfig& config, const LocalDecoder& local, const std::vector<FlatWeight>& held,
+          const TrainerSnapshot& part, TrainerSnapshot& whole);
 // The other way: a rank's weights and state out of the whole model's. kInvalid where `whole` is that of
 // another model or optimizer; then nothing was changed.
 Result<void> take_part(const OptimizerConfig& config, const LocalDecoder& local,
-                       const TrainerStateView& whole, std::span<float> weights,
-                       const std::vector<StateBuffer>& state);
+                       const std::vector<FlatWeight>& held, const TrainerStateView& whole,
+                       std::span<float> weights, const std::vector<StateBuffer>& state);
 // The same from a state of exactly these weights.
 Result<void> take_all(const TrainerStateView& from, std::span<float> weights,
                       const std::vector<StateBuffer>& state);

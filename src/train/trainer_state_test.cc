@@ -42,7 +42,7 @@ TrainerSnapshot random_state(const OptimizerConfig& optimizer, const model::Deco
       std::memcpy(buffer.bytes.data() + i, &word, 4);
     }
   TrainerSnapshot kept = empty_snapshot(optimizer, weights);
-  join(optimizer, train::whole(decoder), whole, kept);
+  join(optimizer, train::whole(decoder), weights, whole, kept);
   return kept;
 }
 
@@ -62,12 +62,15 @@ TEST(TrainerState, PartsOfAnyMeshMakeTheWholeAgain) {
       TrainerSnapshot joined = empty_snapshot(config.optimizer, flat_weights(layout.decoder));
       size_t most = 0;
       for (const int holder : layout.holders()) {
-        const LocalDecoder local = layout.local(layout.place(holder));
-        TrainerSnapshot part = empty_snapshot(config.optimizer, flat_weights(local));
+        const MeshPlace place = layout.place(holder);
+        const LocalDecoder local = layout.local(place);
+        const Shares shares(local, layout.share_of(place));
+        TrainerSnapshot part = empty_snapshot(config.optimizer, shares.held());
+        part.weights.resize(static_cast<size_t>(shares.held_count()));
         std::vector<StateBuffer> state;
         for (auto& buffer : part.state) state.push_back({buffer.name, buffer.bytes});
-        ASSERT_TRUE(take_part(config.optimizer, local, view, part.weights, state).ok());
-        join(config.optimizer, local, part, joined);
+        ASSERT_TRUE(take_part(config.optimizer, local, shares.held(), view, part.weights, state).ok());
+        join(config.optimizer, local, shares.held(), part, joined);
         most = std::max(most, part.weights.size());
       }
       EXPECT_LT(most, whole.weights.size());

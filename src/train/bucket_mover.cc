@@ -1,0 +1,234 @@
+#include "train/bucket_mover.h"
+
+#include <algorithm>
+#include <map>
+
+#include "base/check.h"
+
+namespace flywheel::train {
+
+using runtime::Communicator;
+using runtime::of;
+
+BucketMover::BucketMover(const LocalDecoder& decoder, Parameters& parameters, Links& links,
+                         const Options& options)
+    : decoder_(decoder), parameters_(parameters), links_(links), options_(options) {
+  const Shares& shares = parameters.shares();
+  for (const auto& chunk : segments_of(decoder)) {
+    for (const Segment& segment : chunk) {
+      std::map<int, Forms> all;
+      for (size_t v = 0; v < kVisits; ++v) {
+        std::map<size_t, Use> by_bucket;
+        for (const auto& [weight, forms] :
+             reads_of(decoder, segment, static_cast<Visit>(v), options.recompute)) {
+          Use& use = by_bucket[shares.bucket_of(weight)];
+          use.bucket = shares.bucket_of(weight);
+          use.weights.emplace_back(weight, forms);
+          all[weight] |= forms;
+        }
+        std::vector<Use>& uses = uses_[v].emplace_back();
+        for (auto& [bucket, use] : by_bucket) uses.push_back(std::move(use));
+      }
+      std::vector<int>& weights = weights_of_.emplace_back();
+      for (const auto& [weight, forms] : all) weights.push_back(weight);
+      kept_.push_back(decoder.steps[segment.end - 1].op == model::Op::kLogits);
+      made_with_.emplace_back();
+    }
+  }
+  for (size_t b = 0; b < shares.buckets().size(); ++b)
+    made_with_[static_cast<size_t>(at(b).segment)].push_back(b);
+  visits_.assign(shares.buckets().size(), 0);
+}
+
+BucketMover::~BucketMover() {
+  discard_gathers();
+  for (const Reduction& reduction : reductions_) wait(reduction.pending);
+  for (const auto& pending : copies_) wait(pending);
+}
+
+void BucketMover::wait(const runtime::Pending& pending) {
+  const Result<void> done = pending.wait();
+  if (links_.failed.ok()) links_.failed = done;
+}
+
+Communicator& BucketMover::ranks() const {
+  Communicator* sharing = links_.sharing();
+  CHECK(sharing != nullptr && sharing->size() == parameters_.shares().options().ranks,
+        "{} ranks share what is cut for {}", Links::size(sharing), parameters_.shares().options().ranks);
+  return *sharing;
+}
+
+void BucketMover::begin(int64_t microbatches) {
+  discard_gathers();
+  microbatches_ = microbatches;
+  std::ranges::fill(visits_, 0);
+  parameters_.clear_gradients();
+}
+
+const std::vector<BucketMover::Use>& BucketMover::uses(int segment, Visit visit) const {
+  return uses_[static_cast<size_t>(visit)][static_cast<size_t>(segment)];
+}
+
+bool BucketMover::missing(const Use& use) const {
+  return std::ranges::any_of(use.weights, [&](const auto& weight) {
+    return (weight.second & ~parameters_.here(weight.first)) != 0;
+  });
+}
+
+void BucketMover::start_gather(const Use& use) {
+  if (!missing(use) || std::ranges::find(gathers_, use.bucket, &Gather::bucket) != gathers_.end()) return;
+  const Bucket& bucket = at(use.bucket);
+  Gather& gather = gathers_.emplace_back(Gather{.bucket = use.bucket, .values = {}, .pending = {}});
+  gather.values.resize(static_cast<size_t>(bucket.size()));
+  const std::span<const float> own = parameters_.own_part(bucket);
+  if (!links_.failed.ok()) return;
+  const runtime::AllGather op{.in = of(own), .out = of(std::span(gather.values))};
+  gather.pending.push_back(ranks().start(op, links_.deadline));
+}
+
+void BucketMover::finish_gather(const Use& use) {
+  const auto gather = std::ranges::find(gathers_, use.bucket, &Gather::bucket);
+  if (gather == gathers_.end()) return;
+  for (const auto& pending : gather->pending) wait(pending);
+  if (parameters_.shares().stage() == 3) {
+    for (const auto& [weight, forms] : use.weights) parameters_.make_forms(weight, forms, gather->values);
+  } else {
+    for (size_t w = at(use.bucket).first; w < at(use.bucket).last; ++w) {
+      const int weight = static_cast<int>(w);
+      parameters_.make_forms(weight, parameters_.forms(weight), gather->values);
+    }
+  }
+  gathers_.erase(gather);
+}
+
+void BucketMover::discard_gathers() {
+  for (const Gather& gather : gathers_)
+    for (const auto& pending : gather.pending) wait(pending);
+  gathers_.clear();
+}
+
+void BucketMover::before(int segment, Visit visit, int next) {
+  if (!parameters_.shares().partitioned()) return;
+  std::vector<const Use*> order;
+  for (const Use& use : uses(segment, visit)) order.push_back(&use);
+  const size_t own = order.size();
+  if (next >= 0) {
+    for (const Use& use : uses(next, visit)) order.push_back(&use);
+  }
+  // One ahead, over the edge of the segment too.
+  for (size_t i = 0; i < std::max<size_t>(own, 1) && i < order.size(); ++i) {
+    if (i < own) start_gather(*order[i]);
+    const size_t ahead = i < own ? i + 1 : i;
+    if (options_.overlap && ahead < order.size()) start_gather(*order[ahead]);
+    if (i < own) finish_gather(*order[i]);
+  }
+}
+
+void BucketMover::after(int segment, Visit visit) {
+  const auto s = static_cast<size_t>(segment);
+  if (parameters_.shares().stage() < 3 || (visit == Visit::kForward && kept_[s])) return;
+  for (const int weight : weights_of_[s]) parameters_.drop_forms(weight);
+}
+
+void BucketMover::begin_evaluation() {
+  discard_gathers();
+  const Shares& shares = parameters_.shares();
+  if (!shares.partitioned() || shares.stage() == 3) return;
+  for (size_t s = 0; s < weights_of_.size(); ++s) {
+    before(static_cast<int>(s), Visit::kForward, s + 1 < weights_of_.size() ? static_cast<int>(s + 1) : -1);
+  }
+}
+
+// Norms and biases of which each tensor rank has made a part.
+void BucketMover::sum_partial(const Bucket& bucket) {
+  if (links_.tensor == nullptr) return;
+  std::vector<std::span<float>> partial;
+  std::vector<float> parts;
+  for (size_t w = bucket.first; w < bucket.last; ++w) {
+    if (decoder_.shards[w].copies != WeightShard::Copies::kPartial) continue;
+    partial.push_back(parameters_.gradient(static_cast<int>(w)));
+    parts.insert(parts.end(), partial.back().begin(), partial.back().end());
+  }
+  if (parts.empty()) return;
+  links_.all_reduce(links_.tensor, parts);
+  auto from = parts.begin();
+  for (const auto& gradient : partial) {
+    std::copy_n(from, gradient.size(), gradient.begin());
+    from += std::ssize(gradient);
+  }
+}
+
+void BucketMover::reduce(int segment) {
+  const std::vector<size_t>& buckets = made_with_[static_cast<size_t>(segment)];
+  for (auto bucket = buckets.rbegin(); bucket != buckets.rend(); ++bucket) {
+    const bool last = ++visits_[*bucket] == microbatches_;
+    if (parameters_.shares().stage() < 2 && !last) continue;  // the sum goes on here
+    sum_partial(at(*bucket));
+    start_reduction(*bucket);
+  }
+}
+
+void BucketMover::start_reduction(size_t index) {
+  const Bucket& bucket = at(index);
+  const int stage = parameters_.shares().stage();
+  if (parameters_.shares().options().ranks == 1 || !links_.failed.ok()) return;
+  if (stage == 0) {
+    const std::span<float> all = parameters_.bucket_gradients(bucket);
+    const runtime::AllReduce op{.in = of(std::span<const float>(all)), .out = of(all)};
+    reductions_.push_back({index, visits_[index], {}, {}, ranks().start(op, links_.deadline)});
+  } else {
+    finish_reductions();
+    std::vector<float> whole, part(static_cast<size_t>(bucket.part));
+    if (stage >= 2) whole = parameters_.take_gradients(bucket);
+    const std::span<const float> in = stage >= 2 ? std::span(whole) : parameters_.bucket_gradients(bucket);
+    const runtime::ReduceScatter op{.in = of(in), .out = of(std::span(part))};
+    runtime::Pending pending = ranks().start(op, links_.deadline);
+    reductions_.push_back({index, visits_[index], std::move(whole), std::move(part), std::move(pending)});
+  }
+  if (!options_.overlap) finish_reductions();
+}
+
+void BucketMover::finish_reductions() {
+  const int stage = parameters_.shares().stage();
+  for (const Reduction& reduction : reductions_) {
+    wait(reduction.pending);
+    const std::span<float> own = parameters_.own_gradients(at(reduction.bucket));
+    const std::vector<float>& sum = reduction.part;
+    if (stage == 1 || (stage >= 2 && reduction.visit == 1)) {
+      std::ranges::copy(sum, own.begin());
+    } else if (stage >= 2) {
+      for (size_t i = 0; i < own.size(); ++i) own[i] += sum[i];
+    }
+    if (links_.copies == nullptr || reduction.visit != microbatches_ || !links_.failed.ok()) continue;
+    const runtime::AllReduce op{.in = of(std::span<const float>(own)), .out = of(own)};
+    copies_.push_back(links_.copies->start(op, links_.deadline));
+  }
+  reductions_.clear();
+}
+
+// The first stage and the last have both added to the gradient of the embedding.
+void BucketMover::share_between_stages(const Bucket& bucket) {
+  const std::span<float> own = parameters_.shares().stage() == 0 ? parameters_.bucket_gradients(bucket)
+                                                                 : parameters_.own_gradients(bucket);
+  const int last = static_cast<int>(Links::size(links_.pipeline)) - 1;
+  const int other = options_.pipeline == 0 ? last : 0;
+  std::vector<float> theirs(own.size());
+  if (!links_.failed.ok()) return;
+  const runtime::Pending sent = links_.pipeline->start(
+      runtime::Send{.in = of(std::span<const float>(own)), .to = other}, links_.deadline);
+  links_.run(links_.pipeline, runtime::Recv{.out = of(std::span(theirs)), .from = other});
+  wait(sent);
+  for (size_t i = 0; i < own.size(); ++i) own[i] += theirs[i];
+}
+
+void BucketMover::finish() {
+  finish_reductions();
+  for (const runtime::Pending& pending : copies_) wait(pending);
+  copies_.clear();
+  discard_gathers();
+  for (const Bucket& bucket : parameters_.shares().buckets()) {
+    if (bucket.shared_by_stages) share_between_stages(bucket);
+  }
+}
+
+}  // namespace flywheel::train

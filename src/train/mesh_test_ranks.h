@@ -1,0 +1,185 @@
+// For tests: the ranks of a mesh as threads of this process, each with its own trainer.
+//
+//   const Trace trace = train_on_mesh(config, decoder);      // rank 0's, all ranks having agreed
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "base/check.h"
+#include "base/philox.h"
+#include "train/trainer.h"
+
+namespace flywheel::train {
+
+inline Deadline soon() {
+  return Deadline::after_ms(60'000);
+}
+
+// Where the ranks of a mesh find each other's endpoints.
+class Board {
+ public:
+  std::vector<std::string> exchange(const std::string& group, int rank, int size,
+                                    const std::string& endpoint) {
+    std::unique_lock lock(mutex_);
+    auto& endpoints = groups_[group];
+    endpoints[rank] = endpoint;
+    changed_.notify_all();
+    CHECK(changed_.wait_for(lock, std::chrono::seconds(60), [&] { return std::ssize(endpoints) == size; }),
+          "not all ranks of {} came", group);
+    std::vector<std::string> all;
+    for (const auto& [r, text] : endpoints) all.push_back(text);
+    return all;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::string, std::map<int, std::string>> groups_;
+};
+
+// One rank's communicators; axes of one rank have none.
+class RankLinks {
+ public:
+  RankLinks(const runtime::Shape& shape, int rank, Board& board) {
+    links.pipeline = open(shape, rank, "pipeline", board);
+    links.replicas = open(shape, rank, batch_axes(shape), board);
+    if (shape.axis_size("copy").ok()) {
+      links.group = open(shape, rank, "data", board);
+      links.copies = open(shape, rank, "copy", board);
+    }
+    links.tensor = open(shape, rank, "tensor", board);
+    links.all = open(shape, rank, "", board);
+    links.deadline = soon();
+  }
+  Links links;
+
+ private:
+  runtime::Communicator* open(const runtime::Shape& shape, int rank, const std::string& axis, Board& board) {
+    const auto ranks = shape.group(rank, axis);
+    if (!ranks.ok() || ranks->size() == 1) return nullptr;
+    const auto self = static_cast<int>(std::ranges::find(*ranks, rank) - ranks->begin());
+    const std::string name = fmt::format("{}[{}]", axis, ranks->front());
+    auto communicator =
+        runtime::Communicator::open({.name = fmt::format("{}/{}", static_cast<void*>(&board), name),
+                                     .epoch = 1,
+                                     .rank = self,
+                                     .hosts = std::vector<std::string>(ranks->size(), "127.0.0.1")});
+    CHECK(communicator.ok(), "{}", communicator.error().message);
+    const auto endpoints =
+        board.exchange(name, self, static_cast<int>(ranks->size()), (*communicator)->endpoint());
+    const auto connected = (*communicator)->connect(endpoints, soon());
+    CHECK(connected.ok(), "{}", connected.error().message);
+    owned_.push_back(std::move(*communicator));
+    return owned_.back().get();
+  }
+  std::vector<std::unique_ptr<runtime::Communicator>> owned_;
+};
+
+struct Trace {
+  std::vector<double> losses, norms;
+  std::vector<bool> skipped;
+  TrainerSnapshot half, whole;  // after half the steps and after all
+};
+
+inline data::Batch batch_of(const TrainConfig& config, int64_t vocab, int64_t step, int64_t rank) {
+  const int64_t world = config.mesh.data, row = config.batch.length + 1;
+  const int64_t begin = config.batch.sequences * rank / world,
+                end = config.batch.sequences * (rank + 1) / world;
+  Philox rng(config.seed, static_cast<uint64_t>(1000 + step));
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < config.batch.sequences * row; ++i)
+    tokens.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab))));
+  return {.sequences = end - begin,
+          .length = config.batch.length,
+          .tokens = {tokens.begin() + begin * row, tokens.begin() + end * row}};
+}
+
+// The steps of one rank, from `state` where there is one; rank 0's trace counts.
+inline Trace train(const TrainConfig& config, const Layout& layout, int rank, const Links& links,
+                   const TrainerSnapshot* state = nullptr) {
+  ThreadPool pool(1);
+  Trainer trainer(config, layout, layout.place(rank), pool);
+  trainer.parameters().initialize(config.seed);
+  if (state != nullptr) {
+    EXPECT_TRUE(trainer.restore_whole(state->bytes()).ok());
+  }
+  Trace trace;
+  for (int64_t step = trainer.next_step(); step < config.steps; ++step) {
+    if (step == config.steps / 2) trace.half = trainer.whole_snapshot(links).value();
+    const auto result = trainer.step(
+        batch_of(config, layout.decoder.config.vocab_size, step, Links::rank(links.replicas)), links);
+    if (!result.ok()) {
+      ADD_FAILURE() << "rank " << rank << ": " << result.error().message;
+      return trace;
+    }
+    trace.losses.push_back(result->loss), trace.norms.push_back(result->gradient_norm);
+    trace.skipped.push_back(result->skipped);
+  }
+  trace.whole = trainer.whole_snapshot(links).value();
+  return trace;
+}
+
+// All ranks agree on losses, norms and skips.
+inline Trace train_on_mesh(const TrainConfig& config, const model::Decoder& decoder,
+                           const TrainerSnapshot* state = nullptr) {
+  const auto layout = make_layout(config, decoder);
+  if (!layout.ok()) {
+    ADD_FAILURE() << layout.error().message;
+    return {};
+  }
+  Board board;
+  std::vector<Trace> traces(static_cast<size_t>(layout->shape.size()));
+  std::vector<std::jthread> threads;
+  for (int rank = 0; rank < layout->shape.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      RankLinks ranks(layout->shape, rank, board);
+      traces[static_cast<size_t>(rank)] = train(config, *layout, rank, ranks.links, state);
+    });
+  }
+  threads.clear();
+  for (const Trace& trace : traces) {
+    EXPECT_EQ(trace.losses, traces[0].losses);
+    EXPECT_EQ(trace.norms, traces[0].norms);
+    EXPECT_EQ(trace.skipped, traces[0].skipped);
+  }
+  return std::move(traces[0]);
+}
+
+inline double worst(const std::vector<double>& got, const std::vector<double>& want) {
+  if (got.size() != want.size()) return HUGE_VAL;
+  double error = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double one = std::abs(got[i] / want[i] - 1);
+    if (!std::isfinite(one)) return HUGE_VAL;  // std::max would lose a NaN
+    error = std::max(error, one);
+  }
+  return error;
+}
+
+// What differs, step by step.
+inline std::string differences(const std::vector<double>& got, const std::vector<double>& want) {
+  std::string text;
+  for (size_t i = 0; i < std::min(got.size(), want.size()); ++i)
+    text += fmt::format(" {:.4g} ({:+.1e})", want[i], got[i] / want[i] - 1);
+  return text;
+}
+
+// `wide`: blocks of 8-bit state and of fp8 lie whole on each of two tensor ranks.
+inline model::Decoder random_decoder(Philox& rng, bool wide) {
+  model::DecoderConfig c;
+  c.family = rng.below(2) == 0 ? "llama" : "qwen3";
+  c.vocab_size = wide ? 128 : 101, c.hidden_size = 48, c.intermediate_size = wide ? 512 : 80;
+  c.num_layers = 8, c.num_heads = 8, c.num_kv_heads = 4, c.head_dim = wide ? 64 : 12, c.max_positions = 64;
+  c.tied_embeddings = rng.below(2) == 0;
+  c.qk_norm = c.family == "qwen3";
+  c.qkv_bias = rng.below(2) == 0, c.output_bias = c.family == "llama" && rng.below(2) == 0;
+  return model::describe(c);
+}
+
+}  // namespace flywheel::train

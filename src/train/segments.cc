@@ -1,0 +1,84 @@
+#include "train/segments.h"
+
+#include <algorithm>
+#include <map>
+
+namespace flywheel::train {
+namespace {
+
+using model::Op;
+
+std::vector<Segment> segments_of(const LocalDecoder& decoder, const Chunk& chunk, int first_number) {
+  std::vector<Segment> segments;
+  for (size_t i = chunk.begin; i < chunk.end; ++i) {
+    if (segments.empty() || decoder.steps[i].layer != decoder.steps[i - 1].layer) {
+      segments.push_back(
+          {.begin = i, .number = first_number + static_cast<int>(segments.size()), .in = {}, .out = {}});
+    }
+    segments.back().end = i + 1;
+  }
+  std::vector<size_t> made(decoder.values.size(), chunk.begin), last_use(decoder.values.size(), 0);
+  if (chunk.in >= 0) made[static_cast<size_t>(chunk.in)] = 0;
+  for (size_t i = chunk.begin; i < chunk.end; ++i) {
+    made[static_cast<size_t>(decoder.steps[i].out)] = i + 1;
+    for (const int in : decoder.steps[i].in) last_use[static_cast<size_t>(in)] = i;
+  }
+  last_use[static_cast<size_t>(chunk.out)] = chunk.end;
+  for (Segment& s : segments) {
+    for (size_t i = s.begin; i < s.end; ++i) {
+      for (const int in : decoder.steps[i].in) {
+        if (made[static_cast<size_t>(in)] <= s.begin && std::ranges::find(s.in, in) == s.in.end())
+          s.in.push_back(in);
+      }
+      const int out = decoder.steps[i].out;
+      if (last_use[static_cast<size_t>(out)] >= s.end) s.out.push_back(out);
+    }
+  }
+  return segments;
+}
+
+// Of the step's weight; its bias is always read as values, by the forward pass alone.
+Forms forms_of(Op op, Visit visit, bool forward) {
+  const bool backward = visit == Visit::kBackward;
+  switch (op) {
+    case Op::kEmbed:
+      return forward ? kRows : 0;
+    case Op::kRmsNorm:
+    case Op::kHeadNorm:
+      return kValues;
+    case Op::kLinear:
+      return (forward ? kPacked : 0) | (backward ? kTransposed : 0);
+    case Op::kLogits:  // the loss makes its gradient at once
+      return backward ? 0 : kPacked | (visit == Visit::kForward ? kTransposed : 0);
+    default:
+      return 0;
+  }
+}
+
+}  // namespace
+
+std::vector<std::vector<Segment>> segments_of(const LocalDecoder& decoder) {
+  std::vector<std::vector<Segment>> chunks;
+  int number = 0;
+  for (const Chunk& chunk : decoder.chunks) {
+    chunks.push_back(segments_of(decoder, chunk, number));
+    number += static_cast<int>(chunks.back().size());
+  }
+  return chunks;
+}
+
+std::vector<std::pair<int, Forms>> reads_of(const LocalDecoder& decoder, const Segment& segment, Visit visit,
+                                            bool again) {
+  std::map<int, Forms> reads;
+  for (size_t i = segment.begin; i < segment.end; ++i) {
+    const LocalStep& step = decoder.steps[i];
+    const bool forward = visit != Visit::kBackward || (again && step.layer >= 0);
+    const bool own = step.exchange == Exchange::kNone && !step.bias_alone;
+    if (own && step.weight >= 0) reads[step.weight] |= forms_of(step.op, visit, forward);
+    if (step.bias >= 0 && forward) reads[step.bias] |= kValues;
+  }
+  std::erase_if(reads, [](const auto& entry) { return entry.second == 0; });
+  return {reads.begin(), reads.end()};
+}
+
+}  // namespace flywheel::train

@@ -1,0 +1,194 @@
+// ZeRO: every stage gives the bits of stage 0 where sums can be in the same order, state goes from any stage
+// and mesh to any other, and a step that fails has changed nothing. Against one worker: mesh_slow_test.cc.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <random>
+
+#include "train/mesh_test_ranks.h"
+
+namespace flywheel::train {
+namespace {
+
+constexpr OptimizerType kElementwise[] = {OptimizerType::kAdamW, OptimizerType::kAdam, OptimizerType::kSgd,
+                                          OptimizerType::kLion, OptimizerType::kAdamW8Bit};
+
+int64_t pick(Philox& rng, std::initializer_list<int64_t> from) {
+  return from.begin()[rng.below(from.size())];
+}
+
+TrainConfig random_config(Philox& rng) {
+  TrainConfig config;
+  config.steps = 4;
+  config.seed = rng.next_u32();
+  do {
+    config.mesh = {
+        .data = pick(rng, {2, 3, 4}), .tensor = pick(rng, {1, 1, 2}), .pipeline = pick(rng, {1, 1, 2})};
+  } while (config.mesh.workers() > 8);
+  config.mesh.sequence_parallel = config.mesh.tensor > 1 && rng.below(2) == 0;
+  if (config.mesh.pipeline > 1) {
+    config.mesh.schedule =
+        std::array{ScheduleKind::kGPipe, ScheduleKind::kOneForwardOneBackward, ScheduleKind::kInterleaved,
+                   ScheduleKind::kZeroBubbleH1, ScheduleKind::kZeroBubbleV}[rng.below(5)];
+  }
+  config.mesh.bucket_values = pick(rng, {100, 10'000, 25'000'000});
+  config.mesh.overlap = rng.below(4) > 0;
+  const int64_t microbatches = config.mesh.pipeline * pick(rng, {1, 2});
+  config.batch = {.sequences = config.mesh.data * microbatches, .length = 24, .micro_sequences = 1};
+  config.recompute = rng.below(3) == 0;
+  config.precision =
+      std::array{Precision::kF32, Precision::kBF16, Precision::kFP16, Precision::kFP8}[rng.below(4)];
+  config.loss_scale.initial_power = 10;
+  config.optimizer.type = kElementwise[rng.below(std::size(kElementwise))];
+  config.optimizer.clip_norm = 0.1;  // every step clips
+  config.optimizer.ema_decay = rng.below(2) == 0 ? 0.9 : 0;
+  return config;
+}
+
+TEST(Zero, EveryStageGivesTheSameBits) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  Philox rng(seed);
+  for (int trial = 0; trial < 12; ++trial) {
+    TrainConfig config = random_config(rng);
+    const model::Decoder decoder = random_decoder(rng, true);
+    SCOPED_TRACE(fmt::format(
+        "data={} tensor={} pipeline={} {} recompute={} buckets of {}, optimizer {}, "
+        "precision {}, {} sequences",
+        config.mesh.data, config.mesh.tensor, config.mesh.pipeline, config_name(config.mesh.schedule),
+        config.recompute, config.mesh.bucket_values, config_name(config.optimizer.type),
+        config_name(config.precision), config.batch.sequences));
+    std::array<Trace, 4> traces;
+    for (int stage = 0; stage <= 3; ++stage) {
+      config.mesh.zero = stage;
+      traces[static_cast<size_t>(stage)] = train_on_mesh(config, decoder);
+    }
+    const auto same = [&](size_t a, size_t b) {
+      EXPECT_EQ(traces[a].losses, traces[b].losses) << "stages " << a << " and " << b;
+      EXPECT_EQ(traces[a].norms, traces[b].norms) << "stages " << a << " and " << b;
+      EXPECT_EQ(traces[a].whole.sha256(), traces[b].whole.sha256()) << "stages " << a << " and " << b;
+    };
+    ASSERT_EQ(traces[0].losses.size(), 4u);
+    same(0, 1), same(2, 3);
+    if (config.batch.sequences == config.mesh.data) same(0, 3);
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+// Half way the state moves to another mesh and stage.
+TEST(Zero, StateGoesOnAtAnyStageOfAnyMesh) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  Philox rng(seed);
+  for (int trial = 0; trial < 6; ++trial) {
+    TrainConfig config = random_config(rng);
+    config.precision = Precision::kF32;
+    config.optimizer.type = OptimizerType::kAdamW;
+    config.optimizer.epsilon = 1e-5;
+    config.mesh = {.data = 4, .zero = pick(rng, {0, 1, 2, 3})};
+    config.batch = {.sequences = 12, .length = 24};
+    const model::Decoder decoder = random_decoder(rng, false);
+    const Trace undisturbed = train_on_mesh(config, decoder);
+    const std::vector<double> rest(undisturbed.losses.begin() + 2, undisturbed.losses.end());
+    TrainConfig other = config;
+    other.mesh.zero = (config.mesh.zero + pick(rng, {1, 2, 3})) % 4;
+    const Trace same_mesh = train_on_mesh(other, decoder, &undisturbed.half);
+    EXPECT_EQ(same_mesh.losses, rest) << "from stage " << config.mesh.zero << " to " << other.mesh.zero;
+    EXPECT_EQ(same_mesh.whole.sha256(), undisturbed.whole.sha256());
+    other.mesh = {.data = pick(rng, {1, 2, 3}), .tensor = pick(rng, {1, 2}), .zero = pick(rng, {1, 2, 3})};
+    const Trace other_mesh = train_on_mesh(other, decoder, &undisturbed.half);
+    EXPECT_LT(worst(other_mesh.losses, rest), 1e-5) << differences(other_mesh.losses, rest);
+  }
+}
+
+// Groups of two and their copies: another order of the same sum.
+TEST(Zero, GroupsThatShareGiveTheLossesOfAll) {
+  Philox rng(std::random_device{}());
+  const model::Decoder decoder = random_decoder(rng, false);
+  TrainConfig config = random_config(rng);
+  config.precision = Precision::kF32;
+  config.optimizer.type = OptimizerType::kAdamW;
+  config.optimizer.epsilon = 1e-5;
+  config.batch = {.sequences = 8, .length = 24, .micro_sequences = 1};
+  config.mesh = {.data = 4, .tensor = 2};
+  const Trace whole = train_on_mesh(config, decoder);
+  std::vector<std::string> digests;
+  for (const int64_t stage : {1, 2, 3}) {
+    config.mesh.zero = stage, config.mesh.zero_group = 2;
+    const Trace groups = train_on_mesh(config, decoder);
+    EXPECT_LT(worst(groups.losses, whole.losses), 1e-5) << differences(groups.losses, whole.losses);
+    EXPECT_LT(worst(groups.norms, whole.norms), 1e-5) << differences(groups.norms, whole.norms);
+    digests.push_back(groups.whole.sha256());
+  }
+  EXPECT_EQ(digests[1], digests[2]);
+  config.mesh.zero_group = 4;  // all of them: one group
+  EXPECT_EQ(make_layout(config, decoder)->shape.to_string(), "data=4 tensor=2");
+}
+
+// A rank is lost in the middle of a step: the others say so, have changed nothing, and wait for nobody.
+TEST(Zero, ALostRankEndsTheStepEverywhereAndChangesNothing) {
+  Philox rng(std::random_device{}());
+  const model::Decoder decoder = random_decoder(rng, false);
+  for (const int64_t stage : {0, 1, 2, 3}) {
+    TrainConfig config = random_config(rng);
+    config.precision = Precision::kF32;
+    config.mesh = {.data = 3, .zero = stage};
+    config.batch = {.sequences = 6, .length = 24, .micro_sequences = 1};
+    const Layout layout = make_layout(config, decoder).value();
+    Board board;
+    std::vector<std::jthread> threads;
+    for (int rank = 0; rank < 3; ++rank) {
+      threads.emplace_back([&, rank] {
+        RankLinks ranks(layout.shape, rank, board);
+        ThreadPool pool(1);
+        Trainer trainer(config, layout, layout.place(rank), pool);
+        trainer.parameters().initialize(1);
+        const auto step = [&] {
+          return trainer.step(batch_of(config, decoder.config.vocab_size, trainer.next_step(), rank),
+                              ranks.links);
+        };
+        EXPECT_TRUE(step().ok());
+        const std::string before = trainer.sha256();
+        if (rank == 1) {
+          usleep(5000);  // the others are under way
+          ranks.links.replicas->abort("it is a test");
+          return;
+        }
+        const auto lost = step();
+        EXPECT_FALSE(lost.ok());
+        EXPECT_EQ(trainer.sha256(), before);
+        EXPECT_EQ(trainer.next_step(), 1);
+      });
+    }
+  }
+}
+
+TEST(Zero, WhatCannotBeSharedIsRefusedWithTheReason) {
+  Philox rng(1);
+  const model::Decoder decoder = random_decoder(rng, false);
+  TrainConfig config;
+  config.mesh = {.data = 2, .zero = 1};
+  config.optimizer.type = OptimizerType::kMuon;
+  EXPECT_TRUE(
+      make_layout(config, decoder).error().message.starts_with("mesh.zero: muon needs whole matrices"));
+  config.optimizer.type = OptimizerType::kAdamW;
+  config.batch = {.sequences = 5, .length = 24, .micro_sequences = 2};
+  EXPECT_TRUE(make_layout(config, decoder).ok());
+  config.mesh.zero = 2;
+  EXPECT_TRUE(
+      make_layout(config, decoder).error().message.starts_with("mesh.zero: stage 2 exchanges at every"));
+  config.mesh = {.data = 1, .zero = 3};  // nobody to share with
+  EXPECT_EQ(make_layout(config, decoder)->share.stage, 0);
+  config.data.train = "x";
+  config.mesh = {.data = 2, .zero = 4};
+  EXPECT_THROW(check(config), UserError);
+  config.mesh = {.data = 6, .zero = 1, .zero_group = 4};
+  EXPECT_THROW(check(config), UserError);
+  config.mesh = {.data = 4, .zero_group = 2};
+  EXPECT_THROW(check(config), UserError);
+}
+
+}  // namespace
+}  // namespace flywheel::train
