@@ -168,24 +168,14 @@ std::span<const float> Parameters::own_part(const Bucket& bucket) const {
                                      static_cast<size_t>(bucket.part));
 }
 
-const float* Parameters::share_gradient(size_t i) const {
-  const FlatWeight& piece = shares_.share()[i];
+const float* Parameters::held_gradient(size_t i) const {
+  const FlatWeight& piece = shares_.held()[i];
   if (!open_.empty()) return gradients_.data() + piece.offset;
   return gradients_.data() + entries_[piece.index].place.offset + piece.first;
 }
 
-const float* Parameters::held_gradient(size_t i) const {
-  return shares_.partitioned() ? share_gradient(i) : gradients_.data() + shares_.held()[i].offset;
-}
-
-double Parameters::squared_gradients(const std::function<bool(const WeightShard&)>& counts) const {
-  double sum = 0;
-  for (size_t i = 0; i < shares_.share().size(); ++i) {
-    const FlatWeight& piece = shares_.share()[i];
-    if (counts != nullptr && !counts(decoder_.shards[piece.index])) continue;
-    sum += kernels::sum_of_squares(share_gradient(i), piece.count, pool_);
-  }
-  return sum;
+double Parameters::squared_gradients() const {
+  return kernels::sum_of_squares(gradients_.data(), std::ssize(gradients_), pool_);
 }
 
 void Parameters::clear_gradients() {

@@ -17,7 +17,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -60,12 +59,10 @@ class Parameters {
   // share.
   std::span<float> weights() { return weights_; }
   std::span<float> gradients() { return gradients_; }
-  // Of the i-th of shares().held(), and of the i-th of shares().share(), in gradients().
+  // Those of the i-th of shares().held().
   const float* held_gradient(size_t i) const;
-  const float* share_gradient(size_t i) const;
 
-  // Over this rank's share of the weights (with one rank: over all), or over those of it that `counts` takes.
-  double squared_gradients(const std::function<bool(const WeightShard&)>& counts = nullptr) const;
+  double squared_gradients() const;  // over gradients()
   void clear_gradients();
   // After weights() changed.
   void pack();

@@ -3,6 +3,8 @@
 #include <array>
 #include <cmath>
 
+#include "kernels/elementwise.h"
+
 namespace flywheel::train {
 namespace {
 
@@ -41,6 +43,23 @@ bool Trainer::counts(const WeightShard& shard) const {
   return !shard.shared_by_stages || place_.pipeline == 0;
 }
 
+// Of the sums over the data axis every rank squares its share, at every stage: so the norm has the same bits.
+// At stage 0 the rank is the communicator's, as the state of any replica may have become this one's.
+double Trainer::squared_share() {
+  const Shares& shares = parameters_.shares();
+  const int64_t rank = Links::rank(links_.sharing());
+  double sum = 0;
+  for (const Bucket& bucket : shares.buckets()) {
+    const int64_t begin = bucket.begin + rank * bucket.part;
+    const int64_t at = shares.stage() <= 1 ? begin : bucket.share_begin;
+    for (const FlatWeight& piece : slice(shares.weights(), begin, begin + bucket.part)) {
+      if (!counts(local_.shards[piece.index])) continue;
+      sum += kernels::sum_of_squares(parameters_.gradients().data() + at + piece.offset, piece.count, pool_);
+    }
+  }
+  return sum;
+}
+
 Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
   links_ = links;
   const int64_t row = batch.length + 1;
@@ -60,10 +79,8 @@ Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
   RETURN_IF_ERROR(links_.failed);
   // Each number once: losses come from the ranks of the last stage, squares from one copy of each weight.
   const bool tells = pipeline_.has_last_stage() && place_.tensor == 0;
-  // Of the sums over the data axis every rank squares its share, whatever the stage.
   double squares = 0;
-  if (Links::rank(links_.copies) == 0)
-    squares = parameters_.squared_gradients([&](const WeightShard& s) { return counts(s); });
+  if (Links::rank(links_.copies) == 0) squares = squared_share();
   std::array<double, 3> sums = {tells ? loss : 0,
                                 tells ? static_cast<double>(batch.sequences * batch.length) : 0, squares};
   links_.sum(links_.all, sums);

@@ -78,6 +78,7 @@ class Trainer {
 
  private:
   bool counts(const WeightShard& shard) const;
+  double squared_share();
   float gradient_scale() const;
   void take_over(const TrainerStateView& state);  // all but weights and optimizer state
 
