@@ -139,7 +139,7 @@ int verb_train(const std::vector<std::string>& args) {
       "Ctrl-C or SIGTERM stops a run so that it can be resumed; the same command again goes on with it.\n\n"
       "  flywheel train examples/tiny.yaml                      2 workers on this machine\n"
       "  flywheel train examples/tiny.yaml --set mesh.data=4 --set optimizer.lr=3e-4\n"
-      "  flywheel train examples/tiny.yaml --set mesh.zero=2     workers share optimizer state and gradients\n"
+      "  flywheel train examples/tiny.yaml --set mesh.zero=2     workers share state and gradients\n"
       "  flywheel train --resume tiny-1                         go on where run tiny-1 was\n"
       "  flywheel train examples/tiny.yaml --show-config        every key, as it would be used\n"
       "  flywheel train examples/tiny.yaml --deepspeed ds_config.json\n");
