@@ -41,9 +41,7 @@ BucketMover::BucketMover(const LocalDecoder& decoder, Parameters& parameters, Li
 }
 
 BucketMover::~BucketMover() {
-  discard_gathers();
-  for (const Reduction& reduction : reductions_) wait(reduction.pending);
-  for (const auto& pending : copies_) wait(pending);
+  abandon();
 }
 
 void BucketMover::wait(const runtime::Pending& pending) {
@@ -59,7 +57,7 @@ Communicator& BucketMover::ranks() const {
 }
 
 void BucketMover::begin(int64_t microbatches) {
-  discard_gathers();
+  abandon();
   microbatches_ = microbatches;
   std::ranges::fill(visits_, 0);
   parameters_.clear_gradients();
@@ -99,12 +97,16 @@ void BucketMover::finish_gather(const Use& use) {
     }
   }
   gathers_.erase(gather);
+  if (!links_.failed.ok()) parameters_.pack();  // these forms are nothing to go on with
 }
 
-void BucketMover::discard_gathers() {
+// The buffers must outlive the operations; how these end is no news for who begins anew.
+void BucketMover::abandon() {
   for (const Gather& gather : gathers_)
-    for (const auto& pending : gather.pending) wait(pending);
-  gathers_.clear();
+    for (const auto& pending : gather.pending) (void)pending.wait();
+  for (const Reduction& reduction : reductions_) (void)reduction.pending.wait();
+  for (const auto& pending : copies_) (void)pending.wait();
+  gathers_.clear(), reductions_.clear(), copies_.clear();
 }
 
 void BucketMover::before(int segment, Visit visit, int next) {
@@ -131,7 +133,7 @@ void BucketMover::after(int segment, Visit visit) {
 }
 
 void BucketMover::begin_evaluation() {
-  discard_gathers();
+  abandon();
   const Shares& shares = parameters_.shares();
   if (!shares.partitioned() || shares.stage() == 3) return;
   for (size_t s = 0; s < weights_of_.size(); ++s) {
@@ -225,7 +227,7 @@ void BucketMover::finish() {
   finish_reductions();
   for (const runtime::Pending& pending : copies_) wait(pending);
   copies_.clear();
-  discard_gathers();
+  abandon();
   for (const Bucket& bucket : parameters_.shares().buckets()) {
     if (bucket.shared_by_stages) share_between_stages(bucket);
   }

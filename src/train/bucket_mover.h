@@ -83,7 +83,7 @@ class BucketMover {
   bool missing(const Use& use) const;
   void start_gather(const Use& use);
   void finish_gather(const Use& use);
-  void discard_gathers();  // of visits that an error has prevented
+  void abandon();  // what an error has left under way
   void sum_partial(const Bucket& bucket);
   void start_reduction(size_t bucket);
   void finish_reductions();
