@@ -99,9 +99,9 @@ struct MeshConfig {
   std::string address;            // of this machine, for workers on other hosts
   int64_t port = 0;               // of this machine for them: this one and the next two; 0: any free ones
   int64_t workers() const { return data * tensor * pipeline; }
-  // Data ranks among which state is shared, and ZeRO's stage: 0 where one would have all of it.
-  int64_t sharing() const { return zero > 0 && zero_group > 0 ? zero_group : data; }
-  int stage() const { return sharing() > 1 ? static_cast<int>(zero) : 0; }
+  // ZeRO's stage, 0 where one rank would have all; and the data ranks that lie in the same buckets.
+  int stage() const { return data > 1 && zero_group != 1 ? static_cast<int>(zero) : 0; }
+  int64_t sharing() const { return stage() > 0 && zero_group > 0 ? zero_group : data; }
   int64_t num_hosts() const { return hosts.empty() ? 1 : std::ssize(hosts); }
   template <typename V>
   void fields(V& v) {

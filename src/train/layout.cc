@@ -36,16 +36,14 @@ Result<void> check_sharing(const TrainConfig& config) {
         "(and mesh.tensor to cut the state), or optimizer.type adamw, adamw_8bit, lion or sgd",
         type == OptimizerType::kMuon ? "muon" : "adafactor");
   }
-  const int64_t least = config.batch.sequences / mesh.data,
-                most = (config.batch.sequences + mesh.data - 1) / mesh.data,
-                micro = config.batch.micro_sequences;
-  if (mesh.stage() >= 2 && micro > 0 && (least + micro - 1) / micro != (most + micro - 1) / micro) {
+  const BatchConfig& batch = config.batch;
+  if (mesh.stage() >= 2 && !equal_microbatches(batch.sequences, mesh.data, batch.micro_sequences)) {
     return make_error(
         ErrorCode::kInvalid,
         "mesh.zero: stage {} exchanges at every microbatch, and {} sequences over {} data ranks in "
         "microbatches of {} are not the same number on each; change batch.sequences or "
         "batch.micro_sequences, or use mesh.zero 1",
-        mesh.zero, config.batch.sequences, mesh.data, micro);
+        mesh.zero, batch.sequences, mesh.data, batch.micro_sequences);
   }
   return {};
 }
@@ -60,6 +58,12 @@ runtime::Shape mesh_shape(const MeshConfig& mesh) {
   axes.push_back({"data", static_cast<int>(groups ? mesh.sharing() : mesh.data)});
   if (mesh.tensor > 1) axes.push_back({"tensor", static_cast<int>(mesh.tensor)});
   return runtime::Shape(std::move(axes));
+}
+
+bool equal_microbatches(int64_t sequences, int64_t data, int64_t micro) {
+  if (micro == 0) return true;
+  const int64_t least = sequences / data, most = (sequences + data - 1) / data;
+  return (least + micro - 1) / micro == (most + micro - 1) / micro;
 }
 
 std::string batch_axes(const runtime::Shape& shape) {
@@ -129,7 +133,9 @@ Result<Layout> make_layout(const TrainConfig& config, const model::Decoder& deco
   RETURN_IF_ERROR(check_sharing(config));
   Layout layout{.decoder = decoder, .shape = mesh_shape(mesh), .sequence_parallel = mesh.sequence_parallel};
   layout.share = {.stage = mesh.stage(), .ranks = mesh.sharing(), .bucket_values = mesh.bucket_values};
-  if (config.optimizer.type == OptimizerType::kAdamW8Bit) layout.share.alignment = kStateBlock;
+  // Parts end between blocks of state; a rank alone has none, and its buffers are those of a checkpoint.
+  if (config.optimizer.type == OptimizerType::kAdamW8Bit && layout.share.ranks > 1)
+    layout.share.alignment = kStateBlock;
   const PipelineSize size{.workers = static_cast<int>(mesh.pipeline),
                           .microbatches = (share + micro - 1) / micro};
   RETURN_IF_ERROR(can_schedule(mesh.schedule, size));

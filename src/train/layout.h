@@ -47,6 +47,9 @@ runtime::Shape mesh_shape(const MeshConfig& mesh);
 // The axes of a mesh over which the batch is cut: "data", or "copy,data".
 std::string batch_axes(const runtime::Shape& shape);
 
+// Whether all data ranks cut their shares of the batch into the same number of microbatches (0: into one).
+bool equal_microbatches(int64_t sequences, int64_t data, int64_t micro);
+
 // Errors: kInvalid for a product of axes that this model or batch does not divide into, naming the key.
 Result<Layout> make_layout(const TrainConfig& config, const model::Decoder& decoder);
 

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "base/philox.h"
+#include "train/layout.h"
 #include "train/segments.h"
 
 namespace flywheel::train {
@@ -88,6 +89,17 @@ TEST(Shares, OneRankHasTheFlatWeightsOfItsPart) {
   ASSERT_EQ(shares.weights().size(), flat.size());
   EXPECT_EQ(shares.count(), flat_count(flat));
   for (size_t i = 0; i < flat.size(); ++i) EXPECT_EQ(shares.weights()[i].offset, flat[i].offset);
+}
+
+// A rank alone writes its buffers as a checkpoint, whatever its optimizer's blocks.
+TEST(Shares, OneWorkerHasTheFlatWeightsOfTheModel) {
+  for (const auto& [name, type] : ConfigEnum<OptimizerType>::names) {
+    TrainConfig config;
+    config.optimizer.type = type;
+    const Layout layout = make_layout(config, decoder(false)).value();
+    const Shares shares(layout.local({}), layout.share_of({}));
+    EXPECT_EQ(shares.count(), flat_count(flat_weights(layout.decoder))) << name;
+  }
 }
 
 // The first stage has it before its layers, the last behind its norm; their parts of it are the same.

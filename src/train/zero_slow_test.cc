@@ -181,6 +181,9 @@ TEST(Zero, WhatCannotBeSharedIsRefusedWithTheReason) {
       make_layout(config, decoder).error().message.starts_with("mesh.zero: stage 2 exchanges at every"));
   config.mesh = {.data = 1, .zero = 3};  // nobody to share with
   EXPECT_EQ(make_layout(config, decoder)->share.stage, 0);
+  config.mesh = {.data = 4, .zero = 2, .zero_group = 1};  // and again: all have all, and sum over all
+  EXPECT_EQ(make_layout(config, decoder)->share.stage, 0);
+  EXPECT_EQ(make_layout(config, decoder)->share.ranks, 4);
   config.data.train = "x";
   config.mesh = {.data = 2, .zero = 4};
   EXPECT_THROW(check(config), UserError);
