@@ -11,6 +11,7 @@
 #include "model/weights.h"
 #include "store/store.h"
 #include "train/inputs.h"
+#include "train/layout.h"
 #include "train/optimizer_state.h"
 
 namespace flywheel::train {
@@ -151,18 +152,28 @@ std::optional<std::string> memory_refusal(const TrainConfig& config, const model
   }
   const OptimizerType optimizer = config.optimizer.type;
   const bool shares = optimizer != OptimizerType::kMuon && optimizer != OptimizerType::kAdafactor;
-  for (int stage = mesh.zero + 1; stage <= 3 && shares && !fits; ++stage) {
+  const auto can_exchange = [&](const PlanMesh& p) {
+    return equal_microbatches(config.batch.sequences, p.data, p.micro_sequences);
+  };
+  const int most = !shares ? 0 : can_exchange(other) ? 3 : 1;
+  for (int stage = mesh.zero + 1; stage <= most && !fits; ++stage) {
     PlanMesh changed = other;
     changed.zero = stage;
-    if (needs(changed) > available_bytes && stage < 3) continue;
+    if (needs(changed) > available_bytes && stage < most) continue;
     fits = try_out(fmt::format("mesh.zero={}", stage), [&](PlanMesh& p) { p.zero = stage; });
   }
   if (!fits) fits = try_out("recompute=true", [](PlanMesh& p) { p.recompute = Recompute::kFull; });
   for (int64_t data = mesh.data - 1; data >= 1 && !fits; --data) {
     PlanMesh changed = other;
     changed.data = data;
+    if (data > 1 && other.zero_group > 0 && data % other.zero_group != 0) continue;
+    if (data > 1 && other.zero >= 2 && !can_exchange(changed)) continue;
     if (needs(changed) > available_bytes && data > 1) continue;
-    fits = try_out(fmt::format("mesh.data={}", data), [&](PlanMesh& p) { p.data = data; });
+    const bool alone = data == 1 && other.zero_group > 0;
+    fits = try_out(fmt::format("mesh.data={}{}", data, alone ? ", mesh.zero_group=0" : ""), [&](PlanMesh& p) {
+      p.data = data;
+      if (alone) p.zero_group = 0;
+    });
   }
   text +=
       fits ? fmt::format("; it would fit with {} ({})", changes, human_bytes(needs(other)))

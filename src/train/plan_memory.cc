@@ -80,7 +80,7 @@ double largest_rounded(const Job& job, const Load& load) {
 // two moments when most of them meet most of the rest (bucket_mover.h).
 double cpu_bucket_bytes(const Job& job, const PlanMesh& mesh, const Load& load, const StateBytes& bytes,
                         double activations) {
-  if (mesh.zero == 0 || mesh.sharing() == 1) return 0;
+  if (mesh.zero == 0) return 0;
   const ModelCost& m = job.model;
   const auto t = static_cast<double>(mesh.tensor), n = static_cast<double>(mesh.sharing());
   const double matrix = static_cast<double>(m.vocab * m.hidden) / t, layer = load.layer_parameters / t;
@@ -139,8 +139,10 @@ Batch batch_of(const Job& job, const PlanMesh& mesh) {
   return batch;
 }
 
-MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMesh& mesh, const Load& load,
+MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMesh& given, const Load& load,
                        int worker) {
+  PlanMesh mesh = given;
+  if (mesh.sharing() == 1) mesh.zero = 0;  // nobody to share with
   const StateBytes bytes = state_bytes(job, machine);
   const Batch batch = batch_of(job, mesh);
   const auto t = static_cast<double>(mesh.tensor);
@@ -178,7 +180,7 @@ MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMes
   memory.activations = (kept * live + at_once) * batch.tokens / t;
 
   if (cpu) {
-    if (mesh.zero < 3 || mesh.sharing() == 1) {
+    if (mesh.zero < 3) {
       memory.buffers += load.multiplied_parameters / t * bytes.packed;
       const double rows = mesh.zero > 0 && job.compute == ComputeType::kF32 ? bytes.weight : bytes.rows;
       if (load.embedding)

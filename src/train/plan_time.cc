@@ -231,7 +231,7 @@ double optimizer_seconds(const Job& job, const MachineSpec& machine, const PlanM
   const StateBytes bytes = state_bytes(job, machine);
   const double parameters = load.dense_parameters / static_cast<double>(mesh.tensor) +
                             load.expert_parameters / static_cast<double>(mesh.tensor * mesh.expert);
-  const double shards = mesh.zero >= 1 ? static_cast<double>(mesh.data * mesh.expert * mesh.context) : 1;
+  const double shards = mesh.zero >= 1 ? static_cast<double>(mesh.sharing()) : 1;
   // Gradients are read twice (norm, update) and cleared; state is read and written; weights are written, and
   // read and written once more for each packed copy.
   const double moved = 3 * bytes.gradient + 2 * bytes.optimizer + 2 * bytes.weight;
