@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <random>
 
+#include "base/file.h"
+#include "data/shards.h"
 #include "train/mesh_test_ranks.h"
 
 namespace flywheel::train {
@@ -125,6 +127,58 @@ TEST(Zero, GroupsThatShareGiveTheLossesOfAll) {
   EXPECT_EQ(digests[1], digests[2]);
   config.mesh.zero_group = 4;  // all of them: one group
   EXPECT_EQ(make_layout(config, decoder)->shape.to_string(), "data=4 tensor=2");
+}
+
+// Before a step and after it, also where a rank has no sample of its own.
+TEST(Zero, EvaluatesAsStage0Does) {
+  Philox rng(std::random_device{}());
+  const model::Decoder decoder = random_decoder(rng, false);
+  const TempFolder folder;
+  auto writer = data::ShardWriter::create(folder / "set", {.vocab_size = 101}).value();
+  for (int document = 0; document < 10; ++document) {
+    std::vector<int32_t> tokens(50);
+    for (int32_t& token : tokens) token = static_cast<int32_t>(rng.below(101));
+    ASSERT_TRUE(writer.add(tokens).ok());
+  }
+  ASSERT_TRUE(writer.seal().ok());
+  const data::TokenShards shards = data::TokenShards::open(folder / "set").value();
+  for (const int64_t pipeline : {1, 2}) {
+    std::array<std::vector<double>, 4> losses;
+    for (int64_t stage = 0; stage <= 3; ++stage) {
+      TrainConfig config = random_config(rng);
+      config.seed = 7;
+      config.precision = Precision::kF32;
+      config.optimizer = {};
+      config.mesh = {.data = 3, .pipeline = pipeline, .zero = stage};
+      config.batch = {.sequences = 3, .length = 24};
+      const Layout layout = make_layout(config, decoder).value();
+      const data::Sampler sampler(shards, {.seed = 1, .batch = 3, .length = 24});
+      Board board;
+      std::vector<std::vector<double>> told(static_cast<size_t>(layout.shape.size()));
+      std::vector<std::jthread> threads;
+      for (int rank = 0; rank < layout.shape.size(); ++rank) {
+        threads.emplace_back([&, rank] {
+          RankLinks ranks(layout.shape, rank, board);
+          ThreadPool pool(1);
+          Trainer trainer(config, layout, layout.place(rank), pool);
+          trainer.parameters().initialize(config.seed);
+          for (const int64_t samples : {7, 1, 3}) {
+            told[static_cast<size_t>(rank)].push_back(
+                trainer.evaluate(sampler, samples, ranks.links).value());
+            EXPECT_TRUE(trainer
+                            .step(batch_of(config, decoder.config.vocab_size, trainer.next_step(),
+                                           Links::rank(ranks.links.replicas)),
+                                  ranks.links)
+                            .ok());
+          }
+        });
+      }
+      threads.clear();
+      for (const auto& rank : told) EXPECT_EQ(rank, told[0]);
+      losses[static_cast<size_t>(stage)] = told[0];
+      EXPECT_EQ(losses[static_cast<size_t>(stage)], losses[0]) << "stage " << stage;
+    }
+  }
 }
 
 // A rank is lost in the middle of a step: the others say so, have changed nothing, and wait for nobody.
