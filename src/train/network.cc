@@ -57,6 +57,7 @@ void run_segment(Pass& pass, const Segment& segment, Values& values, const Tenso
   for (size_t i = segment.begin; i < segment.end; ++i) {
     values[steps[i].out] = run_step(pass, steps[i], values, anchor);
   }
+  pass.product_input = pass.product_rounded = Tensor();  // no other segment has the same factor
   std::erase_if(values, [&](const auto& entry) {
     return std::ranges::find(segment.out, entry.first) == segment.out.end();
   });
@@ -220,7 +221,6 @@ struct Network::State {
       }
       if (options.mover != nullptr) options.mover->after(segment.number, visit);
     }
-    pass.product_input = pass.product_rounded = Tensor();
     return values.at(chunk.out);
   }
 };

@@ -179,7 +179,7 @@ double Parameters::squared_gradients() const {
 }
 
 void Parameters::clear_gradients() {
-  for (std::vector<float>& open : open_) open = {};
+  for (std::vector<float>& open : open_) open = std::vector<float>();
   pool_.parallel_for(std::ssize(gradients_), 1 << 16, [&](int64_t begin, int64_t end) {
     std::fill(gradients_.begin() + begin, gradients_.begin() + end, 0.0f);
   });
@@ -206,7 +206,7 @@ void Parameters::drop_forms(int index) {
   Entry& e = entries_[at(index)];
   e.made = 0;
   e.packed = {}, e.transposed = {};
-  e.bf16_rows = {}, e.f32 = {};
+  e.bf16_rows = std::vector<uint16_t>(), e.f32 = std::vector<float>();  // {} would keep their memory
 }
 
 void Parameters::make(size_t i, Forms forms, const float* w) {

@@ -77,9 +77,10 @@ double largest_rounded(const Job& job, const Load& load) {
 }
 
 // Of ZeRO on CPUs, beside the shares: buckets that are gathered, and gradients until they are reduced, at the
-// two moments when most of them meet most of the rest (bucket_mover.h).
+// three moments when most of them meet most of the rest (bucket_mover.h). `freed`: activations that the last
+// layer's backward gives back.
 double cpu_bucket_bytes(const Job& job, const PlanMesh& mesh, const Load& load, const StateBytes& bytes,
-                        double activations) {
+                        double activations, double freed) {
   if (mesh.zero == 0) return 0;
   const ModelCost& m = job.model;
   const auto t = static_cast<double>(mesh.tensor), n = static_cast<double>(mesh.sharing());
@@ -96,11 +97,18 @@ double cpu_bucket_bytes(const Job& job, const PlanMesh& mesh, const Load& load, 
     const double gradients = load.head ? head * (tied_here ? 1 : 1 + 1 / n) + layer : 2 * layer + layer / n;
     turn = std::max(turn, bytes.gradient * gradients);
   }
+  // A layer later: the last layer's gradients are on their way, those of the one before it are made.
+  double amid = 0;
+  if (mesh.zero >= 2 && load.layers > 1)
+    amid = bytes.gradient * ((tied_here ? head : 0) + layer + layer * (1 + 1 / n));
   if (mesh.zero == 3) {
     const double again = mesh.recompute == Recompute::kFull ? bytes.packed : bytes.packed / 2;
-    turn = std::max(turn + (bytes.weight + again) * layer, (bytes.gradient + bytes.packed) * head);
+    // In the head's backward its own are there, and the last layer's come.
+    const double at_head = (bytes.gradient + bytes.packed) * head + bytes.weight * layer;
+    turn = std::max(turn + (bytes.weight + again) * layer, at_head);
+    amid += (bytes.weight + again) * layer;
   }
-  return std::max(turn, first - activations);
+  return std::max({turn, first - activations, amid - freed});
 }
 
 }  // namespace
@@ -174,6 +182,8 @@ MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMes
     const double head = load.head ? 2 * static_cast<double>(job.model.hidden) * bytes.value : 0;
     kept = load.input_width * bytes.stream + head;
     at_once += load.block_kept_width * bytes.value;
+    if (keeps_rounded(job, machine) && load.layers > 0)
+      at_once += load.kept.shared_inputs / static_cast<double>(load.layers) * bytes.value;
   } else if (mesh.recompute == Recompute::kSelective) {
     at_once += load.block_again_width * bytes.value;
   }
@@ -186,7 +196,8 @@ MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMes
       if (load.embedding)
         memory.buffers += rows * static_cast<double>(job.model.vocab * job.model.hidden) / t;
     }
-    memory.buffers += cpu_bucket_bytes(job, mesh, load, bytes, memory.activations);
+    const double freed = load.layers > 0 ? kept * batch.tokens / t / static_cast<double>(load.layers) : 0;
+    memory.buffers += cpu_bucket_bytes(job, mesh, load, bytes, memory.activations, freed);
     memory.buffers += cpu_scratch_bytes(job, load, batch, t);
     if (keeps_rounded(job, machine)) memory.buffers += 4 * largest_rounded(job, load) / t;
   } else {
