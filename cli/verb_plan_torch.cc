@@ -8,6 +8,7 @@
 #include "cli.h"
 #include "table.h"
 #include "train/pipeline_drawing.h"
+#include "train/plan_drawing.h"
 #include "train/plan_job.h"
 #include "train/plan_text.h"
 
@@ -56,13 +57,63 @@ PlanMesh parse_axes(const std::string& text) {
 }
 
 struct Options {
-  std::string file, model, machine, mesh, schedule, recompute, precision, optimizer;
+  std::string file, model, machine, mesh, schedule, recompute, precision, optimizer, svg;
   std::vector<std::string> overrides;
-  int64_t world = 0, micro = 0;
+  int64_t world = 0, micro = 0, zero_group = 0;
   int zero = -1, chunks = 0;
   train::Experts experts;
   bool json = false;
 };
+
+// The config's mesh, or that of --mesh, with what the other flags change in it.
+PlanMesh mesh_asked(const Options& o, const train::TrainConfig& config) {
+  PlanMesh mesh = mesh_of(config);
+  if (!o.mesh.empty()) {
+    mesh = parse_axes(o.mesh);
+    mesh.sequence_parallel = mesh.tensor > 1 && config.batch.length % mesh.tensor == 0;
+    mesh.micro_sequences = config.batch.micro_sequences > 0 ? config.batch.micro_sequences : 1;
+    mesh.recompute = config.recompute;
+  }
+  if (o.micro != 0) mesh.micro_sequences = o.micro;
+  if (o.zero >= 0) mesh.zero = o.zero;
+  if (o.zero == 0) mesh.zero_group = 0;  // nothing is shared
+  if (o.zero_group > 0) mesh.zero_group = o.zero_group;
+  if (!o.recompute.empty()) mesh.recompute = from_name<train::Recompute>("--recompute", o.recompute);
+  const train::ScheduleKind before = mesh.schedule;
+  if (!o.schedule.empty()) mesh.schedule = from_name<train::ScheduleKind>("--schedule", o.schedule);
+  if (o.chunks > 0) {
+    mesh.chunks = o.chunks;
+  } else if (mesh.pipeline > 1 && (mesh.schedule != before || !o.mesh.empty())) {
+    mesh.chunks = train::least_chunks(mesh.schedule);
+  }
+  return mesh;
+}
+
+// What a flag set is blamed on it, not on what the file says there.
+void note_flags(const Options& o, ConfigPlaces& places) {
+  const auto note = [&](bool given, const char* flag, std::initializer_list<const char*> keys) {
+    for (const char* key : keys) {
+      if (given) places.set(key, flag);
+    }
+  };
+  note(!o.mesh.empty(), "--mesh",
+       {"mesh.data", "mesh.expert", "mesh.context", "mesh.pipeline", "mesh.tensor", "mesh.sequence_parallel",
+        "mesh.schedule", "mesh.chunks", "mesh.zero", "mesh.zero_group"});
+  note(!o.schedule.empty(), "--schedule", {"mesh.schedule"});
+  note(o.chunks > 0, "--chunks", {"mesh.chunks"});
+  note(o.zero >= 0, "--zero", {"mesh.zero"});
+  note(o.zero_group > 0, "--zero-group", {"mesh.zero_group"});
+  note(o.micro != 0, "--micro", {"batch.micro_sequences"});
+  note(!o.recompute.empty(), "--recompute", {"recompute"});
+  note(!o.precision.empty(), "--precision", {"precision"});
+  note(!o.optimizer.empty(), "--optimizer", {"optimizer.type"});
+}
+
+std::string as_flags(const std::vector<std::string>& overrides) {
+  std::string text;
+  for (const std::string& change : overrides) text += " --set " + change;
+  return text;
+}
 
 train::MachineSpec machine_of(const Options& options, int64_t world) {
   if (options.machine.empty() || options.machine == "this") {
@@ -72,6 +123,11 @@ train::MachineSpec machine_of(const Options& options, int64_t world) {
   }
   if (path_exists(options.machine)) return train::load_machine(options.machine);
   return train::named_machine(options.machine).value_or_throw("--machine");
+}
+
+void draw(const std::vector<train::Prediction>& predictions, const Options& options) {
+  if (options.svg.empty() || predictions.empty()) return;
+  write_file(options.svg, draw_memory_svg(predictions)).value_or_throw(options.svg);
 }
 
 void print_predictions(const std::vector<train::Prediction>& predictions) {
@@ -109,10 +165,14 @@ model::DecoderConfig find_decoder(const train::TrainConfig& config, const std::s
 // The best meshes for a world.
 int plan_world(train::Planner& planner, const Options& options) {
   const train::Plan plan = planner.best(options.world);
+  draw(plan.best, options);
   if (options.json) {
     Json json = {{"job", to_json(planner.job(), planner.machine())}, {"world", options.world}};
     json["best"] = Json::array();
-    for (const train::Prediction& p : plan.best) json["best"].push_back(to_json(p));
+    for (const train::Prediction& p : plan.best) {
+      json["best"].push_back(to_json(p));
+      json["best"].back()["overrides"] = overrides(planner.job().config, p.mesh);
+    }
     if (!plan.refusal.empty()) json["refusal"] = plan.refusal, json["would_help"] = plan.would_help;
     print_json(json);
     return plan.best.empty() ? 1 : 0;
@@ -120,13 +180,16 @@ int plan_world(train::Planner& planner, const Options& options) {
   std::printf("%s\n", describe_job(planner.job(), planner.machine()).c_str());
   if (plan.best.empty()) return print_refusal(plan);
   print_predictions(plan.best);
+  std::printf("\n");
+  for (size_t i = 0; i < plan.best.size(); ++i)
+    std::printf("%zu %s\n", i + 1, as_flags(overrides(planner.job().config, plan.best[i].mesh)).c_str());
   return 0;
 }
 
-// One mesh, as it is asked for.
+// One mesh that can run, as it is asked for.
 int plan_mesh(train::Planner& planner, const PlanMesh& mesh, const Options& options) {
-  planner.can_run(mesh).value_or_throw(options.mesh.empty() ? options.file : "--mesh");
   const train::Prediction p = planner.predict(mesh);
+  draw({p}, options);
   if (options.json) {
     print_json(
         {{"job", to_json(planner.job(), planner.machine())}, {"world", mesh.world()}, {"plan", to_json(p)}});
@@ -135,9 +198,12 @@ int plan_mesh(train::Planner& planner, const PlanMesh& mesh, const Options& opti
     print_predictions({p});
   }
   if (p.fits) return 0;
-  std::fprintf(stderr,
-               "flywheel plan: does not fit: %s are needed, %s are there; --world N finds meshes that do\n",
+  std::fprintf(stderr, "flywheel plan: does not fit: %s are needed, %s are there\n",
                human_bytes(p.memory.total()).c_str(), human_bytes(p.usable_bytes).c_str());
+  for (const train::Advice& advice : planner.what_fits(mesh)) {
+    std::fprintf(stderr, "  it would fit with%s (%s)\n", as_flags(advice.overrides).c_str(),
+                 human_bytes(advice.bytes).c_str());
+  }
   return 1;
 }
 
@@ -151,22 +217,24 @@ int plan_job(const std::vector<std::string>& args) {
   app.add_option("--world", o.world, "Find the best meshes of so many workers");
   app.add_option(
       "--mesh", o.mesh,
-      "Plan this mesh: data=8,pipeline=2,tensor=4 (axes: data, expert, context, pipeline, tensor)");
+      "Plan this mesh: data=8,pipeline=2,tensor=4; norms are cut over tensor too where the length divides");
   app.add_option("--machine", o.machine, "this (measured), h100, h200, or a YAML file (docs/planning.md)");
   app.add_option("--zero", o.zero, "ZeRO stage of --mesh, 0 to 3");
+  app.add_option("--zero-group", o.zero_group, "Data ranks that share what it partitions (all)");
   app.add_subcommand("schedule",
                      "Make a pipeline schedule, check it, play it and draw it");  // named in --help
   app.add_option("--schedule", o.schedule,
                  "Pipeline schedule of --mesh: gpipe, 1f1b, interleaved, zb-h1, zb-v");
   app.add_option("--chunks", o.chunks, "Stages a worker of that schedule");
   app.add_option("--micro", o.micro, "Sequences computed at once");
-  app.add_option("--recompute", o.recompute, "none, selective or full");
+  app.add_option("--recompute", o.recompute, "none, selective, full, or auto: the least that fits");
   app.add_option("--precision", o.precision, "f32, bf16, fp16 or fp8, over the config's");
   app.add_option("--optimizer", o.optimizer,
                  "adamw, adam, sgd, lion, adafactor, muon or adamw_8bit, over the config's");
   app.add_option("--experts", o.experts.count, "Plan a mixture of so many experts in place of each MLP");
   app.add_option("--experts-per-token", o.experts.per_token, "Of them for each token");
   app.add_option("--experts-shared", o.experts.shared, "Experts beside them for every token");
+  app.add_option("--svg", o.svg, "Draw memory by kind into this file");
   app.add_flag("--json", o.json, "One JSON object on stdout");
   app.footer(
       "  flywheel plan examples/tiny.yaml                               the config as it stands, on this "
@@ -186,19 +254,15 @@ int plan_job(const std::vector<std::string>& args) {
   if (!o.precision.empty()) config.precision = from_name<train::Precision>("--precision", o.precision);
   if (!o.optimizer.empty())
     config.optimizer.type = from_name<train::OptimizerType>("--optimizer", o.optimizer);
+  const PlanMesh mesh = mesh_asked(o, config);
+  set_mesh(config, mesh);
+  note_flags(o, places);
   train::Job job = places.blame([&] { return job_of(config, find_decoder(config, o.model), o.experts); });
-
-  PlanMesh mesh = o.mesh.empty() ? mesh_of(config) : parse_axes(o.mesh);
-  if (!o.mesh.empty() && o.micro == 0)
-    o.micro = config.batch.micro_sequences > 0 ? config.batch.micro_sequences : 1;
-  if (o.micro != 0) mesh.micro_sequences = o.micro;
-  if (o.zero >= 0) mesh.zero = o.zero;
-  if (!o.schedule.empty()) mesh.schedule = from_name<train::ScheduleKind>("--schedule", o.schedule);
-  mesh.chunks = o.chunks > 0 ? o.chunks : mesh.pipeline > 1 ? train::least_chunks(mesh.schedule) : 1;
-  if (!o.recompute.empty()) mesh.recompute = from_name<train::Recompute>("--recompute", o.recompute);
-
-  train::Planner planner(std::move(job), machine_of(o, o.world > 0 ? o.world : mesh.world()));
-  return o.world > 0 ? plan_world(planner, o) : plan_mesh(planner, mesh, o);
+  train::MachineSpec machine = machine_of(o, o.world > 0 ? o.world : mesh.world());
+  train::Planner planner = places.blame([&] { return train::Planner(std::move(job), std::move(machine)); });
+  if (o.world > 0) return plan_world(planner, o);
+  places.blame([&] { planner.can_run(mesh).value_or_throw(); });  // in the trainer's own words
+  return plan_mesh(planner, mesh, o);
 }
 
 int plan_schedule(const std::vector<std::string>& args) {
@@ -258,9 +322,7 @@ int plan_schedule(const std::vector<std::string>& args) {
   }
   std::printf("%s\n%s\n", draw_terminal(schedule, timeline).c_str(),
               describe_timeline(schedule, timeline).c_str());
-  std::printf("the formula for equal costs says %.1f%%; a step takes %.4g\n",
-              100 * bubble_formula(schedule.kind, {size.workers, size.microbatches, schedule.chunks}),
-              timeline.seconds);
+  std::printf("a step takes %.4g\n", timeline.seconds);
   std::string lives;
   for (const int64_t n : live) lives += " " + std::to_string(n);
   std::printf("live activations, by worker:%s%s\n", lives.c_str(),

@@ -8,9 +8,8 @@
 namespace flywheel::train {
 namespace {
 
-constexpr int64_t kMostThreads = 4096;     // of a worker
-constexpr int64_t kMostWorkers = 1 << 20;  // so that no product of axes overflows
-constexpr int64_t kMostHeadDim = 512;      // of the attention kernels
+constexpr int64_t kMostThreads = 4096;  // of a worker
+constexpr int64_t kMostHeadDim = 512;   // of the attention kernels
 
 void require(bool holds, const char* key, const std::string& what) {
   if (!holds) throw UserError(key, what);
@@ -61,17 +60,21 @@ struct NumberCheck {
 
 }  // namespace
 
-void check(const TrainConfig& c) {
-  NumberCheck numbers;
-  TrainConfig(c).fields(numbers);
-  store::check_name(c.name).value_or_throw("name");
-  const auto& family = c.model.family;
-  require(family == "llama" || family == "mistral" || family == "qwen2" || family == "qwen3", "model.family",
-          "\"" + family + "\" is not one of llama, mistral, qwen2, qwen3");
-  require(c.steps >= 1, "steps", "must be at least 1");
+const char* recompute_name(Recompute kind) {
+  for (const auto& [name, value] : ConfigEnum<Recompute>::names) {
+    if (value == kind) return name;
+  }
+  return "?";
+}
+
+void check_axes(const TrainConfig& c) {
   require(c.mesh.data >= 1, "mesh.data", "must be at least 1");
   require(c.mesh.tensor >= 1, "mesh.tensor", "must be at least 1");
   require(c.mesh.pipeline >= 1, "mesh.pipeline", "must be at least 1");
+  require(c.mesh.data <= kMostWorkers && c.mesh.tensor <= kMostWorkers && c.mesh.pipeline <= kMostWorkers &&
+              c.mesh.data * c.mesh.tensor <= kMostWorkers && c.mesh.workers() <= kMostWorkers,
+          "mesh", fmt::format("at most {} workers", kMostWorkers));
+  require(c.mesh.chunks >= 0, "mesh.chunks", "must be 0 (as few as the schedule has) or more");
   require(!c.mesh.sequence_parallel || c.mesh.tensor > 1, "mesh.sequence_parallel",
           "cuts rows over the tensor axis; set mesh.tensor to 2 or more");
   require(c.mesh.zero >= 0 && c.mesh.zero <= 3, "mesh.zero", "must be a stage of ZeRO, 0 to 3");
@@ -82,13 +85,23 @@ void check(const TrainConfig& c) {
           fmt::format("{} data ranks do not divide into groups of {}", c.mesh.data, c.mesh.zero_group));
   require(c.mesh.bucket_values >= 1, "mesh.bucket_values", "must be at least 1");
   require(c.mesh.threads >= 0, "mesh.threads", "must be 0 (share the cores out) or more");
+  require(c.mesh.threads <= kMostThreads, "mesh.threads", fmt::format("must be at most {}", kMostThreads));
   check_hosts(c.mesh);
-  require(!c.data.train.empty(), "data.train",
-          "is not set; give a dataset artifact or a folder of token shards");
-  require(c.batch.length >= 1, "batch.length", "must be at least 1");
   require(c.batch.sequences >= c.mesh.data, "batch.sequences",
           fmt::format("{} sequences cannot be shared by {} workers", c.batch.sequences, c.mesh.data));
   require(c.batch.micro_sequences >= 0, "batch.micro_sequences", "must be 0 (all at once) or more");
+}
+
+void check(const TrainConfig& c) {
+  NumberCheck numbers;
+  TrainConfig(c).fields(numbers);
+  store::check_name(c.name).value_or_throw("name");
+  const auto& family = c.model.family;
+  require(family == "llama" || family == "mistral" || family == "qwen2" || family == "qwen3", "model.family",
+          "\"" + family + "\" is not one of llama, mistral, qwen2, qwen3");
+  require(c.steps >= 1, "steps", "must be at least 1");
+  check_axes(c);
+  require(c.batch.length >= 1, "batch.length", "must be at least 1");
   require(c.model.intermediate_size >= 0, "model.intermediate_size",
           "must be 0 (8/3 of hidden_size) or more");
   check(c.optimizer);
@@ -99,10 +112,6 @@ void check(const TrainConfig& c) {
   require(c.checkpoint.every_steps >= 0, "checkpoint.every_steps", "must be 0 (only at the end) or more");
   require(c.checkpoint.keep >= 0, "checkpoint.keep", "must be 0 (keep all) or more");
   require(c.model.rope_theta > 0, "model.rope_theta", "must be above 0");
-  require(c.mesh.threads <= kMostThreads, "mesh.threads", fmt::format("must be at most {}", kMostThreads));
-  require(c.mesh.data <= kMostWorkers && c.mesh.tensor <= kMostWorkers && c.mesh.pipeline <= kMostWorkers &&
-              c.mesh.workers() <= kMostWorkers,
-          "mesh", fmt::format("at most {} workers", kMostWorkers));
   // As the optimizer sees them, in f32.
   const OptimizerConfig& o = c.optimizer;
   require(static_cast<float>(o.epsilon) >= std::numeric_limits<float>::min(), "optimizer.epsilon",

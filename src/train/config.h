@@ -24,6 +24,16 @@ namespace flywheel::train {
 enum class Precision { kF32, kBF16, kFP16, kFP8 };
 enum class Fp8Scales { kBlocks, kTensors };
 
+// What a layer forgets after its forward and computes again for its gradient: memory for time, the same bits.
+enum class Recompute {
+  kNone,
+  kSelective,  // outputs of norms and of swiglu, which cost hardly any work
+  kFull,       // all but what goes from layer to layer
+  kAuto,       // the least of these with which the workers fit into memory: found before a run begins
+};
+
+const char* recompute_name(Recompute kind);
+
 struct ModelConfig {
   std::string from;  // go on from a model: an artifact or a folder; the sizes below are then its own
   std::string family = "llama";
@@ -80,12 +90,15 @@ struct HostConfig {
   }
 };
 
+inline constexpr int64_t kMostWorkers = 1 << 20;  // so that no product of axes overflows
+
 // Workers: data * tensor * pipeline. Every product computes the same loss.
 struct MeshConfig {
   int64_t data = 1;      // groups of workers, each with the whole model and a share of the batch
   int64_t tensor = 1;    // workers that share each layer: heads, hidden units, the vocabulary
   int64_t pipeline = 1;  // workers that have some of the layers each; needs several microbatches to be busy
   ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;  // the order of a pipeline's work
+  int64_t chunks = 0;  // stages of a pipeline's worker; 0: as few as the schedule has (interleaved, zb-v: 2)
   bool sequence_parallel = false;  // norms and residuals are cut over the tensor axis too: less memory
   // ZeRO over the data axis: 1 shares out f32 weights and optimizer state, 2 gradients too, 3 what products
   // read.
@@ -106,6 +119,7 @@ struct MeshConfig {
   template <typename V>
   void fields(V& v) {
     v("data", data), v("tensor", tensor), v("pipeline", pipeline), v("schedule", schedule);
+    v("chunks", chunks);
     v("sequence_parallel", sequence_parallel), v("zero", zero), v("zero_group", zero_group);
     v("bucket_values", bucket_values), v("overlap", overlap), v("threads", threads);
     v("hosts", hosts), v("address", address), v("port", port);
@@ -136,7 +150,7 @@ struct TrainConfig {
   int64_t steps = 100;
   Precision precision = Precision::kBF16;
   Fp8Scales fp8_scales = Fp8Scales::kBlocks;  // 128 x 128 weights and 1 x 128 values, or a tensor share one
-  bool recompute = false;  // forget activations inside layers and compute them again: less memory
+  Recompute recompute = Recompute::kNone;
   ModelConfig model;
   DataConfig data;
   BatchConfig batch;
@@ -157,6 +171,8 @@ struct TrainConfig {
 
 // UserError for numbers that do not fit together.
 void check(const TrainConfig& config);
+// Its part that differs from mesh to mesh of the same job.
+void check_axes(const TrainConfig& config);
 
 // The decoder that ModelConfig describes (not for `from`).
 model::DecoderConfig decoder_config(const ModelConfig& config, int64_t dataset_vocab_size);
@@ -174,4 +190,14 @@ struct flywheel::ConfigEnum<flywheel::train::Fp8Scales> {
   using T = flywheel::train::Fp8Scales;
   static constexpr std::array<std::pair<const char*, T>, 2> names{
       {{"blocks", T::kBlocks}, {"tensors", T::kTensors}}};
+};
+template <>
+struct flywheel::ConfigEnum<flywheel::train::Recompute> {
+  using T = flywheel::train::Recompute;
+  static constexpr std::array<std::pair<const char*, T>, 6> names{{{"none", T::kNone},
+                                                                   {"selective", T::kSelective},
+                                                                   {"full", T::kFull},
+                                                                   {"auto", T::kAuto},
+                                                                   {"false", T::kNone},
+                                                                   {"true", T::kFull}}};
 };

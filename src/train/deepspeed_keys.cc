@@ -187,15 +187,15 @@ constexpr DeepSpeedKeyRule kRules[] = {
     {"activation_checkpointing.contiguous_memory_optimization", kMoot, "activations lie in one buffer"},
     {"activation_checkpointing.synchronize_checkpoint_boundary", kMoot, "changes no result"},
     {"activation_checkpointing.number_checkpoints", kMoot,
-     "one a layer, where train.yaml says recompute: true"},
+     "one a layer, where train.yaml says recompute: full"},
     {"activation_checkpointing.profile", kOnly, "is not there", "false|null"},
 
     // Other axes
     {"pipeline", kSection},
     {"pipeline.stages", kOnly, "say mesh.pipeline in train.yaml", "\"auto\"|1|null"},
-    {"pipeline.partition", kMoot, "mesh.pipeline cuts the layers evenly"},
+    {"pipeline.partition", kMoot, "mesh.pipeline cuts the layers by their cost"},
     {"pipeline.seed_layers", kMoot, "weights are a function of the seed in any case"},
-    {"pipeline.activation_checkpoint_interval", kOnly, "say recompute: true in train.yaml", "0|null"},
+    {"pipeline.activation_checkpoint_interval", kOnly, "say recompute: full in train.yaml", "0|null"},
     {"pipeline.pipe_partitioned", kMoot, "mesh.sequence_parallel says what passes in parts"},
     {"pipeline.grad_partitioned", kMoot, "mesh.sequence_parallel says what passes in parts"},
     {"tensor_parallel", kSection},

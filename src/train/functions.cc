@@ -71,10 +71,12 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
                         int64_t row_width) {
     remember(ctx, pass), remember(ctx, "weight", weight), remember(ctx, "width", row_width);
     ctx->save_for_backward({x});
+    return compute(*pass, x, static_cast<int>(weight), row_width);
+  }
+  static Tensor compute(Pass& pass, const Tensor& x, int weight, int64_t row_width) {
     Tensor y = like(x);
-    kernels::rms_norm(data(y), data(x), pass->parameters.values(static_cast<int>(weight)).data(),
-                      x.numel() / row_width, row_width, static_cast<float>(pass->config.rms_norm_epsilon),
-                      pass->pool);
+    kernels::rms_norm(data(y), data(x), pass.parameters.values(weight).data(), x.numel() / row_width,
+                      row_width, static_cast<float>(pass.config.rms_norm_epsilon), pass.pool);
     return y;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
@@ -111,16 +113,27 @@ Tensor product_input(Pass& pass, const Tensor& x) {
   }
   return pass.product_rounded;
 }
+// The same of a value that has been made again.
+Tensor again(Pass& pass, const Tensor& x) {
+  if (pass.parameters.rounding() == Rounding::kNone) return x;
+  return rounded_factor(pass, x, kernels::Fp8Format::kE4M3);
+}
 Tensor product_gradient(Pass& pass, const Tensor& dy) {
   if (pass.parameters.rounding() == Rounding::kNone) return dy;
   return rounded_factor(pass, dy, kernels::Fp8Format::kE5M2);
 }
 
 struct Linear : torch::autograd::Function<Linear> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, Pass* pass, int64_t weight, int64_t bias) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, Pass* pass, int64_t weight, int64_t bias,
+                        Forgotten* forgotten) {
     remember(ctx, pass), remember(ctx, "weight", weight), remember(ctx, "bias", bias);
+    remember(ctx, "forgotten", reinterpret_cast<int64_t>(forgotten));
     const Tensor x = product_input(*pass, input);
-    ctx->save_for_backward({x});
+    if (forgotten != nullptr) {
+      ++forgotten->users;
+    } else {
+      ctx->save_for_backward({x});
+    }
     const kernels::PackedWeight& packed = pass->parameters.packed(static_cast<int>(weight));
     Tensor y = make(x.size(0), packed.rows());
     kernels::linear(data(y), data(x), packed, x.size(0), pass->pool);
@@ -132,8 +145,10 @@ struct Linear : torch::autograd::Function<Linear> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     Pass& pass = recall(ctx);
-    const Tensor x = ctx->get_saved_variables()[0], whole = dy[0].contiguous();
-    const Tensor gradient = product_gradient(pass, whole);
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): see above
+    auto* forgotten = reinterpret_cast<Forgotten*>(recall(ctx, "forgotten"));
+    const Tensor x = forgotten != nullptr ? forgotten->take() : ctx->get_saved_variables()[0];
+    const Tensor whole = dy[0].contiguous(), gradient = product_gradient(pass, whole);
     const int w = index(ctx, "weight"), b = index(ctx, "bias");
     const int64_t M = x.size(0), N = gradient.size(1), K = x.size(1);
     const auto weight_gradient = [&pass, x, gradient, w, M, N, K] {
@@ -148,7 +163,7 @@ struct Linear : torch::autograd::Function<Linear> {
     if (b >= 0) kernels::add_bias_backward(pass.parameters.gradient(b).data(), data(whole), M, N, pass.pool);
     Tensor dx = like(x);
     kernels::linear(data(dx), data(gradient), pass.parameters.packed_transposed(w), M, pass.pool);
-    return {dx, Tensor(), Tensor(), Tensor()};
+    return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -277,8 +292,11 @@ struct Swiglu : torch::autograd::Function<Swiglu> {
   static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up, Pass* pass) {
     remember(ctx, pass);
     ctx->save_for_backward({gate, up});
+    return compute(*pass, gate, up);
+  }
+  static Tensor compute(Pass& pass, const Tensor& gate, const Tensor& up) {
     Tensor y = like(gate);
-    kernels::swiglu(data(y), data(gate), data(up), y.numel(), pass->pool);
+    kernels::swiglu(data(y), data(gate), data(up), y.numel(), pass.pool);
     return y;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
@@ -343,8 +361,25 @@ Tensor embed(Pass& pass, const Tensor& anchor, int weight, int64_t width) {
 Tensor rms_norm(Pass& pass, const Tensor& x, int weight, int64_t row_width) {
   return RmsNorm::apply(x, &pass, static_cast<int64_t>(weight), row_width);
 }
-Tensor linear(Pass& pass, const Tensor& x, int weight, int bias) {
-  return Linear::apply(x, &pass, static_cast<int64_t>(weight), static_cast<int64_t>(bias));
+Tensor linear(Pass& pass, const Tensor& x, int weight, int bias, Forgotten* forgotten) {
+  return Linear::apply(x, &pass, static_cast<int64_t>(weight), static_cast<int64_t>(bias), forgotten);
+}
+// What a product sees of the value again.
+Tensor Forgotten::take() {
+  if (!value.defined()) value = make();
+  const Tensor taken = value;
+  if (--users == 0) value = Tensor(), make = nullptr;
+  return taken;
+}
+Forgotten* forget_norm(Pass& pass, const Tensor& x, int weight, int64_t row_width) {
+  return &pass.forgotten.emplace_back(Forgotten{.make = [&pass, x = x.detach(), weight, row_width] {
+    return again(pass, RmsNorm::compute(pass, x, weight, row_width));
+  }});
+}
+Forgotten* forget_swiglu(Pass& pass, const Tensor& gate, const Tensor& up) {
+  return &pass.forgotten.emplace_back(Forgotten{.make = [&pass, gate = gate.detach(), up = up.detach()] {
+    return again(pass, Swiglu::compute(pass, gate, up));
+  }});
 }
 Tensor add_bias(Pass& pass, const Tensor& x, int bias) {
   return AddBias::apply(x, &pass, static_cast<int64_t>(bias));

@@ -9,6 +9,7 @@
 
 #include <torch/torch.h>
 
+#include <deque>
 #include <functional>
 
 #include "kernels/attention.h"
@@ -18,6 +19,15 @@
 #include "train/parameters.h"
 
 namespace flywheel::train {
+
+// A value that is cheap to make again: products keep this instead, the first to need it in its gradient makes
+// it, and the last lets it go. The pass owns it.
+struct Forgotten {
+  std::function<torch::Tensor()> make;
+  torch::Tensor value;
+  int users = 0;
+  torch::Tensor take();
+};
 
 // What the functions of one pass share: B sequences of T tokens. Lives until backward has ended.
 struct Pass {
@@ -41,13 +51,19 @@ struct Pass {
   // Gradients of matrices are computed when asked for and not with those of values (zero-bubble pipelines).
   bool splits_backward = false;
   std::vector<std::function<void()>> weight_gradients;
+  std::deque<Forgotten> forgotten;
   int64_t rows() const { return B * T; }
 };
 
 // `anchor`: an empty tensor that requires grad, so that autograd has something to follow.
 torch::Tensor embed(Pass& pass, const torch::Tensor& anchor, int weight, int64_t width);
 torch::Tensor rms_norm(Pass& pass, const torch::Tensor& x, int weight, int64_t row_width);
-torch::Tensor linear(Pass& pass, const torch::Tensor& x, int weight, int bias);
+// `forgotten`: what makes x again, or null where x is kept for the gradient.
+torch::Tensor linear(Pass& pass, const torch::Tensor& x, int weight, int bias,
+                     Forgotten* forgotten = nullptr);
+// The outputs of rms_norm() and swiglu() with these arguments, as products need them again.
+Forgotten* forget_norm(Pass& pass, const torch::Tensor& x, int weight, int64_t row_width);
+Forgotten* forget_swiglu(Pass& pass, const torch::Tensor& gate, const torch::Tensor& up);
 torch::Tensor rope(Pass& pass, const torch::Tensor& x);
 torch::Tensor attention(Pass& pass, const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                         int64_t window);

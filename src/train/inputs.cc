@@ -142,6 +142,8 @@ std::vector<std::string> Inputs::refs() const {
 }
 
 Result<Inputs> find_inputs(Store& store, const TrainConfig& config) {
+  if (config.data.train.empty())
+    throw UserError("data.train", "is not set", "give a dataset artifact or a folder of token shards");
   Inputs inputs;
   ASSIGN_OR_RETURN(const Input dataset,
                    find_input(store, "data.train", config.data.train, kShardsMarkers, kDatasetHint));
@@ -162,10 +164,6 @@ Result<Inputs> find_inputs(Store& store, const TrainConfig& config) {
   RETURN_IF_ERROR(check_tokens("data.train", inputs.data.folder, config, inputs.decoder, model));
   if (!inputs.validation.folder.empty())
     RETURN_IF_ERROR(check_tokens("data.validation", inputs.validation.folder, config, inputs.decoder, model));
-  if (config.batch.length > inputs.decoder.max_positions) {
-    throw UserError("batch.length", fmt::format("{} is more than the model's {} positions",
-                                                config.batch.length, inputs.decoder.max_positions));
-  }
   return inputs;
 }
 

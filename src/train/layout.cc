@@ -1,27 +1,29 @@
 #include "train/layout.h"
 
+#include <algorithm>
 #include <map>
 
 #include "base/check.h"
 #include "train/optimizer_state.h"
 #include "train/rounding.h"
+#include "train/stage_balance.h"
 
 namespace flywheel::train {
 namespace {
 
-// Layers in equal parts; where they do not divide, stages in the middle have one more, as the first and the
-// last also have the vocabulary's matrices.
-std::vector<LayerRange> even_stages(int64_t layers, int64_t stages) {
-  const int64_t extra = layers % stages, first_extra = (stages - extra + 1) / 2;
-  std::vector<LayerRange> ranges;
-  int64_t begin = 0;
-  for (int64_t stage = 0; stage < stages; ++stage) {
-    const bool more = stage >= first_extra && stage < first_extra + extra;
-    const int64_t end = begin + layers / stages + (more ? 1 : 0);
-    ranges.emplace_back(begin, end);
-    begin = end;
-  }
-  return ranges;
+PipelineSize pipeline_size(const TrainConfig& config) {
+  const int64_t share = std::max<int64_t>(1, config.batch.sequences / config.mesh.data);
+  const int64_t asked = config.batch.micro_sequences, micro = asked > 0 ? std::min(asked, share) : share;
+  return {.workers = static_cast<int>(config.mesh.pipeline),
+          .microbatches = (share + micro - 1) / micro,
+          .chunks = static_cast<int>(config.mesh.chunks)};
+}
+
+// Whether all data ranks cut their shares of the batch into the same number of microbatches (0: into one).
+bool equal_microbatches(int64_t sequences, int64_t data, int64_t micro) {
+  if (micro == 0) return true;
+  const int64_t least = sequences / data, most = (sequences + data - 1) / data;
+  return (least + micro - 1) / micro == (most + micro - 1) / micro;
 }
 
 // What ZeRO asks of the optimizer and of the batch.
@@ -48,6 +50,12 @@ Result<void> check_sharing(const TrainConfig& config) {
   return {};
 }
 
+// Schedule and chunks say how a pipeline works; without one there is nothing to order.
+PipelineSchedule schedule_of(const TrainConfig& config) {
+  if (config.mesh.pipeline == 1) return make_schedule(ScheduleKind::kOneForwardOneBackward, {});
+  return with_communication(make_schedule(config.mesh.schedule, pipeline_size(config)));
+}
+
 }  // namespace
 
 runtime::Shape mesh_shape(const MeshConfig& mesh) {
@@ -58,12 +66,6 @@ runtime::Shape mesh_shape(const MeshConfig& mesh) {
   axes.push_back({"data", static_cast<int>(groups ? mesh.sharing() : mesh.data)});
   if (mesh.tensor > 1) axes.push_back({"tensor", static_cast<int>(mesh.tensor)});
   return runtime::Shape(std::move(axes));
-}
-
-bool equal_microbatches(int64_t sequences, int64_t data, int64_t micro) {
-  if (micro == 0) return true;
-  const int64_t least = sequences / data, most = (sequences + data - 1) / data;
-  return (least + micro - 1) / micro == (most + micro - 1) / micro;
 }
 
 std::string batch_axes(const runtime::Shape& shape) {
@@ -82,7 +84,7 @@ MeshPlace Layout::place(int rank) const {
 
 LocalDecoder Layout::local(const MeshPlace& place) const {
   const auto tensor = shape.axis_size("tensor");
-  std::vector<LayerRange> chunks;
+  std::vector<BlockRange> chunks;
   for (int chunk = 0; chunk < schedule.chunks; ++chunk) {
     const int stage = schedule.stage_of(static_cast<int>(place.pipeline), chunk);
     chunks.push_back(stages.at(static_cast<size_t>(stage)));
@@ -114,44 +116,66 @@ std::vector<int> Layout::alike(int rank) const {
   return shape.group(rank, "copy").value();
 }
 
-Result<Layout> make_layout(const TrainConfig& config, const model::Decoder& decoder) {
-  const MeshConfig& mesh = config.mesh;
-  const int64_t share = config.batch.sequences / mesh.data;
-  const int64_t micro =
-      config.batch.micro_sequences > 0 ? std::min(config.batch.micro_sequences, share) : share;
-  if (mesh.pipeline > 1 && (config.batch.sequences % mesh.data != 0 || share % micro != 0)) {
-    return make_error(ErrorCode::kInvalid,
-                      "batch.micro_sequences: a pipeline needs equal microbatches; {} sequences over {} data "
-                      "ranks in microbatches of {} are not",
-                      config.batch.sequences, mesh.data, micro);
+Result<void> check_tensor_axis(const TrainConfig& config, const model::Decoder& decoder) {
+  for (int64_t rank = 0; rank < config.mesh.tensor; ++rank) {
+    ASSIGN_OR_RETURN(
+        const LocalDecoder local,
+        cut(decoder, {.tensor_size = config.mesh.tensor, .tensor_rank = rank}, {all_blocks(decoder)}));
+    RETURN_IF_ERROR(check_parts(config.optimizer, flat_weights(local)));
+    RETURN_IF_ERROR(check_rounding(rounding_of(config), local));
   }
+  return {};
+}
+
+Result<void> check_other_axes(const TrainConfig& config, int64_t layers) {
+  const MeshConfig& mesh = config.mesh;
+  const int64_t share = config.batch.sequences / mesh.data, micro = config.batch.micro_sequences;
   if (mesh.sequence_parallel && config.batch.length % mesh.tensor != 0) {
     return make_error(ErrorCode::kInvalid,
                       "mesh.sequence_parallel: batch.length {} does not divide by {} tensor ranks",
                       config.batch.length, mesh.tensor);
   }
   RETURN_IF_ERROR(check_sharing(config));
-  Layout layout{.decoder = decoder, .shape = mesh_shape(mesh), .sequence_parallel = mesh.sequence_parallel};
-  layout.share = {.stage = mesh.stage(), .ranks = mesh.sharing(), .bucket_values = mesh.bucket_values};
+  if (mesh.pipeline == 1) return {};
+  if (config.batch.sequences % mesh.data != 0 || (micro > 0 && share % std::min(micro, share) != 0)) {
+    return make_error(ErrorCode::kInvalid,
+                      "batch.micro_sequences: a pipeline needs equal microbatches; {} sequences over {} data "
+                      "ranks in microbatches of {} are not",
+                      config.batch.sequences, mesh.data, micro > 0 ? std::min(micro, share) : share);
+  }
+  const int64_t chunks = mesh.chunks > 0 ? mesh.chunks : least_chunks(mesh.schedule);
+  if (mesh.pipeline * chunks > layers + 2) {
+    return make_error(ErrorCode::kInvalid,
+                      "mesh.pipeline: {} stages need as many blocks; the model has {} (embedding, {} layers, "
+                      "head)",
+                      mesh.pipeline * chunks, layers + 2, layers);
+  }
+  const Result<void> scheduled = can_schedule(mesh.schedule, pipeline_size(config));
+  if (scheduled.ok()) return {};
+  return make_error(ErrorCode::kInvalid, "mesh.schedule: {}", scheduled.error().message);
+}
+
+Result<void> check_mesh(const TrainConfig& config, const model::Decoder& decoder) {
+  RETURN_IF_ERROR(check_other_axes(config, decoder.config.num_layers));
+  return check_tensor_axis(config, decoder);
+}
+
+Result<Layout> make_layout(const TrainConfig& config, const model::Decoder& decoder) {
+  RETURN_IF_ERROR(check_mesh(config, decoder));
+  Layout layout{.decoder = decoder,
+                .shape = mesh_shape(config.mesh),
+                .sequence_parallel = config.mesh.sequence_parallel};
+  layout.share = {.stage = config.mesh.stage(),
+                  .ranks = config.mesh.sharing(),
+                  .bucket_values = config.mesh.bucket_values};
   // Parts end between blocks of state; a rank alone has none, and its buffers are those of a checkpoint.
   if (config.optimizer.type == OptimizerType::kAdamW8Bit && layout.share.ranks > 1)
     layout.share.alignment = kStateBlock;
-  const PipelineSize size{.workers = static_cast<int>(mesh.pipeline),
-                          .microbatches = (share + micro - 1) / micro};
-  RETURN_IF_ERROR(can_schedule(mesh.schedule, size));
-  layout.schedule = with_communication(make_schedule(mesh.schedule, size));
-  const int64_t stages = layout.schedule.stages();
-  if (decoder.config.num_layers < stages) {
-    return make_error(ErrorCode::kInvalid, "mesh.pipeline: {} layers do not make {} stages",
-                      decoder.config.num_layers, stages);
-  }
-  layout.stages = even_stages(decoder.config.num_layers, stages);
-  for (int64_t rank = 0; rank < mesh.tensor; ++rank) {
-    ASSIGN_OR_RETURN(const LocalDecoder local, cut(decoder, {.tensor_size = mesh.tensor, .tensor_rank = rank},
-                                                   {{0, decoder.config.num_layers}}));
-    RETURN_IF_ERROR(check_parts(config.optimizer, flat_weights(local)));
-    RETURN_IF_ERROR(check_rounding(rounding_of(config), local));
-  }
+  layout.schedule = schedule_of(config);
+  const std::vector<int> cuts =
+      stage_cuts(model_cost(decoder, config.batch.length), layout.schedule.stages());
+  for (size_t stage = 0; stage + 1 < cuts.size(); ++stage)
+    layout.stages.emplace_back(cuts[stage], cuts[stage + 1]);
   return layout;
 }
 

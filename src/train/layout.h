@@ -26,7 +26,7 @@ struct Layout {
   model::Decoder decoder;
   runtime::Shape shape;       // axes in the order pipeline, (copy,) data, tensor: the last are neighbours
   PipelineSchedule schedule;  // of one data rank's microbatches, with communication
-  std::vector<LayerRange> stages;  // layers of each stage, in the order of the model
+  std::vector<BlockRange> stages;  // blocks of each stage, in the order of the model
   bool sequence_parallel = false;
   ShareOptions share = {};  // of the data axis; place() says which rank
 
@@ -47,10 +47,13 @@ runtime::Shape mesh_shape(const MeshConfig& mesh);
 // The axes of a mesh over which the batch is cut: "data", or "copy,data".
 std::string batch_axes(const runtime::Shape& shape);
 
-// Whether all data ranks cut their shares of the batch into the same number of microbatches (0: into one).
-bool equal_microbatches(int64_t sequences, int64_t data, int64_t micro);
+// Whether model, batch, optimizer and precision allow the config's mesh: kInvalid, naming the key.
+Result<void> check_mesh(const TrainConfig& config, const model::Decoder& decoder);
+// Its parts: what depends on the size of the tensor axis alone, and all the rest.
+Result<void> check_tensor_axis(const TrainConfig& config, const model::Decoder& decoder);
+Result<void> check_other_axes(const TrainConfig& config, int64_t layers);
 
-// Errors: kInvalid for a product of axes that this model or batch does not divide into, naming the key.
+// Errors: those of check_mesh().
 Result<Layout> make_layout(const TrainConfig& config, const model::Decoder& decoder);
 
 }  // namespace flywheel::train

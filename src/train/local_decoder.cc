@@ -33,22 +33,21 @@ class Cutter {
     local_.config.num_heads /= place.tensor_size;
     local_.config.num_kv_heads /= place.tensor_size;
     local_.config.intermediate_size /= place.tensor_size;
+    local_.tensor_size = place.tensor_size;
     local_.split_rows = splits() && place.sequence_parallel;
     // The first ranks have one row of the vocabulary more where it does not divide.
     local_.vocabulary_begin = decoder.config.vocab_size * place.tensor_rank / place.tensor_size;
     local_.vocabulary_end = decoder.config.vocab_size * (place.tensor_rank + 1) / place.tensor_size;
   }
 
-  void chunk(const LayerRange& layers) {
-    const bool first = layers.first == 0, last = layers.second == decoder_.config.num_layers;
+  void chunk(const BlockRange& blocks) {
     Chunk chunk{.begin = local_.steps.size()};
     value_.clear(), whole_of_.clear();
     for (const Step& step : decoder_.steps) {
-      const bool before = step.op == Op::kEmbed, after = step.layer < 0 && !before;
-      const bool mine = before  ? first
-                        : after ? last
-                                : step.layer >= layers.first && step.layer < layers.second;
-      if (!mine) continue;
+      const int64_t block = step.op == Op::kEmbed ? 0
+                            : step.layer < 0      ? decoder_.config.num_layers + 1
+                                                  : step.layer + 1;
+      if (block < blocks.first || block >= blocks.second) continue;
       for (const int in : step.in) {  // only the stream comes from another chunk
         if (value_.contains(in)) continue;
         CHECK(chunk.in < 0, "a chunk that reads two values of the chunk before");
@@ -232,8 +231,12 @@ const char* exchange_name(Exchange exchange) {
   return "?";
 }
 
+BlockRange all_blocks(const model::Decoder& decoder) {
+  return {0, decoder.config.num_layers + 2};
+}
+
 Result<LocalDecoder> cut(const model::Decoder& decoder, const TensorPlace& place,
-                         const std::vector<LayerRange>& chunks) {
+                         const std::vector<BlockRange>& chunks) {
   const model::DecoderConfig& c = decoder.config;
   const int64_t ranks = place.tensor_size;
   const std::pair<const char*, int64_t> divided[] = {{"attention heads", c.num_heads},
@@ -248,17 +251,18 @@ Result<LocalDecoder> cut(const model::Decoder& decoder, const TensorPlace& place
   }
   Cutter cutter(decoder, place);
   bool has_first = false, has_last = false;
-  for (const LayerRange& layers : chunks) {
-    CHECK(layers.first >= 0 && layers.first <= layers.second && layers.second <= c.num_layers,
-          "layers {} to {} of {}", layers.first, layers.second, c.num_layers);
-    has_first |= layers.first == 0, has_last |= layers.second == c.num_layers;
-    cutter.chunk(layers);
+  const int64_t end = all_blocks(decoder).second;
+  for (const BlockRange& blocks : chunks) {
+    CHECK(blocks.first >= 0 && blocks.first < blocks.second && blocks.second <= end, "blocks {} to {} of {}",
+          blocks.first, blocks.second, end);
+    has_first |= blocks.first == 0, has_last |= blocks.second == end;
+    cutter.chunk(blocks);
   }
   return cutter.finish(c.tied_embeddings && has_first != has_last);
 }
 
 LocalDecoder whole(const model::Decoder& decoder) {
-  return cut(decoder, {}, {{0, decoder.config.num_layers}}).value();
+  return cut(decoder, {}, {all_blocks(decoder)}).value();
 }
 
 std::string to_text(const LocalDecoder& local) {

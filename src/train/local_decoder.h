@@ -7,12 +7,13 @@
 // on its own heads and its own part of the hidden layer. With sequence parallelism (Korthikanti et al. 2022)
 // norms and the residual stream are cut by rows of the batch, and values are gathered and scattered where
 // they were copied and reduced before.
-// Pipeline axis: a rank runs one or several chunks of whole layers (pipeline_schedule.h says in which order).
-// Data and context axes leave the decoder as it is: there a rank has other rows.
+// Pipeline axis: a rank runs one or several chunks of whole blocks, which are the embedding, each layer, and
+// the head (last norm and output matrix); pipeline_schedule.h says in which order. Data and context axes
+// leave the decoder as it is: there a rank has other rows.
 //
 // With one rank on each axis the result is the decoder itself, step by step.
 //
-//   LocalDecoder local = cut(decoder, {.tensor_size = 2, .tensor_rank = 1}, {{0, num_layers}});
+//   LocalDecoder local = cut(decoder, {.tensor_size = 2, .tensor_rank = 1}, {all_blocks(decoder)});
 #pragma once
 
 #include <cstdint>
@@ -53,7 +54,7 @@ struct LocalStep : model::Step {
   bool bias_alone = false;  // out = in[0] + bias: that of a matrix cut by columns is added after the sum
 };
 
-// Whole layers that run together: steps [begin, end). `in`: the value that the chunk before made, -1 for the
+// Whole blocks that run together: steps [begin, end). `in`: the value that the chunk before made, -1 for the
 // first; `out`: what goes to the next one, or the logits.
 struct Chunk {
   size_t begin = 0, end = 0;
@@ -68,6 +69,7 @@ struct LocalDecoder {
   std::vector<model::ValueInfo> values;
   std::vector<LocalStep> steps;
   std::vector<Chunk> chunks;
+  int64_t tensor_size = 1;  // ranks over which it is cut
   bool split_rows = false;  // the residual stream is cut by rows over the tensor axis
   int64_t vocabulary_begin = 0, vocabulary_end = 0;  // rows of the embedding and of the output matrix here
 };
@@ -77,12 +79,14 @@ struct TensorPlace {
   bool sequence_parallel = false;
 };
 
-// Layers [first, second) of one chunk, in the order of the pipeline.
-using LayerRange = std::pair<int64_t, int64_t>;
+// Blocks [first, second) of one chunk: 0 is the embedding, n + 1 layer n, and after the layers comes the
+// head.
+using BlockRange = std::pair<int64_t, int64_t>;
+BlockRange all_blocks(const model::Decoder& decoder);
 
 // Errors: kInvalid for a decoder that does not divide by the tensor axis, naming the number that does not.
 Result<LocalDecoder> cut(const model::Decoder& decoder, const TensorPlace& place,
-                         const std::vector<LayerRange>& chunks);
+                         const std::vector<BlockRange>& chunks);
 // The whole decoder on one rank.
 LocalDecoder whole(const model::Decoder& decoder);
 

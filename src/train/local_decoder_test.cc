@@ -27,7 +27,7 @@ TEST(LocalDecoder, OneRankRunsTheDecoderAsItIs) {
 }
 
 TEST(LocalDecoder, TensorRanksExchangeTwiceALayer) {
-  const auto local = cut(small(true, true), {.tensor_size = 2, .tensor_rank = 1}, {{1, 2}});
+  const auto local = cut(small(true, true), {.tensor_size = 2, .tensor_rank = 1}, {{2, 4}});
   ASSERT_TRUE(local.ok());
   EXPECT_EQ(
       to_text(*local),
@@ -68,14 +68,14 @@ TEST(LocalDecoder, TheShardsOfAllRanksAreTheModel) {
         held.emplace_back(static_cast<size_t>(info.shape[0] * (info.shape.size() > 1 ? info.shape[1] : 1)),
                           0);
       }
-      for (const LayerRange layers : {LayerRange{0, 1}, LayerRange{1, 2}}) {
+      for (const BlockRange blocks : {BlockRange{0, 2}, BlockRange{2, 3}, BlockRange{3, 4}}) {
         for (int64_t rank = 0; rank < 2; ++rank) {
           const auto local =
               cut(decoder, {.tensor_size = 2, .tensor_rank = rank, .sequence_parallel = sequence_parallel},
-                  {layers});
+                  {blocks});
           ASSERT_TRUE(local.ok());
           for (const WeightShard& s : local->shards) {
-            if (s.shared_by_stages && layers.first > 0) continue;
+            if (s.shared_by_stages && blocks.first > 0) continue;
             if (s.copies != WeightShard::Copies::kSplit && rank > 0) continue;
             const auto& info = decoder.weights[static_cast<size_t>(s.whole)];
             const int64_t columns = info.shape.size() > 1 ? info.shape[1] : 1;
@@ -92,7 +92,7 @@ TEST(LocalDecoder, TheShardsOfAllRanksAreTheModel) {
 }
 
 TEST(LocalDecoder, SizesThatDoNotDivideAreNamed) {
-  const auto heads = cut(small(), {.tensor_size = 4}, {{0, 2}});
+  const auto heads = cut(small(), {.tensor_size = 4}, {{0, 4}});
   ASSERT_FALSE(heads.ok());
   EXPECT_EQ(heads.error().message, "mesh.tensor: 2 key-value heads do not divide by 4 ranks");
 }

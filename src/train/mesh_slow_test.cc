@@ -9,6 +9,7 @@
 #include <map>
 #include <random>
 
+#include "train/can_train.h"
 #include "train/mesh_test_ranks.h"
 
 namespace flywheel::train {
@@ -29,8 +30,9 @@ std::string describe_mesh(const TrainConfig& c) {
       "data={} zero={} (groups of {}, buckets of {}) tensor={} pipeline={} {} sequence_parallel={} "
       "recompute={} micro={} {} {} ema={}",
       c.mesh.data, c.mesh.zero, c.mesh.zero_group, c.mesh.bucket_values, c.mesh.tensor, c.mesh.pipeline,
-      config_name(c.mesh.schedule), c.mesh.sequence_parallel, c.recompute, c.batch.micro_sequences,
-      config_name(c.precision), config_name(c.optimizer.type), c.optimizer.ema_decay);
+      config_name(c.mesh.schedule), c.mesh.sequence_parallel, config_name(c.recompute),
+      c.batch.micro_sequences, config_name(c.precision), config_name(c.optimizer.type),
+      c.optimizer.ema_decay);
 }
 
 // A mesh of at most 8 ranks.
@@ -50,7 +52,7 @@ TrainConfig random_config(Philox& rng, std::initializer_list<Precision> precisio
   }
   const int64_t microbatches = config.mesh.pipeline * pick({1, 2});
   config.batch = {.sequences = config.mesh.data * microbatches, .length = 24, .micro_sequences = 1};
-  config.recompute = rng.below(3) == 0;
+  config.recompute = std::array{Recompute::kNone, Recompute::kSelective, Recompute::kFull}[rng.below(3)];
   // AdamW divides by the size of a gradient, and so makes much of rounding where that is nearly zero: a small
   // rate and a larger epsilon keep ten steps comparable.
   config.optimizer.lr = 5e-4, config.optimizer.min_lr = 1e-4, config.optimizer.epsilon = 1e-5;
@@ -164,6 +166,49 @@ TEST(Mesh, AllRanksSkipAStepThatOverflowsOrNone) {
   EXPECT_GT(std::ranges::count(replicas.skipped, true), 5);
 }
 
+// can_train() is what `flywheel plan` and `flywheel train` ask. What it allows takes a step, on any mesh, in
+// any precision; what it refuses has no layout or is no config.
+TEST(Mesh, WhatIsAllowedTrainsAndWhatIsNotHasNoLayout) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  Philox rng(seed);
+  const auto pick = [&](std::initializer_list<int64_t> from) { return from.begin()[rng.below(from.size())]; };
+  int allowed = 0, refused = 0;
+  while (allowed < 30) {
+    TrainConfig config =
+        random_config(rng, {Precision::kF32, Precision::kBF16, Precision::kFP16, Precision::kFP8});
+    config.steps = 1;
+    config.mesh.tensor = pick({1, config.mesh.tensor, 3});
+    config.mesh.chunks = pick({0, 0, 1, 2, 3});
+    config.mesh.sequence_parallel = rng.below(3) == 0;
+    if (config.mesh.workers() > 8) continue;
+    config.batch = {
+        .sequences = pick({2, 4, 5, 12}), .length = pick({7, 24}), .micro_sequences = pick({0, 1, 2, 3})};
+    model::Decoder decoder = random_decoder(rng, rng.below(2) == 0);
+    decoder.config.num_layers = pick({1, 2, 8});
+    decoder = model::describe(decoder.config);
+    SCOPED_TRACE(describe_mesh(config));
+    const auto verdict = can_train(config, decoder);
+    if (!verdict.ok()) {
+      ++refused;
+      bool starts = true;
+      try {
+        check(config);
+        starts = make_layout(config, decoder).ok();
+      } catch (const UserError&) {
+        starts = false;
+      }
+      EXPECT_FALSE(starts) << verdict.error().message;
+      continue;
+    }
+    ++allowed;
+    const Trace mesh = train_on_mesh(config, decoder);
+    ASSERT_EQ(mesh.losses.size(), 1u);
+    EXPECT_TRUE(std::isfinite(mesh.losses[0]));
+  }
+  EXPECT_GT(refused, 10);
+}
+
 TEST(Mesh, WhatDoesNotDivideIsRefusedWithTheReason) {
   Philox rng(1);
   const model::Decoder decoder = random_decoder(rng, false);
@@ -171,9 +216,10 @@ TEST(Mesh, WhatDoesNotDivideIsRefusedWithTheReason) {
   config.mesh.tensor = 3;
   EXPECT_EQ(make_layout(config, decoder).error().message,
             "mesh.tensor: 8 attention heads do not divide by 3 ranks");
-  config.mesh = {.pipeline = 9};
-  config.batch = {.sequences = 9, .length = 8, .micro_sequences = 1};
-  EXPECT_EQ(make_layout(config, decoder).error().message, "mesh.pipeline: 8 layers do not make 9 stages");
+  config.mesh = {.pipeline = 11};
+  config.batch = {.sequences = 11, .length = 8, .micro_sequences = 1};
+  EXPECT_EQ(make_layout(config, decoder).error().message,
+            "mesh.pipeline: 11 stages need as many blocks; the model has 10 (embedding, 8 layers, head)");
   config.mesh = {.data = 2, .pipeline = 2};
   EXPECT_EQ(make_layout(config, decoder).error().code, ErrorCode::kInvalid);
 }

@@ -3,7 +3,7 @@
 // Only time in training steps counts. What else a run does (evaluation, a checkpoint) lies between the last
 // step()'s time and the next begin()'s.
 //
-//   Meter meter({.flop_per_token = flop_per_token(decoder, length), .peak_flops = peak});
+//   Meter meter({.flop_per_token = model_cost(decoder, length).flop_per_token(), .peak_flops = peak});
 //   meter.begin(clock.seconds());                  // the first step is sent off
 //   meter.step(tokens, clock.seconds());           // as each step ends
 //   ...evaluate...; meter.begin(clock.seconds());  // the next step is sent off

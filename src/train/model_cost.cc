@@ -9,7 +9,6 @@
 namespace flywheel::train {
 namespace {
 
-using model::Decoder;
 using model::Op;
 using model::Step;
 
@@ -26,23 +25,41 @@ double mean_positions(int64_t length, int64_t window) {
 
 class Counter {
  public:
-  Counter(const Decoder& decoder, int64_t length) : decoder_(decoder), length_(length) {
+  Counter(const LocalDecoder& decoder, int64_t length) : decoder_(decoder), length_(length) {
     made_by_.assign(decoder.values.size(), nullptr);
-    for (const Step& step : decoder.steps) made_by_[at(step.out)] = &step;
+    share_.assign(decoder.values.size(), 1);
+    for (const LocalStep& step : decoder.steps) {
+      made_by_[at(step.out)] = &step;
+      double& share = share_[at(step.out)];
+      if (!step.in.empty()) share = share_[at(step.in[0])];
+      if (step.exchange == Exchange::kScatter) share = 1.0 / static_cast<double>(decoder.tensor_size);
+      if (step.exchange == Exchange::kGather) share = 1;
+    }
   }
 
   BlockCost block(size_t begin, size_t end) {
     BlockCost b;
     b.layer = decoder_.steps[begin].layer;
     kept_.clear(), multiplied_.clear(), elsewhere_.clear();
-    for (size_t i = begin; i < end; ++i) add(b, decoder_.steps[i]);
+    for (size_t i = begin; i < end; ++i) {
+      const LocalStep& step = decoder_.steps[i];
+      if (step.exchange != Exchange::kNone) {
+        pass(b, step);
+      } else if (step.bias_alone) {
+        own(b, step.bias);
+        b.elementwise_width += width(step.out) + width(step.in[0]);
+      } else {
+        add(b, step);
+      }
+    }
     for (const int value : kept_) {
-      const Step* made = made_by_[at(value)];
+      const LocalStep* made = made_by_[at(value)];
+      while (made->exchange == Exchange::kCopy) made = made_by_[at(made->in[0])];  // the same memory
       const double w = width(value);
       if (multiplied_.contains(value) && elsewhere_.contains(value)) b.kept.shared_inputs += w;
       if (streams_.contains(value)) {
         b.kept.stream += w;
-      } else if (made->op == Op::kRmsNorm || made->op == Op::kSwiglu) {
+      } else if (made->exchange == Exchange::kNone && (made->op == Op::kRmsNorm || made->op == Op::kSwiglu)) {
         b.kept.recomputable += w;
       } else {
         b.kept.other += w;
@@ -54,11 +71,25 @@ class Counter {
   }
 
  private:
-  double width(int value) const { return static_cast<double>(decoder_.values[at(value)].width); }
+  // Where rows are cut over the tensor axis, those of this rank.
+  double width(int value) const {
+    return share_[at(value)] * static_cast<double>(decoder_.values[at(value)].width);
+  }
   int64_t count(int weight) const {
     int64_t n = 1;
     for (const int64_t dim : decoder_.weights[at(weight)].shape) n *= dim;
     return n;
+  }
+
+  // An all-reduce is a reduce-scatter and an all-gather.
+  void pass(BlockCost& b, const LocalStep& step) {
+    const double whole = std::max(width(step.in[0]), width(step.out));
+    b.passed_forward += step.exchange == Exchange::kCopy     ? 0
+                        : step.exchange == Exchange::kReduce ? 2 * whole
+                                                             : whole;
+    b.passed_backward += step.exchange == Exchange::kReduce ? 0
+                         : step.exchange == Exchange::kCopy ? 2 * whole
+                                                            : whole;
   }
 
   // A weight belongs to the block that uses it first.
@@ -114,22 +145,24 @@ class Counter {
   double scratch(size_t begin, size_t end) const {
     double forward = 0, backward = 0;
     for (size_t i = begin; i < end; ++i) {
-      const Step& step = decoder_.steps[i];
+      const LocalStep& step = decoder_.steps[i];
+      if (step.exchange == Exchange::kCopy) continue;
       if (!kept_.contains(step.out) && step.op != Op::kLogits) forward += width(step.out);
       if (step.op == Op::kSwiglu) backward = 2 * width(step.out) + width(decoder_.steps[end - 1].out);
     }
     return std::max(forward, backward);
   }
 
-  const Decoder& decoder_;
+  const LocalDecoder& decoder_;
   int64_t length_;
-  std::vector<const Step*> made_by_;
+  std::vector<const LocalStep*> made_by_;
+  std::vector<double> share_;  // of each value's rows that are here
   std::set<int> kept_, streams_, owned_;
   std::set<int> multiplied_, elsewhere_;  // kept by products, and by attention as what it made
 };
 
 // The linears that lead into and out of swiglu, and swiglu's values: what experts replace.
-void put_experts(const Decoder& decoder, const Experts& experts, ModelCost& cost) {
+void put_experts(const LocalDecoder& decoder, const Experts& experts, ModelCost& cost) {
   if (experts.per_token < 1 || experts.per_token > experts.count || experts.shared < 0) {
     throw UserError("experts", fmt::format("{} of {} experts for a token, {} shared", experts.per_token,
                                            experts.count, experts.shared));
@@ -193,12 +226,16 @@ double ModelCost::flop_per_token() const {
   return flop;
 }
 
-ModelCost model_cost(const Decoder& decoder, int64_t length, const Experts& experts) {
+ModelCost model_cost(const model::Decoder& decoder, int64_t length, const Experts& experts) {
+  return model_cost(whole(decoder), length, experts);
+}
+
+ModelCost model_cost(const LocalDecoder& decoder, int64_t length, const Experts& experts) {
   CHECK(length > 0 && !decoder.steps.empty(), "the cost of {} steps at length {}", decoder.steps.size(),
         length);
   const model::DecoderConfig& c = decoder.config;
   ModelCost cost{.hidden = c.hidden_size,
-                 .vocab = c.vocab_size,
+                 .vocab = decoder.vocabulary_end - decoder.vocabulary_begin,
                  .heads = c.num_heads,
                  .kv_heads = c.num_kv_heads,
                  .kv_width = c.kv_width(),
@@ -209,7 +246,8 @@ ModelCost model_cost(const Decoder& decoder, int64_t length, const Experts& expe
                  .experts = {},
                  .expert_layers = 0,
                  .blocks = {},
-                 .largest_matrix_width = 0};
+                 .largest_matrix_width = 0,
+                 .largest_matrix = 0};
   Counter counter(decoder, length);
   for (size_t begin = 0, end = 0; begin < decoder.steps.size(); begin = end) {
     while (end < decoder.steps.size() && decoder.steps[end].layer == decoder.steps[begin].layer) ++end;
@@ -217,11 +255,12 @@ ModelCost model_cost(const Decoder& decoder, int64_t length, const Experts& expe
     b.name = begin == 0 ? "embedding" : b.layer < 0 ? "head" : fmt::format("layer {}", b.layer);
     cost.blocks.push_back(std::move(b));
   }
-  if (c.tied_embeddings) cost.blocks.front().tied_parameters = c.vocab_size * c.hidden_size;
+  if (c.tied_embeddings) cost.blocks.front().tied_parameters = cost.vocab * c.hidden_size;
   for (const Step& step : decoder.steps) {
     if (step.op != Op::kLinear) continue;
     const auto& shape = decoder.weights[at(step.weight)].shape;
     cost.largest_matrix_width = std::max({cost.largest_matrix_width, shape[0], shape[1]});
+    cost.largest_matrix = std::max(cost.largest_matrix, shape[0] * shape[1]);
   }
   if (experts.count > 0) put_experts(decoder, experts, cost);
   return cost;

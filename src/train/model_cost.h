@@ -1,5 +1,6 @@
-// What a decoder costs, read off its steps (model/decoder.h): operations, parameters, and the values that a
-// backward pass needs, block by block. The planner and the balance of pipeline stages count with these.
+// What a decoder, or one rank's part of it (local_decoder.h), costs, read off its steps: operations,
+// parameters, the values that a backward pass needs and those that pass over the tensor axis, block by block.
+// The planner and the balance of pipeline stages count with these.
 //
 // A block is what is never cut: the embedding, each layer, and the head (last norm and output matrix). Widths
 // are values of one token: times bytes a value, times tokens, they are memory or traffic.
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "model/decoder.h"
+#include "train/local_decoder.h"
 
 namespace flywheel::train {
 
@@ -41,7 +43,9 @@ struct BlockCost {
   int64_t expert_parameters = 0;      // of them: on the expert axis
   int64_t multiplied_parameters = 0;  // of the matrices that products read, a tied one with the head
   KeptWidths kept;
-  double input_width = 0;       // all that full recomputation keeps
+  double input_width = 0;  // all that full recomputation keeps
+  // Over the tensor axis, forward and backward: gathered and scattered once, or reduced, which is both.
+  double passed_forward = 0, passed_backward = 0;
   double scratch_width = 0;     // the most that is alive beside what is kept while the block runs
   int64_t tied_parameters = 0;  // of the embedding, where the head is tied to it: shared by both
   int64_t parameters() const { return matrix_parameters + other_parameters; }
@@ -60,8 +64,9 @@ struct ModelCost {
   bool tied = false;
   Experts experts;
   int64_t expert_layers = 0;
-  std::vector<BlockCost> blocks;     // embedding, layers, head
-  int64_t largest_matrix_width = 0;  // rows or columns of the largest product's matrix, without the head
+  std::vector<BlockCost> blocks;  // embedding, layers, head
+  // Of the products but the head's: the most rows or columns, and the most values.
+  int64_t largest_matrix_width = 0, largest_matrix = 0;
 
   int64_t num_layers() const { return static_cast<int64_t>(blocks.size()) - 2; }
   int64_t parameters() const;
@@ -71,7 +76,9 @@ struct ModelCost {
   double flop_per_token() const;
 };
 
-// For sequences of `length`.
+// For sequences of `length`. Of a rank's part, with all its blocks in one chunk, the parameters, operations
+// and values of that rank.
+ModelCost model_cost(const LocalDecoder& local, int64_t length, const Experts& experts = {});
 ModelCost model_cost(const model::Decoder& decoder, int64_t length, const Experts& experts = {});
 
 }  // namespace flywheel::train

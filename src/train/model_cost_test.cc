@@ -129,13 +129,11 @@ TEST(StageBalance, AWideHeadCountsAsSeveralLayers) {
   model::DecoderConfig c;
   c.vocab_size = 128256, c.hidden_size = 4096, c.intermediate_size = 14336, c.num_layers = 32;
   c.num_heads = 32, c.num_kv_heads = 8, c.head_dim = 128;
-  std::vector<double> costs;
-  for (const BlockCost& b : model_cost(model::describe(c), 4096).blocks)
-    costs.push_back(b.linear_flop + b.attention_flop);
-  EXPECT_EQ(balance(costs, 4), (std::vector<int>{0, 10, 19, 27, 34}));
-  EXPECT_EQ(balance(costs, 16).back(), 34);
-  EXPECT_THROW(balance(costs, 35), UserError);
-  EXPECT_THROW(balance(costs, 0), UserError);
+  const ModelCost cost = model_cost(model::describe(c), 4096);
+  EXPECT_EQ(stage_cuts(cost, 4), (std::vector<int>{0, 10, 19, 27, 34}));
+  EXPECT_EQ(stage_cuts(cost, 16).back(), 34);
+  EXPECT_THROW(stage_cuts(cost, 35), UserError);
+  EXPECT_THROW(stage_cuts(cost, 0), UserError);
 }
 
 }  // namespace

@@ -23,7 +23,30 @@ using torch::autograd::variable_list;
 
 using Values = std::map<int, Tensor>;  // by index into LocalDecoder::values
 
-Tensor run_step(Pass& pass, const LocalStep& step, const Values& values, const Tensor& anchor) {
+// Selective recomputation: what makes this input of a product again, where a norm or swiglu has made it in
+// this segment. `known`: by value, those of the segment so far.
+using Known = std::map<int, Forgotten*>;
+Forgotten* forget(Pass& pass, const Segment& segment, int value, const Values& values, Known& known) {
+  const auto found = known.find(value);
+  if (found != known.end()) return found->second;
+  Forgotten* made = nullptr;
+  for (size_t i = segment.begin; i < segment.end; ++i) {
+    const LocalStep& step = pass.decoder.steps[i];
+    if (step.out != value) continue;
+    if (step.exchange == Exchange::kCopy) {
+      made = forget(pass, segment, step.in[0], values, known);
+    } else if (step.exchange == Exchange::kNone && step.op == Op::kRmsNorm) {
+      made = forget_norm(pass, values.at(step.in[0]), step.weight,
+                         pass.decoder.values[static_cast<size_t>(value)].width);
+    } else if (step.exchange == Exchange::kNone && step.op == Op::kSwiglu) {
+      made = forget_swiglu(pass, values.at(step.in[0]), values.at(step.in[1]));
+    }
+  }
+  return known[value] = made;
+}
+
+Tensor run_step(Pass& pass, const LocalStep& step, const Values& values, const Tensor& anchor,
+                Forgotten* forgotten) {
   const auto in = [&](size_t i) -> const Tensor& { return values.at(step.in[i]); };
   const int64_t width = pass.decoder.values[static_cast<size_t>(step.out)].width;
   if (step.exchange != Exchange::kNone) return exchange(pass, in(0), step.exchange);
@@ -36,7 +59,7 @@ Tensor run_step(Pass& pass, const LocalStep& step, const Values& values, const T
     case Op::kHeadNorm:
       return rms_norm(pass, in(0), step.weight, pass.config.head_dim);
     case Op::kLinear:
-      return linear(pass, in(0), step.weight, step.bias);
+      return linear(pass, in(0), step.weight, step.bias, forgotten);
     case Op::kRope:
       return rope(pass, in(0));
     case Op::kAttention:
@@ -52,10 +75,15 @@ Tensor run_step(Pass& pass, const LocalStep& step, const Values& values, const T
 }
 
 // Runs a segment; values that nothing after it reads are dropped (autograd keeps what it needs).
-void run_segment(Pass& pass, const Segment& segment, Values& values, const Tensor& anchor) {
+void run_segment(Pass& pass, const Segment& segment, Values& values, const Tensor& anchor,
+                 bool selective = false) {
   const auto& steps = pass.decoder.steps;
+  Known known;
   for (size_t i = segment.begin; i < segment.end; ++i) {
-    values[steps[i].out] = run_step(pass, steps[i], values, anchor);
+    Forgotten* forgotten = nullptr;
+    if (selective && steps[i].exchange == Exchange::kNone && steps[i].op == Op::kLinear)
+      forgotten = forget(pass, segment, steps[i].in[0], values, known);
+    values[steps[i].out] = run_step(pass, steps[i], values, anchor, forgotten);
   }
   pass.product_input = pass.product_rounded = Tensor();  // no other segment has the same factor
   std::erase_if(values, [&](const auto& entry) {
@@ -64,7 +92,7 @@ void run_segment(Pass& pass, const Segment& segment, Values& values, const Tenso
 }
 
 // A layer whose inside is forgotten after forward and computed again before its gradient (Chen et al. 2016).
-struct Recompute : torch::autograd::Function<Recompute> {
+struct LayerAgain : torch::autograd::Function<LayerAgain> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, const Segment* segment) {
     ctx->saved_data["pass"] = reinterpret_cast<int64_t>(pass);
     ctx->saved_data["segment"] = reinterpret_cast<int64_t>(segment);
@@ -210,14 +238,15 @@ struct Network::State {
         }
       }
       const bool layer = decoder.steps[segment.begin].layer >= 0;
-      if (pass.with_gradient && options.recompute && layer) {
+      if (pass.with_gradient && options.recompute == Recompute::kFull && layer) {
         CHECK(segment.in.size() == 1 && segment.out.size() == 1, "a layer with {} inputs and {} outputs",
               segment.in.size(), segment.out.size());
-        Tensor y = Recompute::apply(values.at(segment.in[0]), &pass, &segment);
+        Tensor y = LayerAgain::apply(values.at(segment.in[0]), &pass, &segment);
         values.clear();
         values[segment.out[0]] = y;
       } else {
-        run_segment(pass, segment, values, in);
+        run_segment(pass, segment, values, in,
+                    pass.with_gradient && options.recompute == Recompute::kSelective);
       }
       if (options.mover != nullptr) options.mover->after(segment.number, visit);
     }
@@ -323,20 +352,6 @@ double Network::evaluate(const Sequences& input, float* logprobs) {
   const torch::NoGradGuard no_grad;
   s.run_chunk(flight->pass, 0, torch::empty({0}));
   return flight->pass.loss;
-}
-
-double flop_per_token(const model::Decoder& decoder, int64_t length) {
-  double flop = 0;
-  for (const model::Step& step : decoder.steps) {
-    if (step.op == Op::kLinear || step.op == Op::kLogits) {
-      const auto& shape = decoder.weights[static_cast<size_t>(step.weight)].shape;
-      flop += 6.0 * static_cast<double>(shape[0] * shape[1]);  // y, dx and dw: 2 each
-    } else if (step.op == Op::kAttention) {
-      // Scores and sums over half the positions on average, twice that again for the gradient.
-      flop += 6.0 * static_cast<double>(decoder.config.q_width() * length);
-    }
-  }
-  return flop;
 }
 
 }  // namespace flywheel::train

@@ -35,9 +35,8 @@ struct Sequences {
 class Network {
  public:
   struct Options {
-    bool recompute =
-        false;  // keep only what goes from layer to layer, and run a layer again for its gradient
-    bool splits_backward = false;  // backward() leaves gradients of matrices to weight_gradients()
+    Recompute recompute = Recompute::kNone;  // not kAuto
+    bool splits_backward = false;            // backward() leaves gradients of matrices to weight_gradients()
     BucketMover* mover = nullptr;  // told of each segment that is entered and left; null: all is here
   };
   Network(const LocalDecoder& decoder, Parameters& parameters, Links& links, Options options,
@@ -77,9 +76,5 @@ class Network {
   struct State;
   std::unique_ptr<State> state_;
 };
-
-// Operations of one forward and backward pass over a token in sequences of `length`: what a share of the
-// machine's limit is counted from. Recomputation is not useful work and is not in it.
-double flop_per_token(const model::Decoder& decoder, int64_t length);
 
 }  // namespace flywheel::train

@@ -81,15 +81,19 @@ TEST(Network, GradientIsTheSlopeOfTheLoss) {
 TEST(Network, RecomputationAndThreadsChangeNoBit) {
   ThreadPool one(1), three(3);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    Model plain(small_config(), dtype, three), frugal(small_config(), dtype, three, {.recompute = true});
+    Model plain(small_config(), dtype, three),
+        frugal(small_config(), dtype, three, {.recompute = Recompute::kFull});
+    Model selective(small_config(), dtype, three, {.recompute = Recompute::kSelective});
     Model lone(small_config(), dtype, one);
     const auto tokens = random_tokens(3, 40, 101, 5);
     const Sequences input{3, 40, tokens};
     const double loss = plain.network.train(input);
     EXPECT_EQ(loss, frugal.network.train(input));
+    EXPECT_EQ(loss, selective.network.train(input));
     EXPECT_EQ(loss, lone.network.train(input));
     EXPECT_EQ(loss, plain.network.evaluate(input));
     EXPECT_TRUE(std::ranges::equal(plain.parameters.gradients(), frugal.parameters.gradients()));
+    EXPECT_TRUE(std::ranges::equal(plain.parameters.gradients(), selective.parameters.gradients()));
     EXPECT_TRUE(std::ranges::equal(plain.parameters.gradients(), lone.parameters.gradients()));
   }
 }

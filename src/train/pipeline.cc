@@ -1,6 +1,7 @@
 #include "train/pipeline.h"
 
 #include "base/check.h"
+#include "base/deadline.h"
 
 namespace flywheel::train {
 
@@ -12,9 +13,17 @@ double Pipeline::train(std::span<const Sequences> microbatches, float loss_scale
   }
   CHECK(std::ssize(microbatches) == schedule_.microbatches, "{} microbatches, the schedule has {}",
         microbatches.size(), schedule_.microbatches);
+  times_ = {};
+  const Stopwatch clock;
+  double first = -1;
   for (const Action& action : schedule_.actions[static_cast<size_t>(worker_)]) {
     if (!links_.failed.ok()) break;
+    const double begin = clock.seconds();
     act(action, microbatches, loss_scale);
+    if (!computes(action.kind)) continue;
+    if (first < 0) first = begin;
+    times_.busy_seconds += clock.seconds() - begin;
+    times_.window_seconds = clock.seconds() - first;
   }
   finish_sends();
   outputs_.clear(), gradients_.clear();

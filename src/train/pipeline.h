@@ -27,6 +27,12 @@ class Pipeline {
   // multiplied by `loss_scale`.
   double train(std::span<const Sequences> microbatches, float loss_scale);
   double evaluate(const Sequences& input);
+  // Of the last train() on this worker: what it computed, and from its first forward to the end of its last
+  // gradient.
+  struct Times {
+    double busy_seconds = 0, window_seconds = 0;
+  };
+  const Times& times() const { return times_; }
   bool has_last_stage() const { return schedule_.worker_of(schedule_.stages() - 1) == worker_; }
 
  private:
@@ -45,6 +51,7 @@ class Pipeline {
   const PipelineSchedule& schedule_;
   int worker_;
   Links& links_;
+  Times times_;
   std::map<Between, std::vector<float>> outputs_, gradients_;
   // What is being sent stays alive until it has been.
   std::vector<std::pair<std::vector<float>, runtime::Pending>> sending_;

@@ -124,7 +124,11 @@ std::string describe_timeline(const PipelineSchedule& schedule, const Timeline& 
   std::string text = fmt::format("{}: {} workers, {} microbatches", config_name(schedule.kind),
                                  schedule.workers, schedule.microbatches);
   if (schedule.chunks > 1) text += fmt::format(", {} chunks each", schedule.chunks);
-  return text + fmt::format("; bubble {:.1f}% of work", timeline.bubble() * 100);
+  const PipelineSize size{schedule.workers, schedule.microbatches, schedule.chunks};
+  const double bubble = timeline.bubble();
+  return text + fmt::format("; bubble {:.1f}% of work ({:.1f}% of the time), by the formula {:.1f}%",
+                            bubble * 100, 100 * bubble / (1 + bubble),
+                            100 * bubble_formula(schedule.kind, size));
 }
 
 }  // namespace flywheel::train

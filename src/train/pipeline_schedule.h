@@ -49,6 +49,10 @@ enum class ActionKind : uint8_t {
   kReceiveBackward,
 };
 
+inline bool computes(ActionKind kind) {
+  return kind == ActionKind::kForward || kind == ActionKind::kBackward || kind == ActionKind::kWeight;
+}
+
 struct Action {
   ActionKind kind = ActionKind::kForward;
   int64_t microbatch = 0;

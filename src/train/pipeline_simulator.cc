@@ -12,10 +12,6 @@ using enum ActionKind;
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
-bool computes(ActionKind kind) {
-  return kind == kForward || kind == kBackward || kind == kWeight;
-}
-
 // When each stage's forward, backward and weight action of each microbatch ended; kNever: not yet.
 class Ends {
  public:

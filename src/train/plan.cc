@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "train/pipeline_simulator.h"
 #include "train/plan_internal.h"
+#include "train/plan_job.h"
 #include "train/plan_search_internal.h"
 #include "train/stage_balance.h"
 
@@ -22,6 +23,7 @@ void put(Load& load, const BlockCost& b) {
   load.linear_flop += b.linear_flop, load.attention_flop += b.attention_flop;
   load.elementwise_width += b.elementwise_width, load.input_width += b.input_width;
   load.scratch_width = std::max(load.scratch_width, b.scratch_width);
+  if (b.layer < 0) load.head_flop += b.linear_flop;
   if (b.layer >= 0) {
     load.block_kept_width = std::max(load.block_kept_width, width_of(b.kept));
     load.block_again_width = std::max(load.block_again_width, b.kept.recomputable);
@@ -33,11 +35,15 @@ void put(Load& load, const BlockCost& b) {
   load.expert_parameters += static_cast<double>(b.expert_parameters);
   load.multiplied_parameters += static_cast<double>(b.multiplied_parameters);
   load.block_parameters = std::max(load.block_parameters, static_cast<double>(b.parameters()));
+  load.passed_forward += b.passed_forward, load.passed_backward += b.passed_backward;
   load.kept += b.kept;
 }
 
 Load load_of(const ModelCost& model, const std::vector<std::pair<int, int>>& ranges) {
   Load load;
+  load.vocab = static_cast<double>(model.vocab), load.kv_width = static_cast<double>(model.kv_width);
+  load.widest_matrix = static_cast<double>(model.largest_matrix_width);
+  load.largest_matrix = static_cast<double>(model.largest_matrix);
   const int last = static_cast<int>(model.blocks.size()) - 1;
   for (const auto& [begin, end] : ranges) {
     for (int i = begin; i < end; ++i) put(load, model.blocks[static_cast<size_t>(i)]);
@@ -69,21 +75,21 @@ double idle_seconds(const PlanMesh& mesh, const LoadTime& time) {
 
 }  // namespace
 
-Stages cut_stages(const ModelCost& model, ScheduleKind schedule, int workers, int chunks) {
-  std::vector<double> costs;
-  for (const BlockCost& b : model.blocks) costs.push_back(b.linear_flop + b.attention_flop);
+Stages cut_stages(const ModelCost& whole, const ModelCost& local, ScheduleKind schedule, int workers,
+                  int chunks) {
   // Only the placement of stages is asked of the schedule.
   const PipelineSchedule placement{.kind = schedule, .workers = workers, .chunks = chunks, .actions = {}};
   Stages out;
-  out.cuts = balance(costs, workers * chunks);
+  out.cuts = stage_cuts(whole, workers * chunks);
   const auto range = [&](int stage) {
     return std::pair(out.cuts[static_cast<size_t>(stage)], out.cuts[static_cast<size_t>(stage) + 1]);
   };
-  for (int stage = 0; stage < workers * chunks; ++stage) out.stages.push_back(load_of(model, {range(stage)}));
+  for (int stage = 0; stage < workers * chunks; ++stage) out.stages.push_back(load_of(local, {range(stage)}));
   for (int worker = 0; worker < workers; ++worker) {
     std::vector<std::pair<int, int>> ranges;
     for (int chunk = 0; chunk < chunks; ++chunk) ranges.push_back(range(placement.stage_of(worker, chunk)));
-    const Load load = load_of(model, ranges);
+    const Load load = load_of(local, ranges);
+    out.workers.push_back(load);
     if (std::ranges::find(out.groups, load, &Stages::Group::load) == out.groups.end())
       out.groups.push_back({load, worker});
   }
@@ -103,21 +109,21 @@ std::string PlanMesh::axes() const {
 std::string PlanMesh::text() const {
   std::string out = axes();
   if (zero > 0) out += fmt::format(", ZeRO {}", zero);
+  if (zero > 0 && zero_group > 0 && zero_group < data) out += fmt::format(" in groups of {}", zero_group);
+  if (sequence_parallel) out += ", sequence parallel";
   if (pipeline > 1) out += fmt::format(", {}", config_name(schedule));
   if (chunks > 1) out += fmt::format(" with {} chunks", chunks);
   if (micro_sequences > 0) {
     out += fmt::format(", micro-batches of {} sequence{}", micro_sequences, micro_sequences == 1 ? "" : "s");
   }
-  if (recompute != Recompute::kNone) out += fmt::format(", {} recomputation", config_name(recompute));
+  if (recompute != Recompute::kNone) out += fmt::format(", {} recomputation", recompute_name(recompute));
   return out;
 }
 
 Planner::Planner(Job job, MachineSpec machine)
     : state_(std::make_unique<State>(std::move(job), std::move(machine))) {
   const Job& j = state_->job;
-  if (!(j.optimizer_bytes >= 0))
-    throw UserError("optimizer", "must have state of 0 bytes a parameter or more");
-  if (j.sequences < 1) throw UserError("batch.sequences", "must be at least 1");
+  state_->rules.of_job().value_or_throw();
   const MachineSpec& m = state_->machine;
   if (m.usable_bytes() <= 0 || m.memory_gb_s <= 0 || peak_flops(j, m) <= 0)
     throw UserError(m.name, "a machine without memory, bandwidth or operations");
@@ -132,56 +138,45 @@ const MachineSpec& Planner::machine() const {
 }
 
 Result<void> Planner::can_run(const PlanMesh& mesh) const {
-  const ModelCost& m = state_->job.model;
-  const auto invalid = [](std::string why) { return Error{ErrorCode::kInvalid, std::move(why)}; };
-  for (const int64_t size : {mesh.data, mesh.expert, mesh.context, mesh.pipeline, mesh.tensor}) {
-    if (size < 1) return invalid("an axis has at least 1 worker");
-  }
-  if (mesh.zero < 0 || mesh.zero > 3) return invalid(fmt::format("ZeRO {}; stages are 0 to 3", mesh.zero));
-  if (m.heads % mesh.tensor != 0 || m.kv_heads % mesh.tensor != 0 || m.hidden % mesh.tensor != 0) {
-    return invalid(fmt::format("tensor {} does not divide {} heads, {} key-value heads and width {}",
-                               mesh.tensor, m.heads, m.kv_heads, m.hidden));
-  }
-  if (mesh.context > 1 && m.length % (2 * mesh.context) != 0) {
-    return invalid(fmt::format("context {} needs a length that {} divides (zigzag chunks), not {}",
-                               mesh.context, 2 * mesh.context, m.length));
-  }
-  if (mesh.expert > 1 && (m.experts.count == 0 || m.experts.count % mesh.expert != 0)) {
-    return invalid(fmt::format("expert {} does not divide {} experts", mesh.expert, m.experts.count));
-  }
-  if (mesh.data * mesh.expert > state_->job.sequences) {
-    return invalid(fmt::format("{} sequences cannot be shared by {} replicas (data x expert)",
-                               state_->job.sequences, mesh.data * mesh.expert));
-  }
-  if (mesh.micro_sequences < 0) return invalid("micro-batches have at least 1 sequence");
-  if (mesh.pipeline == 1) {
-    if (mesh.chunks != 1) return invalid("chunks without a pipeline");
-    return {};
-  }
-  const int64_t blocks = static_cast<int64_t>(m.blocks.size());
-  if (mesh.pipeline > blocks || mesh.chunks < 1 || mesh.pipeline * mesh.chunks > blocks) {
-    return invalid(
-        fmt::format("pipeline {} with {} chunks needs as many blocks; the model has {} (embedding, {} "
-                    "layers, head)",
-                    mesh.pipeline, mesh.chunks, blocks, m.num_layers()));
-  }
-  return can_schedule(mesh.schedule, {static_cast<int>(mesh.pipeline),
-                                      batch_of(state_->job, mesh).microbatches, mesh.chunks});
+  return state_->can_run(mesh);
 }
 
-const Stages& Planner::State::stages_of(const PlanMesh& mesh) {
-  const bool v = mesh.schedule == ScheduleKind::kZeroBubbleV;
-  const auto key = std::tuple(mesh.pipeline, mesh.chunks, v);
-  auto found = stages.find(key);
-  if (found == stages.end()) {
-    const auto kind = v ? ScheduleKind::kZeroBubbleV : ScheduleKind::kOneForwardOneBackward;
-    found =
-        stages.emplace(key, cut_stages(job.model, kind, static_cast<int>(mesh.pipeline), mesh.chunks)).first;
+Result<void> Planner::State::can_run(const PlanMesh& mesh) {
+  for (const auto& [name, size] : {std::pair("expert", mesh.expert), {"context", mesh.context}}) {
+    if (size == 1) continue;
+    return make_error(ErrorCode::kInvalid, "mesh.{}: the trainer has no such axis yet", name);
+  }
+  set_mesh(candidate, mesh);
+  return rules.check(candidate);
+}
+
+const ModelCost& Planner::State::model_of(int64_t tensor, bool sequence_parallel) {
+  const auto key = std::pair(tensor, sequence_parallel);
+  auto found = models.find(key);
+  if (found == models.end()) {
+    const TensorPlace place{.tensor_size = tensor, .tensor_rank = 0, .sequence_parallel = sequence_parallel};
+    const LocalDecoder local = cut(job.decoder, place, {all_blocks(job.decoder)}).value();
+    found = models.emplace(key, model_cost(local, job.model.length, job.experts)).first;
   }
   return found->second;
 }
 
-Estimate Planner::State::estimate(const PlanMesh& mesh) {
+const Stages& Planner::State::stages_of(const PlanMesh& mesh) {
+  const bool v = mesh.schedule == ScheduleKind::kZeroBubbleV;
+  const auto key = std::tuple(mesh.pipeline, mesh.chunks, v, mesh.tensor, mesh.sequence_parallel);
+  auto found = stages.find(key);
+  if (found == stages.end()) {
+    const auto kind = v ? ScheduleKind::kZeroBubbleV : ScheduleKind::kOneForwardOneBackward;
+    const ModelCost& local = model_of(mesh.tensor, mesh.sequence_parallel);
+    const int workers = static_cast<int>(mesh.pipeline);
+    found = stages.emplace(key, cut_stages(job.model, local, kind, workers, mesh.chunks)).first;
+  }
+  return found->second;
+}
+
+Estimate Planner::State::estimate(const PlanMesh& asked) {
+  PlanMesh mesh = asked;
+  if (mesh.recompute == Recompute::kAuto) mesh.recompute = least_recompute(mesh);
   const Stages& cut = stages_of(mesh);
   Estimate e;
   for (const Stages::Group& group : cut.groups) {
@@ -203,10 +198,35 @@ Estimate Planner::State::estimate(const PlanMesh& mesh) {
   return e;
 }
 
-Prediction Planner::predict(const PlanMesh& asked) {
-  const Result<void> possible = can_run(asked);
-  CHECK(possible.ok(), "{}: {}", asked.text(), possible.error().message);
+Recompute Planner::State::least_recompute(PlanMesh mesh) {
+  for (const Recompute kind : {Recompute::kNone, Recompute::kSelective}) {
+    mesh.recompute = kind;
+    if (estimate(mesh).fits) return kind;
+  }
+  return Recompute::kFull;
+}
+
+Recompute Planner::least_recompute(const PlanMesh& mesh) {
+  return state_->least_recompute(mesh);
+}
+
+double Planner::bytes_of_all(PlanMesh mesh) {
+  if (mesh.recompute == Recompute::kAuto) mesh.recompute = least_recompute(mesh);
+  const std::vector<Load>& workers = state_->stages_of(mesh).workers;
+  double bytes = 0;
+  for (int worker = 0; worker < static_cast<int>(workers.size()); ++worker) {
+    const Load& load = workers[static_cast<size_t>(worker)];
+    bytes += memory_of(state_->job, state_->machine, mesh, load, worker).total();
+  }
+  return bytes * static_cast<double>(mesh.world() / mesh.pipeline);
+}
+
+Prediction Planner::predict(const PlanMesh& given) {
+  const Result<void> possible = can_run(given);
+  CHECK(possible.ok(), "{}: {}", given.text(), possible.error().message);
   State& s = *state_;
+  PlanMesh asked = given;
+  if (asked.recompute == Recompute::kAuto) asked.recompute = least_recompute(asked);
   const Stages& cut = s.stages_of(asked);
   const Batch batch = batch_of(s.job, asked);
   Prediction p;
@@ -245,7 +265,7 @@ Prediction Planner::predict(const PlanMesh& asked) {
   for (const AxisTraffic& axis : p.traffic) {
     if (axis.axis == "data") p.step_seconds += axis.exposed_seconds;
   }
-  const auto tokens = static_cast<double>(s.job.sequences * s.job.model.length);
+  const auto tokens = static_cast<double>(s.job.sequences() * s.job.model.length);
   p.flop = tokens * s.job.model.flop_per_token();
   p.tokens_per_second = tokens / p.step_seconds;
   p.peak_share =

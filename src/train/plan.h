@@ -15,22 +15,27 @@
 // trainer keeps f32 weights and packed copies beside them (train/parameters.h). docs/planning.md says what is
 // counted and how.
 //
+// What the trainer refuses (can_train.h) is not planned for. It has no context and no expert axis yet; their
+// formulas are here for when it does.
+//
 // Threads: a Planner belongs to one. Errors: can_run() gives the reason as kInvalid; UserError for a job
 // that makes no sense.
 //
-//   Planner planner({.model = model_cost(decoder, 4096), .sequences = 1024}, named_machine("h200").value());
+//   Planner planner(job_of(config, decoder_config), named_machine("h200").value());   // plan_job.h
 //   Prediction p = planner.predict({.data = 8, .tensor = 2});
 //   Plan plan = planner.best(1024);
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <map>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
+#include "train/can_train.h"
+#include "train/config.h"
 #include "train/machine.h"
 #include "train/model_cost.h"
 #include "train/optimizer_config.h"
@@ -38,19 +43,13 @@
 
 namespace flywheel::train {
 
-enum class ComputeType { kF32, kBF16, kF16, kFP8 };
-enum class Recompute {
-  kNone,
-  kSelective,  // outputs of norms and swiglu are made again
-  kFull,       // only what goes from layer to layer is kept
-};
-
 struct Job {
-  ModelCost model;
-  int64_t sequences = 0;  // of the global batch, model.length tokens each
-  ComputeType compute = ComputeType::kBF16;
-  OptimizerType optimizer = OptimizerType::kAdamW;
-  double optimizer_bytes = 8;  // of its state, a parameter; without f32 masters
+  TrainConfig config;  // its mesh, micro-batches and recomputation are where to begin
+  model::Decoder decoder;
+  ModelCost model;             // of the decoder, in sequences of config.batch.length
+  Experts experts;             // put in place of the decoder's MLPs, to plan with
+  double optimizer_bytes = 8;  // of the optimizer's state, a parameter; without f32 masters
+  int64_t sequences() const { return config.batch.sequences; }
 };
 
 struct PlanMesh {
@@ -59,6 +58,7 @@ struct PlanMesh {
   int64_t zero_group = 0;                                        // data ranks that share; 0: all
   ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;  // where pipeline > 1
   int chunks = 1;                                                // of the schedule
+  bool sequence_parallel = false;                                // norms and the stream are cut over tensor
   int64_t micro_sequences = 0;  // computed at once; 0: a replica's whole share
   Recompute recompute = Recompute::kNone;
   // Replicas that share what ZeRO partitions.
@@ -108,6 +108,13 @@ struct Plan {
   int64_t considered = 0;
 };
 
+// A change that makes a mesh fit.
+struct Advice {
+  PlanMesh mesh;
+  std::vector<std::string> overrides;  // of the job's config: "batch.micro_sequences=2"
+  double bytes = 0;                    // of the fullest worker then
+};
+
 class Planner {
  public:
   // UserError for a job or machine that makes no sense.
@@ -115,9 +122,19 @@ class Planner {
   ~Planner();
   Planner(Planner&&) noexcept;
 
+  // Whether the trainer runs it.
   Result<void> can_run(const PlanMesh& mesh) const;
-  // CHECKs can_run(). Plays the pipeline schedule.
+  // CHECKs can_run(). Plays the pipeline schedule. Recompute::kAuto becomes least_recompute().
   Prediction predict(const PlanMesh& mesh);
+  // The least recomputation with which the mesh fits; full where none does.
+  Recompute least_recompute(const PlanMesh& mesh);
+  // Of all workers together.
+  double bytes_of_all(PlanMesh mesh);
+  // What would make this mesh fit, tried out: micro-batches, recomputation, ZeRO, each alone and as little as
+  // helps; or all of them; or other axes; or more workers. `fits`: where that is not a question of each
+  // worker.
+  std::vector<Advice> what_fits(const PlanMesh& asked,
+                                const std::function<bool(const PlanMesh&)>& fits = nullptr);
   // The `count` best meshes of exactly `world` workers.
   Plan best(int64_t world, int count = 3);
 
@@ -131,16 +148,3 @@ class Planner {
 };
 
 }  // namespace flywheel::train
-
-template <>
-struct flywheel::ConfigEnum<flywheel::train::ComputeType> {
-  using Type = flywheel::train::ComputeType;
-  static constexpr std::array<std::pair<const char*, Type>, 4> names{
-      {{"f32", Type::kF32}, {"bf16", Type::kBF16}, {"fp16", Type::kF16}, {"fp8", Type::kFP8}}};
-};
-template <>
-struct flywheel::ConfigEnum<flywheel::train::Recompute> {
-  using Kind = flywheel::train::Recompute;
-  static constexpr std::array<std::pair<const char*, Kind>, 3> names{
-      {{"none", Kind::kNone}, {"selective", Kind::kSelective}, {"full", Kind::kFull}}};
-};

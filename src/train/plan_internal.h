@@ -5,7 +5,7 @@
 
 namespace flywheel::train {
 
-// A sum of blocks: a stage, or all of a worker's stages.
+// A sum of blocks of one tensor rank: a stage, or all of a worker's stages.
 struct Load {
   double linear_flop = 0, attention_flop = 0, elementwise_width = 0, input_width = 0;
   double scratch_width = 0;      // the most of any block
@@ -14,6 +14,9 @@ struct Load {
   double dense_parameters = 0, expert_parameters = 0, multiplied_parameters = 0;
   double block_parameters = 0;  // the most of any block
   double layer_parameters = 0;  // the most of any layer
+  double head_flop = 0;         // of linear_flop: its forward makes the gradients too
+  double passed_forward = 0, passed_backward = 0;
+  double vocab = 0, kv_width = 0, widest_matrix = 0, largest_matrix = 0;
   KeptWidths kept;
   int64_t layers = 0, expert_layers = 0;
   bool embedding = false, head = false;
@@ -28,10 +31,13 @@ struct Stages {
     Load load;
     int worker = 0;  // the first that carries it; no other carries more activations
   };
+  std::vector<Load> workers;  // of all its stages, by worker of the pipeline
   std::vector<Group> groups;  // the loads of workers, each kind once
 };
 
-Stages cut_stages(const ModelCost& model, ScheduleKind schedule, int workers, int chunks);
+// Where the stages begin is asked of the whole model, what they cost of a tensor rank's part.
+Stages cut_stages(const ModelCost& whole, const ModelCost& local, ScheduleKind schedule, int workers,
+                  int chunks);
 
 // Bytes a parameter before ZeRO divides them, and bytes a value.
 struct StateBytes {
@@ -41,6 +47,9 @@ struct StateBytes {
   double stream, value;
 };
 StateBytes state_bytes(const Job& job, const MachineSpec& machine);
+
+// Values of a token that a tensor rank has of the residual stream.
+double stream_width(const Job& job, const PlanMesh& mesh);
 
 // A replica's share of the batch, cut into micro-batches.
 struct Batch {

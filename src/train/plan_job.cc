@@ -2,16 +2,13 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <limits>
 
-#include "base/check.h"
 #include "base/file.h"
 #include "base/progress.h"
 #include "data/shards.h"
 #include "model/weights.h"
 #include "store/store.h"
 #include "train/inputs.h"
-#include "train/layout.h"
 #include "train/optimizer_state.h"
 
 namespace flywheel::train {
@@ -41,29 +38,15 @@ int64_t dataset_vocab_size(const TrainConfig& config) {
   return shards->manifest().vocab_size;
 }
 
-ComputeType compute_of(Precision precision) {
-  switch (precision) {
-    case Precision::kF32:
-      return ComputeType::kF32;
-    case Precision::kBF16:
-      return ComputeType::kBF16;
-    case Precision::kFP16:
-      return ComputeType::kF16;
-    case Precision::kFP8:
-      return ComputeType::kFP8;
-  }
-  CHECK(false, "no precision {}", static_cast<int>(precision));
-}
-
 MachineSpec this_host(double bytes) {
   return {.name = "this machine",
           .kind = DeviceKind::kCpu,
-          .f32_tflops = 1,
-          .bf16_tflops = 1,
+          .f32_tflops = 0.1,  // of a core, about: they only say what is cheaper
+          .bf16_tflops = 0.3,
           .memory_gb = bytes / 1e9,
           .reserved_gb = 0,
-          .memory_gb_s = 1,
-          .host_gb_s = 1,
+          .memory_gb_s = 10,
+          .host_gb_s = 3,
           .network_gb_s = 1};
 }
 
@@ -84,103 +67,111 @@ model::DecoderConfig decoder_to_plan(const TrainConfig& config, const std::strin
 }
 
 Job job_of(const TrainConfig& config, const model::DecoderConfig& decoder, const Experts& experts) {
-  if (config.batch.length > decoder.max_positions) {
-    throw UserError("batch.length", fmt::format("{} is more than the model's {} positions",
-                                                config.batch.length, decoder.max_positions));
-  }
   const model::Decoder described = model::describe(decoder);
   const auto state_bytes =
       static_cast<double>(state_layout(config.optimizer, flat_weights(described)).bytes());
-  return {.model = model_cost(described, config.batch.length, experts),
-          .sequences = config.batch.sequences,
-          .compute = compute_of(config.precision),
-          .optimizer = config.optimizer.type,
+  return {.config = config,
+          .decoder = described,
+          .model = model_cost(described, config.batch.length, experts),
+          .experts = experts,
           .optimizer_bytes = state_bytes / static_cast<double>(described.num_parameters())};
 }
 
 PlanMesh mesh_of(const TrainConfig& config) {
-  PlanMesh mesh{.data = config.mesh.data, .pipeline = config.mesh.pipeline, .tensor = config.mesh.tensor};
-  mesh.schedule = config.mesh.schedule;
-  mesh.chunks = mesh.pipeline > 1 ? least_chunks(mesh.schedule) : 1;
-  mesh.zero = config.mesh.stage(), mesh.zero_group = config.mesh.zero_group;
+  const MeshConfig& m = config.mesh;
+  PlanMesh mesh{.data = m.data, .pipeline = m.pipeline, .tensor = m.tensor};
+  mesh.schedule = m.schedule;
+  if (mesh.pipeline > 1) mesh.chunks = static_cast<int>(m.chunks > 0 ? m.chunks : least_chunks(m.schedule));
+  mesh.sequence_parallel = m.sequence_parallel;
+  mesh.zero = static_cast<int>(m.zero), mesh.zero_group = m.zero_group;
   mesh.micro_sequences = config.batch.micro_sequences;
-  mesh.recompute = config.recompute ? Recompute::kFull : Recompute::kNone;
+  mesh.recompute = config.recompute;
   return mesh;
+}
+
+void set_mesh(TrainConfig& config, const PlanMesh& mesh) {
+  MeshConfig& m = config.mesh;
+  m.data = mesh.data, m.pipeline = mesh.pipeline, m.tensor = mesh.tensor;
+  m.schedule = mesh.schedule, m.chunks = mesh.pipeline > 1 ? mesh.chunks : 0;
+  m.sequence_parallel = mesh.sequence_parallel;
+  m.zero = mesh.zero, m.zero_group = mesh.zero_group;
+  config.batch.micro_sequences = mesh.micro_sequences;
+  config.recompute = mesh.recompute;
+}
+
+std::vector<std::string> overrides(const TrainConfig& config, const PlanMesh& mesh) {
+  const PlanMesh from = mesh_of(config);
+  std::vector<std::string> list;
+  const auto say = [&](const char* key, auto was, auto is) {
+    if (was != is) list.push_back(fmt::format("{}={}", key, is));
+  };
+  say("mesh.data", from.data, mesh.data), say("mesh.tensor", from.tensor, mesh.tensor);
+  say("mesh.pipeline", from.pipeline, mesh.pipeline);
+  if (mesh.pipeline > 1) {
+    say("mesh.schedule", std::string(config_name(from.schedule)), std::string(config_name(mesh.schedule)));
+    const int usual = least_chunks(mesh.schedule);
+    say("mesh.chunks", config.mesh.chunks > 0 ? static_cast<int>(config.mesh.chunks) : usual, mesh.chunks);
+  }
+  say("mesh.sequence_parallel", from.sequence_parallel, mesh.sequence_parallel);
+  say("mesh.zero", from.zero, mesh.zero), say("mesh.zero_group", from.zero_group, mesh.zero_group);
+  say("batch.micro_sequences", from.micro_sequences, mesh.micro_sequences);
+  say("recompute", std::string(recompute_name(from.recompute)), std::string(recompute_name(mesh.recompute)));
+  return list;
+}
+
+Recompute choose_recompute(const TrainConfig& config, const model::DecoderConfig& decoder,
+                           double available_bytes) {
+  if (config.recompute != Recompute::kAuto) return config.recompute;
+  const int64_t hosts = config.mesh.num_hosts(), per_host = (config.mesh.workers() + hosts - 1) / hosts;
+  Planner planner(job_of(config, decoder),
+                  this_host(std::max(available_bytes / static_cast<double>(per_host), 1.0)));
+  return planner.least_recompute(mesh_of(config));
 }
 
 std::optional<std::string> memory_refusal(const TrainConfig& config, const model::DecoderConfig& decoder,
                                           double available_bytes) {
-  Planner planner(job_of(config, decoder), this_host(std::max(available_bytes, 1.0)));
-  // All workers together; of a pipeline at least those of its fullest stage, the others being unlike it.
-  const auto needs = [&](const PlanMesh& mesh) {
-    if (!planner.can_run(mesh).ok()) return std::numeric_limits<double>::infinity();
-    return static_cast<double>(mesh.data * mesh.tensor) * planner.predict(mesh).memory.total();
-  };
+  // All workers share the host's memory; a Planner's fits when each has its part.
+  const auto workers = static_cast<double>(config.mesh.workers());
+  Planner planner(job_of(config, decoder), this_host(std::max(available_bytes / workers, 1.0)));
   const PlanMesh mesh = mesh_of(config);
-  if (!planner.can_run(mesh).ok()) return std::nullopt;  // check() says it better
-  if (needs(mesh) <= available_bytes) return std::nullopt;
+  if (!planner.can_run(mesh).ok()) return std::nullopt;  // can_train() says it better
+  const auto fits = [&](const PlanMesh& other) { return planner.bytes_of_all(other) <= available_bytes; };
+  if (fits(mesh)) return std::nullopt;
   const MemoryByKind m = planner.predict(mesh).memory;
   std::string text = fmt::format(
       "{} worker{} need {} of memory each (parameters {}, gradients {}, optimizer {}, activations {}, "
-      "buffers {}), {} "
-      "at least in all; {} are free on this machine",
+      "buffers {}){}, {} in all; {} are free on this machine",
       mesh.world(), mesh.world() == 1 ? "" : "s", human_bytes(m.total()), human_bytes(m.parameters),
       human_bytes(m.gradients), human_bytes(m.optimizer), human_bytes(m.activations), human_bytes(m.buffers),
-      human_bytes(needs(mesh)), human_bytes(available_bytes));
+      mesh.pipeline > 1 ? " on the fullest" : "", human_bytes(planner.bytes_of_all(mesh)),
+      human_bytes(available_bytes));
 
-  // One change after another, the cheapest first; each is said with all before it that it needs.
-  std::string changes;
-  PlanMesh other = mesh;
-  const auto try_out = [&](const std::string& what, auto change) {
-    const double before = needs(other);
-    PlanMesh changed = other;
-    change(changed);
-    if (changed == other || needs(changed) >= before) return false;
-    other = changed;
-    changes += (changes.empty() ? "" : ", ") + what;
-    return needs(other) <= available_bytes;
-  };
-  bool fits = false;
-  const int64_t share = (config.batch.sequences + mesh.data - 1) / mesh.data;
-  for (int64_t micro = (mesh.micro_sequences > 0 ? mesh.micro_sequences : share) / 2; micro >= 1 && !fits;
-       micro /= 2) {
-    PlanMesh changed = other;
-    changed.micro_sequences = micro;
-    if (needs(changed) > available_bytes && micro > 1) continue;
-    fits = try_out(fmt::format("batch.micro_sequences={}", micro),
-                   [&](PlanMesh& p) { p.micro_sequences = micro; });
+  std::vector<Advice> ways = planner.what_fits(mesh, fits);
+  // Fewer replicas, in whole groups of those that share or one alone, and as little else as helps.
+  const int64_t group = std::max<int64_t>(1, mesh.zero_group), fewest = group > 1 ? 0 : 1;
+  for (int64_t groups = (mesh.data - 1) / group; groups >= fewest && ways.empty();
+       groups = groups > 16 ? groups / 2 : groups - 1) {
+    PlanMesh fewer = mesh;
+    fewer.data = std::max<int64_t>(1, groups * group);
+    if (fewer.data == 1) fewer.zero_group = 0;
+    if (!planner.can_run(fewer).ok()) continue;
+    ways =
+        fits(fewer) ? std::vector<Advice>{{fewer, overrides(config, fewer)}} : planner.what_fits(fewer, fits);
   }
-  const OptimizerType optimizer = config.optimizer.type;
-  const bool shares = optimizer != OptimizerType::kMuon && optimizer != OptimizerType::kAdafactor;
-  const auto can_exchange = [&](const PlanMesh& p) {
-    return equal_microbatches(config.batch.sequences, p.data, p.micro_sequences);
-  };
-  const int most = !shares ? 0 : can_exchange(other) ? 3 : 1;
-  for (int stage = mesh.zero + 1; stage <= most && !fits; ++stage) {
-    PlanMesh changed = other;
-    changed.zero = stage;
-    if (needs(changed) > available_bytes && stage < most) continue;
-    fits = try_out(fmt::format("mesh.zero={}", stage), [&](PlanMesh& p) { p.zero = stage; });
+  if (ways.empty()) {
+    PlanMesh least{.micro_sequences = 1, .recompute = Recompute::kFull};
+    return text + fmt::format(
+                      "; the least that this model needs is {}, on one worker with micro-batches of one "
+                      "sequence and full recomputation",
+                      human_bytes(planner.bytes_of_all(least)));
   }
-  if (!fits) fits = try_out("recompute=true", [](PlanMesh& p) { p.recompute = Recompute::kFull; });
-  for (int64_t data = mesh.data - 1; data >= 1 && !fits; --data) {
-    PlanMesh changed = other;
-    changed.data = data;
-    if (data > 1 && other.zero_group > 0 && data % other.zero_group != 0) continue;
-    if (data > 1 && other.zero >= 2 && !can_exchange(changed)) continue;
-    if (needs(changed) > available_bytes && data > 1) continue;
-    const bool alone = data == 1 && other.zero_group > 0;
-    fits = try_out(fmt::format("mesh.data={}{}", data, alone ? ", mesh.zero_group=0" : ""), [&](PlanMesh& p) {
-      p.data = data;
-      if (alone) p.zero_group = 0;
-    });
+  const char* separator = "; it would fit with ";
+  for (const Advice& way : ways) {
+    std::string changes;
+    for (const std::string& change : way.overrides) changes += (changes.empty() ? "" : ", ") + change;
+    text += fmt::format("{}{} ({})", separator, changes, human_bytes(planner.bytes_of_all(way.mesh)));
+    separator = ", or ";
   }
-  text +=
-      fits ? fmt::format("; it would fit with {} ({})", changes, human_bytes(needs(other)))
-           : fmt::format(
-                 "; the least that this model needs is {}, on one worker with micro-batches of one sequence "
-                 "and recomputation",
-                 human_bytes(needs(other)));
   return text;
 }
 

@@ -21,6 +21,15 @@ model::DecoderConfig decoder_to_plan(const TrainConfig& config, const std::strin
 // The optimizer's state is counted over the decoder's weights as the trainer keeps it.
 Job job_of(const TrainConfig& config, const model::DecoderConfig& decoder, const Experts& experts = {});
 PlanMesh mesh_of(const TrainConfig& config);
+// The other way round: hosts, threads and all that is no part of a PlanMesh stay as they are.
+void set_mesh(TrainConfig& config, const PlanMesh& mesh);
+// What differs between the two, as arguments of --set: "mesh.data=4", "batch.micro_sequences=2".
+std::vector<std::string> overrides(const TrainConfig& config, const PlanMesh& mesh);
+
+// config.recompute; where that is auto, the least with which the workers fit into `available_bytes` of each
+// host.
+Recompute choose_recompute(const TrainConfig& config, const model::DecoderConfig& decoder,
+                           double available_bytes);
 
 // Why the workers of this config do not fit into `available_bytes` of one host, and what would make them
 // fit; nothing where they do. What `flywheel train` asks before it starts anything.

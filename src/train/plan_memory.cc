@@ -10,16 +10,16 @@ constexpr double kBucketBytes = 64e6;        // gradients on their way, twice
 constexpr double kLogitsAtOnce = 16 << 20;   // as kernels/cross_entropy.cc computes them
 constexpr double kAttentionBlockFloats = 8;  // as kernels/attention_internal.h, a row and dimension
 
-double masters_bytes(ComputeType compute) {
-  return compute == ComputeType::kF32 ? 0 : 4;
+double masters_bytes(Precision compute) {
+  return compute == Precision::kF32 ? 0 : 4;
 }
 
 // On CPUs fp16 and fp8 round what is multiplied, and multiply in f32.
 bool f32_products(const Job& job) {
-  return job.compute != ComputeType::kBF16;
+  return job.config.precision != Precision::kBF16;
 }
 bool keeps_rounded(const Job& job, const MachineSpec& machine) {
-  return machine.kind == DeviceKind::kCpu && f32_products(job) && job.compute != ComputeType::kF32;
+  return machine.kind == DeviceKind::kCpu && f32_products(job) && job.config.precision != Precision::kF32;
 }
 
 double kept_bytes(const KeptWidths& kept, Recompute recompute, const StateBytes& bytes) {
@@ -33,16 +33,15 @@ double logits_rows(double tokens, double vocab) {
 }
 
 // The kernels' working memory on CPUs (kernels/scratch_internal.h), which grows to the largest use and stays.
-double cpu_scratch_bytes(const Job& job, const Load& load, const Batch& batch, double tensor) {
+double cpu_scratch_bytes(const Job& job, const Load& load, const Batch& batch) {
   const ModelCost& m = job.model;
   const double operand = f32_products(job) ? 4 : 2;
   const double rows = load.head ? logits_rows(batch.tokens, static_cast<double>(m.vocab)) : 0;
-  const double vocab = static_cast<double>(m.vocab) / tensor, hidden = static_cast<double>(m.hidden);
-  const double widest = batch.tokens * static_cast<double>(m.largest_matrix_width) / tensor;
-  const double logits = rows * vocab;
+  const double hidden = static_cast<double>(m.hidden), widest = batch.tokens * load.widest_matrix;
+  const double logits = rows * load.vocab;
   const double rounded = f32_products(job) ? 0 : 2 * std::max(logits, widest);
   const double packed = operand * (std::max(logits, widest) + std::max(rows * hidden, widest));
-  const double cache = 2 * static_cast<double>(m.kv_width) / tensor * batch.tokens * operand;
+  const double cache = 2 * load.kv_width * batch.tokens * operand;
   const double attention = kAttentionBlockFloats * 4 * static_cast<double>(m.length * m.head_dim);
   const double rope = 4 * static_cast<double>(m.max_positions * m.head_dim);
   return 4 * logits + rounded + packed + cache + attention + rope;
@@ -51,28 +50,24 @@ double cpu_scratch_bytes(const Job& job, const Load& load, const Batch& batch, d
 double gpu_buffer_bytes(const Job& job, const PlanMesh& mesh, const Load& load, const Batch& batch,
                         const StateBytes& bytes, double gradients) {
   const ModelCost& m = job.model;
-  const auto t = static_cast<double>(mesh.tensor), hidden = static_cast<double>(m.hidden);
+  const auto hidden = static_cast<double>(m.hidden);
   double buffers = 0;
-  if (load.head) {
-    const double vocab = static_cast<double>(m.vocab) / t;
-    buffers += logits_rows(batch.tokens, vocab) * vocab * (4 + bytes.value);
-  }
+  if (load.head) buffers += logits_rows(batch.tokens, load.vocab) * load.vocab * (4 + bytes.value);
   const int64_t replicas = mesh.data * mesh.expert * mesh.context;
   if (replicas > 1) buffers += 2 * std::min(gradients, kBucketBytes);
-  if (mesh.zero == 3) buffers += 2 * load.block_parameters / t * bytes.weight;  // this layer's and the next's
-  if (mesh.tensor > 1) buffers += 2 * batch.tokens * hidden * bytes.value;      // gathered inputs
-  if (mesh.context > 1) buffers += 4 * batch.tokens * static_cast<double>(m.kv_width) / t * bytes.value;
-  if (mesh.pipeline > 1) buffers += 4 * batch.tokens * hidden / t * bytes.stream;
+  if (mesh.zero == 3) buffers += 2 * load.block_parameters * bytes.weight;  // this layer's and the next's
+  if (mesh.tensor > 1) buffers += 2 * batch.tokens * hidden * bytes.value;  // gathered inputs
+  if (mesh.context > 1) buffers += 4 * batch.tokens * load.kv_width * bytes.value;
+  if (mesh.pipeline > 1) buffers += 4 * batch.tokens * stream_width(job, mesh) * bytes.stream;
   return buffers;
 }
 
 // Values of the largest matrix that is rounded to be packed.
 double largest_rounded(const Job& job, const Load& load) {
-  const ModelCost& m = job.model;
-  const auto hidden = static_cast<double>(m.hidden);
-  double largest = load.layers > 0 ? hidden * static_cast<double>(m.largest_matrix_width) : 0;
-  if (job.compute == ComputeType::kF16 && (load.embedding || load.head))
-    largest = std::max(largest, hidden * static_cast<double>(m.vocab));
+  const auto hidden = static_cast<double>(job.model.hidden);
+  double largest = load.layers > 0 ? load.largest_matrix : 0;
+  if (job.config.precision == Precision::kFP16 && (load.embedding || load.head))
+    largest = std::max(largest, hidden * load.vocab);
   return largest;
 }
 
@@ -83,8 +78,8 @@ double cpu_bucket_bytes(const Job& job, const PlanMesh& mesh, const Load& load, 
                         double activations, double freed) {
   if (mesh.zero == 0) return 0;
   const ModelCost& m = job.model;
-  const auto t = static_cast<double>(mesh.tensor), n = static_cast<double>(mesh.sharing());
-  const double matrix = static_cast<double>(m.vocab * m.hidden) / t, layer = load.layer_parameters / t;
+  const auto n = static_cast<double>(mesh.sharing());
+  const double matrix = load.vocab * static_cast<double>(m.hidden), layer = load.layer_parameters;
   const double head = load.head ? matrix : 0, embedding = load.embedding ? matrix : 0;
   const bool tied_here = m.tied && load.head && load.embedding;
   // As a step begins: the embedding with the first layer behind it, and nothing else yet.
@@ -113,8 +108,13 @@ double cpu_bucket_bytes(const Job& job, const PlanMesh& mesh, const Load& load, 
 
 }  // namespace
 
+double stream_width(const Job& job, const PlanMesh& mesh) {
+  return static_cast<double>(job.model.hidden) /
+         static_cast<double>(mesh.sequence_parallel ? mesh.tensor : 1);
+}
+
 StateBytes state_bytes(const Job& job, const MachineSpec& machine) {
-  const bool f32 = job.compute == ComputeType::kF32;
+  const bool f32 = job.config.precision == Precision::kF32;
   if (machine.kind == DeviceKind::kCpu) {
     return {.weight = 4,
             .gradient = 4,
@@ -129,8 +129,8 @@ StateBytes state_bytes(const Job& job, const MachineSpec& machine) {
   const double size = f32 ? 4 : 2;
   return {.weight = size,
           .gradient = size,
-          .optimizer = masters_bytes(job.compute) + job.optimizer_bytes,
-          .packed = job.compute == ComputeType::kFP8 ? 2.0 : 0.0,  // both orders of E4M3
+          .optimizer = masters_bytes(job.config.precision) + job.optimizer_bytes,
+          .packed = job.config.precision == Precision::kFP8 ? 2.0 : 0.0,  // both orders of E4M3
           .rows = 0,
           .stream = 4,
           .value = size};
@@ -138,7 +138,7 @@ StateBytes state_bytes(const Job& job, const MachineSpec& machine) {
 
 Batch batch_of(const Job& job, const PlanMesh& mesh) {
   const int64_t replicas = mesh.data * mesh.expert;
-  const int64_t share = (job.sequences + replicas - 1) / replicas;
+  const int64_t share = (job.sequences() + replicas - 1) / replicas;
   Batch batch;
   batch.micro_sequences = mesh.micro_sequences > 0 ? std::min(mesh.micro_sequences, share) : share;
   batch.microbatches = (share + batch.micro_sequences - 1) / batch.micro_sequences;
@@ -153,14 +153,13 @@ MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMes
   if (mesh.sharing() == 1) mesh.zero = 0;  // nobody to share with
   const StateBytes bytes = state_bytes(job, machine);
   const Batch batch = batch_of(job, mesh);
-  const auto t = static_cast<double>(mesh.tensor);
-  const double dense = load.dense_parameters / t;
-  const double experts = load.expert_parameters / t / static_cast<double>(mesh.expert);
   const bool cpu = machine.kind == DeviceKind::kCpu;
-  const auto dense_replicas = static_cast<double>(mesh.sharing());
-  const double expert_replicas = dense_replicas / static_cast<double>(mesh.expert);
+  const double dense = load.dense_parameters;
+  const double experts = load.expert_parameters / static_cast<double>(mesh.expert);
+  const auto sharing = static_cast<double>(mesh.sharing());
+  const double expert_sharing = sharing / static_cast<double>(mesh.expert);
   const auto held = [&](int from_stage) {
-    return mesh.zero >= from_stage ? dense / dense_replicas + experts / expert_replicas : dense + experts;
+    return mesh.zero >= from_stage ? dense / sharing + experts / expert_sharing : dense + experts;
   };
   // On CPUs these are the f32 masters, which ZeRO partitions with the optimizer's state.
   MemoryByKind memory{.parameters = held(cpu ? 1 : 3) * bytes.weight,
@@ -187,21 +186,21 @@ MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMes
   } else if (mesh.recompute == Recompute::kSelective) {
     at_once += load.block_again_width * bytes.value;
   }
-  memory.activations = (kept * live + at_once) * batch.tokens / t;
+  memory.activations = (kept * live + at_once) * batch.tokens;
 
   if (cpu) {
     if (mesh.zero < 3) {
-      memory.buffers += load.multiplied_parameters / t * bytes.packed;
-      const double rows = mesh.zero > 0 && job.compute == ComputeType::kF32 ? bytes.weight : bytes.rows;
-      if (load.embedding)
-        memory.buffers += rows * static_cast<double>(job.model.vocab * job.model.hidden) / t;
+      memory.buffers += load.multiplied_parameters * bytes.packed;
+      const bool f32 = job.config.precision == Precision::kF32;
+      const double rows = mesh.zero > 0 && f32 ? bytes.weight : bytes.rows;
+      if (load.embedding) memory.buffers += rows * load.vocab * static_cast<double>(job.model.hidden);
     }
-    const double freed = load.layers > 0 ? kept * batch.tokens / t / static_cast<double>(load.layers) : 0;
+    const double freed = load.layers > 0 ? kept * batch.tokens / static_cast<double>(load.layers) : 0;
     memory.buffers += cpu_bucket_bytes(job, mesh, load, bytes, memory.activations, freed);
-    memory.buffers += cpu_scratch_bytes(job, load, batch, t);
-    if (keeps_rounded(job, machine)) memory.buffers += 4 * largest_rounded(job, load) / t;
+    memory.buffers += cpu_scratch_bytes(job, load, batch);
+    if (keeps_rounded(job, machine)) memory.buffers += 4 * largest_rounded(job, load);
   } else {
-    memory.buffers = load.multiplied_parameters / t * bytes.packed;
+    memory.buffers = load.multiplied_parameters * bytes.packed;
     memory.buffers += gpu_buffer_bytes(job, mesh, load, batch, bytes, memory.gradients);
   }
   return memory;

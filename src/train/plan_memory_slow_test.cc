@@ -76,7 +76,7 @@ Measured measured_bytes(const TrainConfig& config, const model::DecoderConfig& d
           Trainer trainer(config, layout, layout.place(rank), pool);
           trainer.parameters().initialize(config.seed);
           for (int64_t step = 0; step < 2; ++step) {
-            const data::Batch batch = batch_of(config, decoder.vocab_size, step, rank);
+            const data::Batch batch = batch_of(config, decoder.vocab_size, step, layout.place(rank).data);
             CHECK(trainer.step(batch, links.links).ok(), "step");
           }
           everyone.arrive_and_wait();
@@ -120,35 +120,44 @@ TEST(PlanMemory, TrainersTakeWhatIsForetold) {
     int64_t hidden, layers, vocab, sequences, length, micro;
     bool tied;
     Precision precision;
-    bool recompute;
+    Recompute recompute;
     OptimizerType optimizer = OptimizerType::kAdamW;
     double ema_decay = 0;
-    int64_t data = 1, zero = 0, group = 0;
+    int64_t data = 1, zero = 0, group = 0, tensor = 1;
+    bool sequence_parallel = false;
   };
   constexpr OptimizerType kAdamW = OptimizerType::kAdamW;
+  using enum Recompute;
   for (const Case& c :
-       {Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, false},
-        Case{384, 6, 8192, 8, 256, 0, true, Precision::kF32, false},
-        Case{256, 8, 4096, 16, 256, 4, false, Precision::kBF16, false},
-        Case{512, 4, 16384, 2, 128, 1, true, Precision::kF32, false},
-        Case{384, 6, 8192, 16, 256, 8, true, Precision::kBF16, true},
-        Case{256, 12, 2048, 8, 512, 0, false, Precision::kF32, true},
-        Case{128, 10, 1024, 16, 512, 0, true, Precision::kBF16, false},
-        Case{384, 6, 8192, 8, 256, 0, true, Precision::kFP16, false},
-        Case{256, 8, 4096, 16, 256, 4, false, Precision::kFP8, false, OptimizerType::kLion},
-        Case{512, 4, 16384, 2, 128, 1, true, Precision::kF32, false, OptimizerType::kAdamW8Bit},
-        Case{512, 4, 16384, 2, 128, 1, true, Precision::kBF16, false, OptimizerType::kAdafactor},
-        Case{512, 6, 4096, 2, 128, 1, false, Precision::kBF16, false, OptimizerType::kMuon, 0.9},
-        Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, false, kAdamW, 0, 2, 1},
-        Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, false, kAdamW, 0, 2, 2},
-        Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, false, kAdamW, 0, 2, 3},
-        Case{256, 12, 4096, 4, 128, 1, false, Precision::kF32, false, kAdamW, 0.9, 4, 1},
-        Case{256, 12, 4096, 4, 128, 1, false, Precision::kF32, false, kAdamW, 0.9, 4, 2},
-        Case{256, 12, 4096, 4, 128, 1, false, Precision::kF32, false, kAdamW, 0.9, 4, 3},
-        Case{384, 8, 4096, 16, 256, 2, true, Precision::kFP8, true, OptimizerType::kAdamW8Bit, 0, 2, 3},
-        Case{384, 8, 2048, 8, 128, 1, false, Precision::kBF16, true, OptimizerType::kLion, 0, 4, 3, 2}}) {
+       {Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, kNone},
+        Case{384, 6, 8192, 8, 256, 0, true, Precision::kF32, kNone},
+        Case{256, 8, 4096, 16, 256, 4, false, Precision::kBF16, kNone},
+        Case{512, 4, 16384, 2, 128, 1, true, Precision::kF32, kNone},
+        Case{384, 6, 8192, 16, 256, 8, true, Precision::kBF16, kFull},
+        Case{256, 12, 2048, 8, 512, 0, false, Precision::kF32, kFull},
+        Case{256, 12, 2048, 8, 512, 0, false, Precision::kF32, kSelective},
+        Case{384, 6, 8192, 16, 256, 8, true, Precision::kBF16, kSelective},
+        Case{256, 8, 4096, 16, 256, 4, false, Precision::kFP8, kSelective},
+        Case{128, 10, 1024, 16, 512, 0, true, Precision::kBF16, kNone},
+        Case{384, 6, 8192, 8, 256, 0, true, Precision::kFP16, kNone},
+        Case{256, 8, 4096, 16, 256, 4, false, Precision::kFP8, kNone, OptimizerType::kLion},
+        Case{512, 4, 16384, 2, 128, 1, true, Precision::kF32, kNone, OptimizerType::kAdamW8Bit},
+        Case{512, 4, 16384, 2, 128, 1, true, Precision::kBF16, kNone, OptimizerType::kAdafactor},
+        Case{512, 6, 4096, 2, 128, 1, false, Precision::kBF16, kNone, OptimizerType::kMuon, 0.9},
+        Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, kNone, kAdamW, 0, 2, 1},
+        Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, kNone, kAdamW, 0, 2, 2},
+        Case{384, 6, 8192, 8, 256, 0, true, Precision::kBF16, kNone, kAdamW, 0, 2, 3},
+        Case{256, 12, 4096, 4, 128, 1, false, Precision::kF32, kNone, kAdamW, 0.9, 4, 1},
+        Case{256, 12, 4096, 4, 128, 1, false, Precision::kF32, kNone, kAdamW, 0.9, 4, 2},
+        Case{256, 12, 4096, 4, 128, 1, false, Precision::kF32, kNone, kAdamW, 0.9, 4, 3},
+        Case{384, 8, 4096, 16, 256, 2, true, Precision::kFP8, kFull, OptimizerType::kAdamW8Bit, 0, 2, 3},
+        Case{384, 8, 2048, 8, 128, 1, false, Precision::kBF16, kFull, OptimizerType::kLion, 0, 4, 3, 2},
+        Case{512, 4, 4096, 4, 256, 0, true, Precision::kBF16, kNone, kAdamW, 0, 1, 0, 0, 2, true},
+        Case{512, 4, 4096, 4, 256, 0, true, Precision::kF32, kSelective, kAdamW, 0, 1, 0, 0, 2, false},
+        Case{512, 4, 4096, 4, 256, 0, false, Precision::kBF16, kFull, kAdamW, 0, 1, 0, 0, 2, true}}) {
     TrainConfig config;
     config.mesh.data = c.data, config.mesh.zero = c.zero, config.mesh.zero_group = c.group;
+    config.mesh.tensor = c.tensor, config.mesh.sequence_parallel = c.sequence_parallel;
     config.precision = c.precision, config.recompute = c.recompute;
     config.optimizer.type = c.optimizer, config.optimizer.ema_decay = c.ema_decay;
     config.batch = {.sequences = c.sequences, .length = c.length, .micro_sequences = c.micro};
@@ -157,11 +166,12 @@ TEST(PlanMemory, TrainersTakeWhatIsForetold) {
     Planner planner(job_of(config, decoder), house());
     const MemoryByKind m = planner.predict(mesh_of(config)).memory;
     std::printf(
-        "hidden %ld layers %ld batch %ldx%ld %s %s%s data %ld zero %ld: measured %.1f MB, foretold %.1f "
+        "hidden %ld layers %ld batch %ldx%ld %s %s recompute %s data %ld tensor %ld zero %ld: measured %.1f "
+        "MB, foretold %.1f "
         "(%+.1f%%): parameters "
         "%.1f gradients %.1f optimizer %.1f activations %.1f buffers %.1f\n",
         c.hidden, c.layers, c.sequences, c.length, config_name(c.precision), config_name(c.optimizer),
-        c.recompute ? " recompute" : "", c.data, c.zero, measured / 1e6, m.total() / 1e6,
+        config_name(c.recompute), c.data, c.tensor, c.zero, measured / 1e6, m.total() / 1e6,
         100 * (m.total() / measured - 1), m.parameters / 1e6, m.gradients / 1e6, m.optimizer / 1e6,
         m.activations / 1e6, m.buffers / 1e6);
     EXPECT_NEAR(m.total() / measured, 1, 0.05);

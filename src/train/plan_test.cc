@@ -7,6 +7,9 @@
 #include "base/deadline.h"
 #include "base/file.h"
 #include "base/philox.h"
+#include "train/layout.h"
+#include "train/plan_drawing.h"
+#include "train/plan_internal.h"
 #include "train/plan_job.h"
 #include "train/plan_text.h"
 
@@ -28,8 +31,23 @@ MachineSpec machine(const char* name) {
 }
 Planner planner_of(const model::DecoderConfig& config, int64_t sequences, int64_t length,
                    const char* on = "h200", const Experts& experts = {}) {
-  return Planner({.model = model_cost(model::describe(config), length, experts), .sequences = sequences},
-                 machine(on));
+  TrainConfig job;
+  job.batch = {.sequences = sequences, .length = length};
+  return Planner(job_of(job, config, experts), machine(on));
+}
+
+// Of the first stage's worker; also for axes that the trainer does not have.
+Load first_load(const Planner& planner, const PlanMesh& mesh) {
+  const Job& job = planner.job();
+  const TensorPlace place{.tensor_size = mesh.tensor, .sequence_parallel = mesh.sequence_parallel};
+  const LocalDecoder local = cut(job.decoder, place, {all_blocks(job.decoder)}).value();
+  const ModelCost cost = model_cost(local, job.model.length, job.experts);
+  return cut_stages(job.model, cost, mesh.schedule, static_cast<int>(mesh.pipeline), mesh.chunks)
+      .groups[0]
+      .load;
+}
+MemoryByKind first_memory(const Planner& planner, const PlanMesh& mesh) {
+  return memory_of(planner.job(), planner.machine(), mesh, first_load(planner, mesh), 0);
 }
 
 // Rajbhandari et al. 2020, with K = 12: 4 + K, 4 + K/N, 2 + (2 + K)/N, (4 + K)/N bytes a parameter.
@@ -50,11 +68,17 @@ TEST(Plan, ZeroTakesTheBytesOfItsFormulas) {
 TEST(Plan, AxesDivideWhatTheySplit) {
   Planner planner = planner_of(k8B, 1024, 4096);
   const MemoryByKind one = planner.predict({.micro_sequences = 1}).memory;
-  const MemoryByKind tensor = planner.predict({.tensor = 4, .micro_sequences = 1}).memory;
-  EXPECT_NEAR(tensor.parameters * 4, one.parameters, 1);
-  EXPECT_NEAR(tensor.optimizer * 4, one.optimizer, 1);
-  EXPECT_NEAR(tensor.activations * 4, one.activations, 1);
-  const MemoryByKind context = planner.predict({.context = 4, .micro_sequences = 1}).memory;
+  // All but norms is cut over tensor ranks, and with the stream's rows what is kept of values; what enters
+  // products is kept whole.
+  PlanMesh cut_by_four{.tensor = 4, .sequence_parallel = true, .micro_sequences = 1};
+  const MemoryByKind tensor = planner.predict(cut_by_four).memory;
+  EXPECT_NEAR(tensor.parameters * 4 / one.parameters, 1, 1e-3);
+  EXPECT_NEAR(tensor.optimizer * 4 / one.optimizer, 1, 1e-3);
+  EXPECT_LT(tensor.activations, one.activations / 2);
+  EXPECT_GT(tensor.activations, one.activations / 4);
+  cut_by_four.sequence_parallel = false;
+  EXPECT_GT(planner.predict(cut_by_four).memory.activations, tensor.activations);
+  const MemoryByKind context = first_memory(planner, {.context = 4, .micro_sequences = 1});
   EXPECT_EQ(context.parameters, one.parameters);
   EXPECT_NEAR(context.activations * 4, one.activations, 1);
   const MemoryByKind two = planner.predict({.micro_sequences = 2}).memory;
@@ -76,9 +100,8 @@ TEST(Plan, ExpertsAreSharedOutOverTheirAxis) {
       planner_of(llama(4096, 14336, 32, 32, 8), 1024, 4096, "h200", {.count = 8, .per_token = 2});
   const double mlp = 3.0 * 4096 * 14336 * 32 * 8 * 2;  // bytes of all experts
   const double all = planner.predict({.data = 8, .micro_sequences = 1}).memory.parameters;
-  const double split = planner.predict({.expert = 8, .micro_sequences = 1}).memory.parameters;
+  const double split = first_memory(planner, {.expert = 8, .micro_sequences = 1}).parameters;
   EXPECT_NEAR(all - split, mlp * 7 / 8, 1e3);
-  EXPECT_EQ(planner.can_run({.expert = 3}).error().message, "expert 3 does not divide 8 experts");
 }
 
 TEST(Plan, PipelinesCarryTheirStages) {
@@ -108,7 +131,10 @@ TEST(Plan, TrafficIsTheVolumeOfTheCollectives) {
   Planner planner = planner_of(k8B, 1024, 4096);
   const auto P = static_cast<double>(planner.job().model.parameters());
   const auto bytes = [&](const PlanMesh& mesh, const std::string& axis) {
-    for (const AxisTraffic& t : planner.predict(mesh).traffic) {
+    const Load load = first_load(planner, mesh);
+    const Job& job = planner.job();
+    const MachineSpec& on = planner.machine();
+    for (const AxisTraffic& t : traffic_of(job, on, mesh, load, time_of(job, on, mesh, load))) {
       if (t.axis == axis) return t.bytes;
     }
     return 0.0;
@@ -119,10 +145,16 @@ TEST(Plan, TrafficIsTheVolumeOfTheCollectives) {
   EXPECT_NEAR(bytes({.data = 16, .zero = 1, .micro_sequences = 64}, "data"), 2 * share, 1e-3 * share);
   EXPECT_NEAR(bytes({.data = 16, .zero = 2, .micro_sequences = 32}, "data"), 3 * share, 1e-3 * share);
   EXPECT_NEAR(bytes({.data = 16, .zero = 3, .micro_sequences = 64}, "data"), 3 * share, 1e-3 * share);
-  // Sequence parallelism: 10 gathers or scatters of the stream in a layer; embedding and head 2.5 each.
+  // 8 gathers or scatters of the stream in a layer, 2 at embedding and head each, or half as many
+  // all-reduces.
   const double stream = 4096.0 * 4096 * 2;
-  EXPECT_NEAR(bytes({.data = 1024, .tensor = 4, .micro_sequences = 1}, "tensor"),
-              (10.0 * 32 + 5) * stream * 3 / 4, 1e3);
+  for (const bool rows : {true, false}) {
+    const PlanMesh mesh{.data = 1024, .tensor = 4, .sequence_parallel = rows, .micro_sequences = 1};
+    EXPECT_NEAR(bytes(mesh, "tensor"), (8.0 * 32 + 4) * stream * 3 / 4, 1e3);
+  }
+  // In groups of 8 that share, of which 2 are: within a group as before, and the sum of their shares.
+  PlanMesh hybrid{.data = 16, .zero = 1, .zero_group = 8, .micro_sequences = 64};
+  EXPECT_NEAR(bytes(hybrid, "data"), 2 * 7.0 / 8 * 2 * P + 2 * 0.5 * 2 * P / 8, 1e-3 * share);
   // Keys and values around a ring, forward once, backward twice.
   EXPECT_NEAR(bytes({.data = 1024, .context = 4, .micro_sequences = 1}, "context"),
               3 * 32 * 3 * 1024.0 * 2 * 1024 * 2, 1e3);
@@ -160,20 +192,18 @@ TEST(Plan, TheBestIsTheBestOfAll) {
   double best = 1e9;
   for (int64_t tensor : {1, 2, 4, 8}) {
     for (int64_t pipeline : {1, 2, 4, 8}) {
-      for (int64_t context : {1, 2, 4, 8}) {
-        if (8 % (tensor * pipeline * context) != 0) continue;
+      {
+        if (8 % (tensor * pipeline) != 0) continue;
         for (int zero = 0; zero < 4; ++zero) {
           for (const int64_t micro : {1, 2, 4, 8}) {
             for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
               for (const ScheduleKind kind :
                    {ScheduleKind::kOneForwardOneBackward, ScheduleKind::kInterleaved,
                     ScheduleKind::kZeroBubbleH1, ScheduleKind::kZeroBubbleV}) {
-                PlanMesh mesh{.data = 8 / tensor / pipeline / context,
-                              .context = context,
-                              .pipeline = pipeline,
-                              .tensor = tensor,
-                              .zero = zero};
+                PlanMesh mesh{
+                    .data = 8 / tensor / pipeline, .pipeline = pipeline, .tensor = tensor, .zero = zero};
                 mesh.micro_sequences = micro, mesh.recompute = recompute;
+                mesh.sequence_parallel = tensor > 1;
                 if (64 / mesh.data % micro != 0) continue;
                 if (pipeline > 1) mesh.schedule = kind, mesh.chunks = least_chunks(kind);
                 if (!planner.can_run(mesh).ok()) continue;
@@ -200,17 +230,18 @@ TEST(Plan, RefusesWithWhatWouldHelp) {
   EXPECT_FALSE(planner.best(16).best.empty());
   const Plan prime = planner_of(k8B, 2048, 8192).best(999'983);
   EXPECT_TRUE(prime.best.empty());
-  EXPECT_EQ(prime.would_help[0], "983040 workers");
+  EXPECT_EQ(prime.would_help[0], "557056 workers");  // 2,048 replicas of 8 tensor ranks and 34 stages
   EXPECT_THROW(planner.best(0), UserError);
   EXPECT_EQ(planner.can_run({.tensor = 3}).error().message,
-            "tensor 3 does not divide 64 heads, 8 key-value heads and width 8192");
+            "mesh.tensor: 64 attention heads do not divide by 3 ranks");
   EXPECT_FALSE(planner.can_run({.data = 128}).ok());
-  EXPECT_FALSE(planner.can_run({.context = 3}).ok());
+  EXPECT_EQ(planner.can_run({.context = 2}).error().message,
+            "mesh.context: the trainer has no such axis yet");
   EXPECT_FALSE(planner.can_run({.pipeline = 83}).ok());
   EXPECT_FALSE(planner.can_run({.zero = 4}).ok());
-  EXPECT_THROW(
-      Planner({.model = planner.job().model, .sequences = 8, .optimizer_bytes = -1}, machine("h100")),
-      UserError);
+  TrainConfig long_sequences;
+  long_sequences.batch.length = 200'000;
+  EXPECT_THROW(Planner(job_of(long_sequences, k8B), machine("h100")), UserError);
 }
 
 // 1.24 billion parameters on one H200 with torch.compile: 53% of peak was measured; 124 million: 43%.
@@ -274,6 +305,7 @@ TEST(Plan, ARunThatDoesNotFitThisHostIsRefusedWithWhatWouldFit) {
       at = end + 2;
     }
     changed = parse_config<TrainConfig>("advice", dump_config(config), overrides);
+    EXPECT_TRUE(can_train(changed, model::describe(decoder)).ok()) << *refusal;
     EXPECT_FALSE(memory_refusal(changed, decoder, needed * share).has_value()) << *refusal;
   }
   const auto hopeless = memory_refusal(config, decoder, 100e6);
@@ -281,10 +313,98 @@ TEST(Plan, ARunThatDoesNotFitThisHostIsRefusedWithWhatWouldFit) {
   EXPECT_NE(hopeless->find("the least that this model needs is"), std::string::npos) << *hopeless;
 }
 
+// Anything that somebody might write down; most of it does not run.
+TrainConfig any_config(Philox& rng) {
+  const auto pick = [&](std::initializer_list<int64_t> from) { return from.begin()[rng.below(from.size())]; };
+  TrainConfig c;
+  c.mesh = {
+      .data = pick({1, 1, 2, 3, 8, 0}), .tensor = pick({1, 1, 2, 3, 4}), .pipeline = pick({1, 1, 2, 3, 12})};
+  c.mesh.schedule = ConfigEnum<ScheduleKind>::names[rng.below(5)].second;
+  c.mesh.chunks = pick({0, 0, 0, 1, 2, 3});
+  c.mesh.sequence_parallel = rng.below(4) == 0;
+  c.mesh.zero = pick({0, 0, 1, 2, 3, 4}), c.mesh.zero_group = pick({0, 0, 0, 1, 2, 3});
+  if (rng.below(8) == 0) {
+    c.mesh.address = "127.0.0.1";
+    for (uint64_t i = 0; i <= rng.below(4); ++i)
+      c.mesh.hosts.push_back({.name = fmt::format("h{}", rng.below(5)), .address = "127.0.0.1"});
+  }
+  c.batch = {.sequences = pick({1, 4, 6, 24}),
+             .length = pick({8, 15, 64, 65}),
+             .micro_sequences = pick({0, 1, 2, 5})};
+  c.precision = ConfigEnum<Precision>::names[rng.below(4)].second;
+  c.fp8_scales = rng.below(2) == 0 ? Fp8Scales::kBlocks : Fp8Scales::kTensors;
+  const auto& types = ConfigEnum<OptimizerType>::names;
+  c.optimizer.type = types[rng.below(types.size())].second;
+  if (rng.below(16) == 0) c.optimizer.lr = -1;
+  if (rng.below(16) == 0) c.steps = 0;
+  return c;
+}
+
+// What `flywheel plan` says of a config is what `flywheel train` says of it, before it starts anything.
+TEST(Plan, ItsVerdictIsTheTrainers) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  Philox rng(seed);
+  std::map<std::string, int> said;
+  for (int round = 0; round < 3000; ++round) {
+    TrainConfig config = any_config(rng);
+    model::DecoderConfig decoder;
+    decoder.vocab_size = 128, decoder.hidden_size = 48,
+    decoder.num_layers = 1 + static_cast<int64_t>(rng.below(8));
+    decoder.intermediate_size = rng.below(2) == 0 ? 512 : 80, decoder.head_dim = rng.below(2) == 0 ? 64 : 12;
+    decoder.num_heads = 8, decoder.num_kv_heads = 4, decoder.max_positions = 64;
+    std::string plan, train;
+    try {
+      Planner planner(job_of(config, decoder), machine("h100"));
+      const auto verdict = planner.can_run(mesh_of(config));
+      if (!verdict.ok()) plan = verdict.error().message;
+      if (verdict.ok()) {
+        EXPECT_GT(planner.predict(mesh_of(config)).memory.total(), 0);
+      }
+    } catch (const UserError& error) {
+      plan = error.what();
+    }
+    try {
+      check(config);
+      const auto layout = make_layout(config, model::describe(decoder));
+      if (!layout.ok()) train = layout.error().message;
+      if (layout.ok() && config.batch.length > 64) train = "batch.length";
+    } catch (const UserError& error) {
+      train = error.what();
+    }
+    EXPECT_EQ(plan.empty(), train.empty()) << dump_config(config) << "plan: " << plan << "\ntrain: " << train;
+    EXPECT_TRUE(can_train(config, model::describe(decoder)).ok() == train.empty()) << train;
+    ++said[plan.substr(0, plan.find(':'))];
+  }
+  EXPECT_GT(said[""], 100);  // it runs
+  for (const char* key : {"mesh.data", "mesh.tensor", "mesh.pipeline", "mesh.schedule", "mesh.hosts",
+                          "mesh.zero", "mesh.zero_group", "batch.length", "mesh.sequence_parallel",
+                          "batch.micro_sequences", "batch.sequences", "optimizer.lr"}) {
+    EXPECT_GT(said[key], 0) << key;
+  }
+}
+
+TEST(Plan, AMeshGoesIntoAConfigAndComesBack) {
+  Philox rng(std::random_device{}());
+  for (int round = 0; round < 200; ++round) {
+    TrainConfig config = any_config(rng);
+    TrainConfig other = any_config(rng);
+    PlanMesh mesh = mesh_of(other);
+    if (mesh.zero == 0) mesh.zero_group = 0;  // there is nothing to share
+    TrainConfig changed = config;
+    set_mesh(changed, mesh);
+    EXPECT_EQ(mesh_of(changed), mesh) << mesh.text();
+    TrainConfig asked = parse_config<TrainConfig>("--set", dump_config(config), overrides(config, mesh));
+    PlanMesh got = mesh_of(asked);
+    if (mesh.pipeline == 1) got.schedule = mesh.schedule;  // there is none to order
+    EXPECT_EQ(got, mesh) << mesh.text();
+  }
+}
+
 TEST(Plan, JobsComeFromConfigsAndModels) {
   const TempFolder folder;
   const TrainConfig config = small_job();
-  EXPECT_EQ(job_of(config, decoder_to_plan(config, "")).sequences, 64);
+  EXPECT_EQ(job_of(config, decoder_to_plan(config, "")).sequences(), 64);
   const std::string path = folder / "config.json";
   ASSERT_TRUE(write_file(path, model::decoder_config_to_hf(k8B, "bfloat16").dump()).ok());
   EXPECT_EQ(decoder_to_plan(config, path).num_layers, 32);
@@ -299,6 +419,9 @@ TEST(Plan, JobsComeFromConfigsAndModels) {
   const Json json = to_json(planner.predict(mesh_of(config)));
   EXPECT_EQ(json["mesh"]["data"], 4);
   EXPECT_GT(json["memory_bytes"]["total"], 0);
+  const std::string svg = draw_memory_svg({planner.predict(mesh_of(config))});
+  for (const char* kind : {"parameters", "gradients", "optimizer", "activations", "buffers", "data=4"})
+    EXPECT_NE(svg.find(kind), std::string::npos) << kind;
 }
 
 }  // namespace

@@ -10,12 +10,14 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "model/decoder.h"
+#include "train/can_train.h"
 #include "train/inputs.h"
 #include "train/meter.h"
 #include "train/metrics.h"
-#include "train/network.h"
+#include "train/model_cost.h"
 #include "train/operations.h"
 #include "train/peak_record.h"
+#include "train/plan_job.h"
 #include "train/run_record.h"
 #include "train/workers.h"
 
@@ -35,7 +37,7 @@ constexpr int kAsked = 20;  // times for one checkpoint, each of its writers los
 Machine machine_of(const model::Decoder& decoder, const TrainConfig& config) {
   ThreadPool pool(static_cast<int>(usable_cores()));
   const auto dtype = config.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32;
-  return {.flop_per_token = flop_per_token(decoder, config.batch.length),
+  return {.flop_per_token = model_cost(decoder, config.batch.length).flop_per_token(),
           .peak_flops = recorded_peak_flops(env::home() + "/peaks.json", dtype, pool) *
                         static_cast<double>(config.mesh.num_hosts())};
 }
@@ -87,7 +89,9 @@ class Program {
     const bool resumed = workers_->controller().resumed();
     if (hooks_.on_start) hooks_.on_start(report_.run, report_.parameters, resumed);
     ASSIGN_OR_RETURN(const Start start, find_start(resumed));
-    RETURN_IF_ERROR(wait_for(workers_->create(config_, inputs_, start.state)));
+    TrainConfig of_workers = config_;
+    of_workers.recompute = start.recompute;
+    RETURN_IF_ERROR(wait_for(workers_->create(of_workers, inputs_, start.state)));
     first_step_ = start.step;
     RETURN_IF_ERROR(steps());
     RETURN_IF_ERROR(finish());
@@ -99,13 +103,15 @@ class Program {
   struct Start {
     std::string state;
     int64_t step = 0;
+    Recompute recompute = Recompute::kNone;
   };
   Result<Start> find_start(bool log_is_there) {
     const std::string path = report_.folder + "/start.json";
     if (log_is_there && path_exists(path)) {
       ASSIGN_OR_RETURN(const std::string text, read_file(path));
       ASSIGN_OR_RETURN(const Json json, parse_json(text));
-      return Start{json.value("state", std::string()), json.value("step", int64_t{0})};
+      return Start{json.value("state", std::string()), json.value("step", int64_t{0}),
+                   static_cast<Recompute>(json.value("recompute", static_cast<int>(config_.recompute)))};
     }
     Start start;
     ASSIGN_OR_RETURN(const RunRecord::Found found, record_.newest_checkpoint(config_.steps));
@@ -113,7 +119,13 @@ class Program {
       start = {found.folder + "/trainer.state", found.step};
       LOG_INFO("run {} goes on from its checkpoint of step {}", report_.run, start.step);
     }
-    RETURN_IF_ERROR(write_file(path, Json{{"state", start.state}, {"step", start.step}}.dump()));
+    start.recompute = choose_recompute(config_, inputs_.decoder, available_memory_bytes());
+    if (config_.recompute == Recompute::kAuto)
+      LOG_INFO("run {}: recompute: auto is {} here", report_.run, recompute_name(start.recompute));
+    RETURN_IF_ERROR(write_file(
+        path,
+        Json{{"state", start.state}, {"step", start.step}, {"recompute", static_cast<int>(start.recompute)}}
+            .dump()));
     return start;
   }
 
@@ -398,8 +410,7 @@ Result<TrainReport> run_training(const TrainConfig& as_given, const TrainOptions
   ASSIGN_OR_RETURN(Store store, Store::open());
   ASSIGN_OR_RETURN(Inputs inputs, find_inputs(store, as_given));
   const TrainConfig config = with_inputs_named(as_given, inputs);
-  // A mesh that does not fit the model is known before there is a run; the message begins with the key.
-  make_layout(config, model::describe(inputs.decoder)).value_or_throw();
+  can_train(config, model::describe(inputs.decoder)).value_or_throw();  // before there is a run
   ASSIGN_OR_RETURN(RunRecord record, RunRecord::open(std::move(store), config, options, inputs.refs()));
   return Program(config, options, hooks, std::move(hosts), std::move(inputs), std::move(record)).run();
 }

@@ -403,7 +403,7 @@ TEST_F(RunTraining, OneWorkerAndAccumulationGiveTheSameMean) {
   const TrainReport two = run();
   config_.mesh.data = 1;
   config_.batch.micro_sequences = 0;
-  config_.recompute = true;
+  config_.recompute = Recompute::kFull;
   const TrainReport one = run();
   for (size_t i = 0; i < two.losses.size(); ++i)
     EXPECT_NEAR(one.losses[i] / two.losses[i], 1, 2e-3) << "step " << i;

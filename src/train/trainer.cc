@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 
+#include "base/check.h"
 #include "kernels/elementwise.h"
 
 namespace flywheel::train {
@@ -27,13 +28,16 @@ Trainer::Trainer(const TrainConfig& config, const Layout& layout, const MeshPlac
                   rounding_of(config), layout.share_of(place_)),
       optimizer_(config.optimizer, parameters_.shares().held()),
       mover_(local_, parameters_, links_,
-             {.overlap = config.mesh.overlap, .recompute = config.recompute, .pipeline = place_.pipeline}),
+             {.overlap = config.mesh.overlap,
+              .recompute = config.recompute == Recompute::kFull,
+              .pipeline = place_.pipeline}),
       network_(local_, parameters_, links_,
                {.recompute = config.recompute,
                 .splits_backward = layout.schedule.splits_backward,
                 .mover = &mover_},
                pool),
       pipeline_(network_, layout, static_cast<int>(place_.pipeline), links_) {
+  CHECK(config.recompute != Recompute::kAuto, "a trainer is told what to compute again");
   if (config.precision == Precision::kFP16) loss_scale_ = first_loss_scale(config.loss_scale);
 }
 

@@ -39,7 +39,7 @@ TrainConfig random_config(Philox& rng) {
   config.mesh.overlap = rng.below(4) > 0;
   const int64_t microbatches = config.mesh.pipeline * pick(rng, {1, 2});
   config.batch = {.sequences = config.mesh.data * microbatches, .length = 24, .micro_sequences = 1};
-  config.recompute = rng.below(3) == 0;
+  config.recompute = std::array{Recompute::kNone, Recompute::kSelective, Recompute::kFull}[rng.below(3)];
   config.precision =
       std::array{Precision::kF32, Precision::kBF16, Precision::kFP16, Precision::kFP8}[rng.below(4)];
   config.loss_scale.initial_power = 10;
@@ -60,7 +60,7 @@ TEST(Zero, EveryStageGivesTheSameBits) {
         "data={} tensor={} pipeline={} {} recompute={} buckets of {}, optimizer {}, "
         "precision {}, {} sequences",
         config.mesh.data, config.mesh.tensor, config.mesh.pipeline, config_name(config.mesh.schedule),
-        config.recompute, config.mesh.bucket_values, config_name(config.optimizer.type),
+        config_name(config.recompute), config.mesh.bucket_values, config_name(config.optimizer.type),
         config_name(config.precision), config.batch.sequences));
     std::array<Trace, 4> traces;
     for (int stage = 0; stage <= 3; ++stage) {

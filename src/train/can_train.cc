@@ -1,0 +1,49 @@
+#include "train/can_train.h"
+
+#include "train/layout.h"
+
+namespace flywheel::train {
+namespace {
+
+// What a check throws, as a value.
+template <typename Check>
+Result<void> caught(const Check& check) {
+  try {
+    check();
+  } catch (const UserError& error) {
+    return Error{ErrorCode::kInvalid, error.what()};
+  }
+  return {};
+}
+
+Result<void> check_length(const TrainConfig& config, const model::Decoder& decoder) {
+  if (config.batch.length <= decoder.config.max_positions) return {};
+  return make_error(ErrorCode::kInvalid, "batch.length: {} is more than the model's {} positions",
+                    config.batch.length, decoder.config.max_positions);
+}
+
+}  // namespace
+
+Result<void> can_train(const TrainConfig& config, const model::Decoder& decoder) {
+  RETURN_IF_ERROR(caught([&] { check(config); }));
+  return MeshRules(config, decoder).check(config);
+}
+
+MeshRules::MeshRules(const TrainConfig& config, const model::Decoder& decoder) : decoder_(decoder) {
+  TrainConfig any_mesh = config;
+  any_mesh.mesh = {};
+  any_mesh.batch.micro_sequences = 0;
+  of_job_ = caught([&] { train::check(any_mesh); });
+  if (of_job_.ok()) of_job_ = check_length(config, decoder);
+}
+
+Result<void> MeshRules::check(const TrainConfig& config) {
+  RETURN_IF_ERROR(of_job_);
+  RETURN_IF_ERROR(caught([&] { check_axes(config); }));
+  RETURN_IF_ERROR(check_other_axes(config, decoder_.config.num_layers));
+  const auto known = of_tensor_axis_.find(config.mesh.tensor);
+  if (known != of_tensor_axis_.end()) return known->second;
+  return of_tensor_axis_[config.mesh.tensor] = check_tensor_axis(config, decoder_);
+}
+
+}  // namespace flywheel::train
