@@ -37,7 +37,12 @@ std::optional<Candidate> best_of_world(Planner::State& state, int64_t world) {
 
 bool some_mesh_fits(Job job, MachineSpec machine, int64_t world) {
   Planner::State state(std::move(job), std::move(machine));
-  return best_of_world(state, world).has_value();
+  bool fits = false;
+  for_axes(state, world, [&](const PlanMesh& axes) {
+    fits = search_axes(state, axes).best.has_value();
+    return !fits;
+  });
+  return fits;
 }
 
 // Ways to change a mesh along one line, the least change first.

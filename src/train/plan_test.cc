@@ -108,7 +108,7 @@ TEST(Plan, PipelinesCarryTheirStages) {
   Planner planner = planner_of(k8B, 64, 4096);
   double parameters = 0;
   const Prediction p = planner.predict({.pipeline = 4, .micro_sequences = 1});
-  EXPECT_EQ(p.stage_cuts, (std::vector<int>{0, 10, 19, 27, 34}));
+  EXPECT_EQ(p.stage_cuts, (std::vector<int>{0, 9, 18, 27, 34}));
   EXPECT_EQ(p.fullest_stage, 0);  // it has the most micro-batches in flight
   // (p-1)/(m+p-1) where stages are equal; these nearly are, and the others fill a little of the slowest's
   // wait.
