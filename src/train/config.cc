@@ -60,13 +60,6 @@ struct NumberCheck {
 
 }  // namespace
 
-const char* recompute_name(Recompute kind) {
-  for (const auto& [name, value] : ConfigEnum<Recompute>::names) {
-    if (value == kind) return name;
-  }
-  return "?";
-}
-
 void check_axes(const TrainConfig& c) {
   require(c.mesh.data >= 1, "mesh.data", "must be at least 1");
   require(c.mesh.tensor >= 1, "mesh.tensor", "must be at least 1");

@@ -32,8 +32,6 @@ enum class Recompute {
   kAuto,       // the least of these with which the workers fit into memory: found before a run begins
 };
 
-const char* recompute_name(Recompute kind);
-
 struct ModelConfig {
   std::string from;  // go on from a model: an artifact or a folder; the sizes below are then its own
   std::string family = "llama";

@@ -116,7 +116,7 @@ std::string PlanMesh::text() const {
   if (micro_sequences > 0) {
     out += fmt::format(", micro-batches of {} sequence{}", micro_sequences, micro_sequences == 1 ? "" : "s");
   }
-  if (recompute != Recompute::kNone) out += fmt::format(", {} recomputation", recompute_name(recompute));
+  if (recompute != Recompute::kNone) out += fmt::format(", {} recomputation", config_name(recompute));
   return out;
 }
 

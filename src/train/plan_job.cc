@@ -115,7 +115,7 @@ std::vector<std::string> overrides(const TrainConfig& config, const PlanMesh& me
   say("mesh.sequence_parallel", from.sequence_parallel, mesh.sequence_parallel);
   say("mesh.zero", from.zero, mesh.zero), say("mesh.zero_group", from.zero_group, mesh.zero_group);
   say("batch.micro_sequences", from.micro_sequences, mesh.micro_sequences);
-  say("recompute", std::string(recompute_name(from.recompute)), std::string(recompute_name(mesh.recompute)));
+  say("recompute", std::string(config_name(from.recompute)), std::string(config_name(mesh.recompute)));
   return list;
 }
 

@@ -6,14 +6,6 @@
 namespace flywheel::train {
 namespace {
 
-template <typename E>
-const char* name_of(E wanted) {
-  for (const auto& [name, value] : ConfigEnum<E>::names) {
-    if (value == wanted) return name;
-  }
-  return "?";
-}
-
 double compute_tflops(const Job& job, const MachineSpec& machine) {
   return peak_flops(job, machine) / 1e12;
 }
@@ -33,7 +25,8 @@ std::string describe_job(const Job& job, const MachineSpec& machine) {
   if (m.experts.count > 0)
     text += fmt::format(" ({} of them for a token)", human_count(m.active_parameters()));
   text += fmt::format(" in {} layers, {}, {}; {:.3g} operations a token\n", m.num_layers(),
-                      name_of(job.config.precision), name_of(job.config.optimizer.type), m.flop_per_token());
+                      config_name(job.config.precision), config_name(job.config.optimizer.type),
+                      m.flop_per_token());
   text += fmt::format("batch    {} sequences of {}: {} tokens and {:.3g} operations a step\n",
                       human_count(job.sequences()), human_count(m.length),
                       human_count(job.sequences() * m.length),
@@ -41,7 +34,7 @@ std::string describe_job(const Job& job, const MachineSpec& machine) {
   text += fmt::format(
       "machine  {}: {:.3g} TFLOP/s in {}, {:.1f} GB ({:.1f} reserved) at {:.0f} GB/s a device; {} in a "
       "host at {:.3g} GB/s, {:.3g} GB/s between hosts\n",
-      machine.name, compute_tflops(job, machine), name_of(job.config.precision), machine.memory_gb,
+      machine.name, compute_tflops(job, machine), config_name(job.config.precision), machine.memory_gb,
       machine.reserved_gb, machine.memory_gb_s, machine.devices_per_host, machine.host_gb_s,
       machine.network_gb_s);
   return text;
@@ -112,7 +105,7 @@ Json to_json(const Prediction& p) {
             {"schedule", config_name(p.mesh.schedule)},
             {"chunks", p.mesh.chunks},
             {"micro_sequences", p.mesh.micro_sequences},
-            {"recompute", name_of(p.mesh.recompute)}}},
+            {"recompute", config_name(p.mesh.recompute)}}},
           {"memory_bytes",
            {{"parameters", p.memory.parameters},
             {"gradients", p.memory.gradients},
@@ -140,8 +133,8 @@ Json to_json(const Job& job, const MachineSpec& machine) {
           {"layers", job.model.num_layers()},
           {"sequences", job.sequences()},
           {"length", job.model.length},
-          {"compute", name_of(job.config.precision)},
-          {"optimizer", name_of(job.config.optimizer.type)},
+          {"compute", config_name(job.config.precision)},
+          {"optimizer", config_name(job.config.optimizer.type)},
           {"flop_per_token", job.model.flop_per_token()},
           {"machine",
            {{"name", machine.name},

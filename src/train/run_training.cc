@@ -121,7 +121,7 @@ class Program {
     }
     start.recompute = choose_recompute(config_, inputs_.decoder, available_memory_bytes());
     if (config_.recompute == Recompute::kAuto)
-      LOG_INFO("run {}: recompute: auto is {} here", report_.run, recompute_name(start.recompute));
+      LOG_INFO("run {}: recompute: auto is {} here", report_.run, config_name(start.recompute));
     RETURN_IF_ERROR(write_file(
         path,
         Json{{"state", start.state}, {"step", start.step}, {"recompute", static_cast<int>(start.recompute)}}
