@@ -11,6 +11,7 @@
 #include "train/deepspeed_config.h"
 #include "train/plan_job.h"
 #include "train/run_training.h"
+#include "train_launch.h"
 
 namespace flywheel::cli {
 namespace {
@@ -133,6 +134,8 @@ int verb_train(const std::vector<std::string>& args) {
   app.add_option(
       "--deepspeed", deepspeed_file,
       "A DeepSpeed configuration as it is; model, data and workers come from the config file and --set");
+  LaunchFlags flags;
+  add_launch_flags(app, flags);
   bool show = false;
   app.add_flag("--show-config", show, "Print the resolved config and stop");
   app.footer(
@@ -142,7 +145,12 @@ int verb_train(const std::vector<std::string>& args) {
       "  flywheel train examples/tiny.yaml --set mesh.zero=2     workers share state and gradients\n"
       "  flywheel train --resume tiny-1                         go on where run tiny-1 was\n"
       "  flywheel train examples/tiny.yaml --show-config        every key, as it would be used\n"
-      "  flywheel train examples/tiny.yaml --deepspeed ds_config.json\n");
+      "  flywheel train examples/tiny.yaml --deepspeed ds_config.json\n"
+      "  flywheel train examples/tiny.yaml --on ssh --hosts node7,node8\n"
+      "  flywheel train examples/tiny.yaml --on slurm --launch-options='--nodes=2 --time=60'\n"
+      "  mpirun -n 2 flywheel train examples/tiny.yaml --on mpi\n"
+      "  flywheel train examples/tiny.yaml --on k8s --write job.yaml --image IMAGE --claim CLAIM\n"
+      "  flywheel train examples/tiny.yaml --on ray --dashboard http://10.0.0.1:8265\n");
   if (auto exit = parse(app, "train", args)) return *exit;
   if (file.empty() && resume.empty() && !show) {
     throw UserError("flywheel train", "give a config file or --resume RUN",
@@ -171,7 +179,13 @@ int verb_train(const std::vector<std::string>& args) {
     return 0;
   }
   if (!deepspeed_file.empty()) refuse_missing(deepspeed_file, deepspeed);
-  check_memory(config);
+  Launched launched = launch(flags, args, config);
+  if (launched.exit_code) return *launched.exit_code;
+  if (!launched.cluster) check_memory(config);
+  const auto end = [&](int exit_code) {  // of ranks that work for this one
+    if (launched.cluster) launched.cluster->end(exit_code);
+    return exit_code;
+  };
   if (!deepspeed.csv_folder.empty()) make_folders(deepspeed.csv_folder).value_or_throw("csv_monitor");
   std::unique_ptr<ProgressBar> bar;
   train::TrainHooks hooks;
@@ -195,15 +209,17 @@ int verb_train(const std::vector<std::string>& args) {
   const StopSignals signals;
   hooks.should_stop = [] { return StopSignals::noted() != 0; };
   const auto report =
-      places.blame([&] { return train::run_training(config, {.resume = resume, .fresh = fresh}, hooks); });
+      places.blame([&] {
+        return train::run_training(config, {.resume = resume, .fresh = fresh, .cluster = launched.cluster}, hooks);
+      });
   if (!report.ok()) {
     bar.reset();
     if (report.error().code == ErrorCode::kCancelled && StopSignals::noted() != 0) {
       std::fprintf(stderr, "%s\n", report.error().message.c_str());
-      return 128 + StopSignals::noted();
+      return end(128 + StopSignals::noted());
     }
     std::fprintf(stderr, "flywheel train: %s\n", report.error().to_string().c_str());
-    return 1;
+    return end(1);
   }
   if (bar != nullptr) bar->finish(fmt::format("loss {:.3f}", report->loss));
   if (json) {
@@ -211,7 +227,7 @@ int verb_train(const std::vector<std::string>& args) {
   } else {
     print_report(*report);
   }
-  return 0;
+  return end(0);
 }
 
 REGISTER_VERB(train, "Train a model on a mesh of workers", verb_train);

@@ -1,12 +1,15 @@
 #include "runtime/addresses.h"
 
 #include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <cstring>
 
 #include "base/posix.h"
 
@@ -59,6 +62,45 @@ Result<void> check_can_listen(const std::string& address, int port, int count) {
     RETURN_IF_ERROR(check_port(where, address));
   }
   return {};
+}
+
+// A datagram socket that is connected has its own address chosen; nothing is sent.
+Result<std::string> address_facing(const std::string& address) {
+  sockaddr_in there{}, here{};
+  there.sin_family = AF_INET;
+  there.sin_port = htons(9);
+  if (::inet_pton(AF_INET, address.c_str(), &there.sin_addr) != 1) {
+    return make_error(ErrorCode::kInvalid, "{} is not an IPv4 address", address);
+  }
+  const int fd = ::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return system_error("cannot make a socket for", address);
+  socklen_t size = sizeof here;
+  const bool known = ::connect(fd, reinterpret_cast<const sockaddr*>(&there), sizeof there) == 0 &&
+                     ::getsockname(fd, reinterpret_cast<sockaddr*>(&here), &size) == 0;
+  const int why = errno;
+  ::close(fd);
+  if (!known)
+    return make_error(ErrorCode::kUnavailable, "there is no way to {} from here: {}", address, strerror(why));
+  std::array<char, INET_ADDRSTRLEN> text{};
+  ::inet_ntop(AF_INET, &here.sin_addr, text.data(), text.size());
+  return std::string(text.data());
+}
+
+std::string network_address() {
+  std::string address = "127.0.0.1";
+  ifaddrs* all = nullptr;
+  if (::getifaddrs(&all) != 0) return address;
+  for (const ifaddrs* one = all; one != nullptr; one = one->ifa_next) {
+    if (one->ifa_addr == nullptr || one->ifa_addr->sa_family != AF_INET) continue;
+    if ((one->ifa_flags & IFF_UP) == 0 || (one->ifa_flags & IFF_LOOPBACK) != 0) continue;
+    std::array<char, INET_ADDRSTRLEN> text{};
+    ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(one->ifa_addr)->sin_addr, text.data(),
+                text.size());
+    address = text.data();
+    break;
+  }
+  ::freeifaddrs(all);
+  return address;
 }
 
 }  // namespace flywheel::runtime

@@ -18,4 +18,11 @@ Result<std::string> resolve_address(const std::string& name);
 // is not an address of this machine. kExists: the port is in use.
 Result<void> check_can_listen(const std::string& address, int port = 0, int count = 1);
 
+// The address of this machine from which it would talk to that IPv4 address: the one at which the other
+// reaches it. kUnavailable: there is no way there.
+Result<std::string> address_facing(const std::string& address);
+
+// The first IPv4 address of this machine that is not loopback; without one 127.0.0.1.
+std::string network_address();
+
 }  // namespace flywheel::runtime

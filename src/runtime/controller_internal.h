@@ -65,6 +65,7 @@ struct WorkerState {
   WorkerId id;
   Host host;
   std::string identity, peer_endpoint;
+  int failed_starts = 0;                   // in a row
   std::unique_ptr<WorkerProcess> process;  // the loop thread's
   int64_t pid = 0;
   int control_fd = -1;  // of its control connection, to know it when that closes

@@ -74,6 +74,7 @@ void Core::loop() {
       for (auto& mesh : meshes) {
         for (auto& worker : mesh.workers) worker.process.reset();  // ended by the thread that started them
       }
+      options.launcher->finish();
       return;
     }
   }

@@ -2,8 +2,9 @@
 //
 // LocalLauncher starts processes on this machine; with a host's `prefix` (`ssh node7`, `nsenter --net=...`)
 // in front of the command they start elsewhere. ssh does not pass the environment on, so with a prefix the
-// worker's part of it is written to its stdin as well (worker.h). Cluster managers (Slurm, Ray, MPI,
-// Kubernetes) implement the same interface.
+// worker's part of it is written to its stdin as well (worker.h). HostsLauncher (hosts_launcher.h) does so on
+// hosts that may be lost: ssh and Slurm. SeatLauncher (seats.h) has processes that somebody else started do
+// it: MPI, torchrun, Kubernetes, Ray.
 //
 // Ownership: a WorkerProcess owns its process: destroying it kills the process. Threads: start() and the
 // processes from one thread that lives as long as they do (the kernel's death signal follows the thread).
@@ -26,6 +27,7 @@ struct Host {
   std::string name = "local";
   std::vector<std::string> prefix;  // words in front of the worker's command
   std::string address;              // its own IPv4, for peers to reach it; empty: unix sockets (one host)
+  int seat = -1;                    // of SeatLauncher: which of its seats
 };
 
 struct WorkerSpec {
@@ -52,12 +54,24 @@ class WorkerProcess {
 class Launcher {
  public:
   virtual ~Launcher() = default;
+  // Where a worker is to run that was to run on `host`, asked before each start. `failed`: how many starts in
+  // a row did not come up, the last one there; 0: it is new, or its process was lost in the middle of its work.
+  virtual Host place(const Host& host, int failed) {
+    (void)failed;
+    return host;
+  }
   virtual Result<std::unique_ptr<WorkerProcess>> start(const WorkerSpec& spec) = 0;
+  // The thread that started processes is about to end: those that were told to end get their grace here.
+  virtual void finish() {}
 };
 
 struct LocalLauncherOptions {
   std::vector<std::string> command = {"/proc/self/exe", "worker"};
   std::string log_folder;  // a file per worker; empty: they share this process's stderr
+  // A signal upon which a worker's process (the prefix: srun) ends what it started elsewhere; SIGKILL follows
+  // after the grace. 0: SIGKILL at once.
+  int end_signal = 0;
+  int64_t end_grace_ms = 3000;
 };
 std::unique_ptr<Launcher> make_local_launcher(LocalLauncherOptions options = {});
 

@@ -36,15 +36,45 @@ Result<int> pipe_with(const std::string& text) {
   return written.error();
 }
 
+// Processes that were asked to end: they have until their deadline. One thread, the launcher's.
+class Leaving {
+ public:
+  ~Leaving() { wait(); }
+  void wait() {
+    while (!all_.empty()) {
+      look();
+      if (!all_.empty()) ::usleep(5000);
+    }
+  }
+  void add(Process process, int64_t grace_ms) {
+    all_.push_back({std::move(process), Deadline::after_ms(grace_ms)});
+  }
+  void look() {
+    std::erase_if(all_, [](auto& one) {
+      if (!one.first.running()) return true;
+      if (one.second.expired()) ::kill(-one.first.pid(), SIGKILL);
+      return one.second.expired();  // and the Process, going, reaps it
+    });
+  }
+
+ private:
+  std::vector<std::pair<Process, Deadline>> all_;
+};
+
 class LocalProcess : public WorkerProcess {
  public:
-  LocalProcess(Process process, Output output)
+  LocalProcess(Process process, Output output, const LocalLauncherOptions& options,
+               std::shared_ptr<Leaving> leaving)
       : process_(std::move(process)),
         output_(std::move(output)),
+        end_signal_(options.end_signal),
+        end_grace_ms_(options.end_grace_ms),
+        leaving_(std::move(leaving)),
         exit_fd_(static_cast<int>(::syscall(SYS_pidfd_open, process_.pid(), 0))) {}
   ~LocalProcess() override {
     kill();
     if (exit_fd_ >= 0) ::close(exit_fd_);
+    if (end_signal_ != 0 && process_.running()) leaving_->add(std::move(process_), end_grace_ms_);
   }
   std::string describe() const override { return fmt::format("pid {}", process_.pid()); }
   std::optional<ExitStatus> ended() override {
@@ -59,6 +89,7 @@ class LocalProcess : public WorkerProcess {
   int exit_fd() const override { return exit_fd_; }
   // The whole group: what the worker itself started goes with it. Works on a stopped process too.
   void kill() override {
+    if (end_signal_ != 0) return process_.signal(end_signal_);
     if (!ended().has_value()) ::kill(-process_.pid(), SIGKILL);
     process_.signal(SIGKILL);
   }
@@ -78,6 +109,9 @@ class LocalProcess : public WorkerProcess {
  private:
   Process process_;
   Output output_;
+  int end_signal_ = 0;
+  int64_t end_grace_ms_ = 0;
+  std::shared_ptr<Leaving> leaving_;
   int exit_fd_ = -1;
   bool ended_ = false;
 };
@@ -90,6 +124,7 @@ class LocalLauncher : public Launcher {
   }
 
   Result<std::unique_ptr<WorkerProcess>> start(const WorkerSpec& spec) override {
+    leaving_->look();
     std::vector<std::string> command = spec.host.prefix;
     command.insert(command.end(), options_.command.begin(), options_.command.end());
     ProcessOptions process{.env = spec.env, .new_group = true};
@@ -112,10 +147,13 @@ class LocalLauncher : public Launcher {
     if (process.input_fd >= 0) ::close(process.input_fd);
     if (!started.ok()) return started.error();
     return std::unique_ptr<WorkerProcess>(
-        std::make_unique<LocalProcess>(std::move(started).value(), std::move(output)));
+        std::make_unique<LocalProcess>(std::move(started).value(), std::move(output), options_, leaving_));
   }
 
+  void finish() override { leaving_->wait(); }
+
  private:
+  std::shared_ptr<Leaving> leaving_ = std::make_shared<Leaving>();
   LocalLauncherOptions options_;
 };
 

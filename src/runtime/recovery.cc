@@ -95,9 +95,15 @@ void Core::start_worker(MeshState& mesh, int rank) {
   WorkerState& worker = mesh.workers[static_cast<size_t>(rank)];
   processes_changed = true;
   worker.process.reset();  // killed, if it still runs or only hangs
-  const Host host = worker.host;
+  const bool came_up = worker.hello || worker.id.incarnation == 0;
+  const int failed_starts = came_up ? 0 : worker.failed_starts + 1;
+  const Host host = options.launcher->place(worker.host, failed_starts);
+  if (host.name != worker.host.name) {
+    LOG_WARN("mesh {}: rank {} moves from {} to {}", mesh.name, rank, worker.host.name, host.name);
+  }
   worker = WorkerState{};
   worker.host = host;
+  worker.failed_starts = failed_starts;
   worker.id = WorkerId{mesh.id, rank, next_incarnation++};
   worker.identity = identity_of(worker.id);
   worker.start_by = Deadline::after_ms(options.start_timeout_ms);

@@ -1,5 +1,8 @@
 #include "train/hosts.h"
 
+#include <algorithm>
+#include <set>
+
 #include "runtime/addresses.h"
 
 namespace flywheel::train {
@@ -9,9 +12,10 @@ constexpr int kPorts = 3;  // a controller's channels: commands, results, contro
 
 }  // namespace
 
-Hosts find_hosts(const MeshConfig& mesh) {
-  Hosts hosts;
+runtime::Cluster find_hosts(const MeshConfig& mesh) {
+  runtime::Cluster hosts;
   if (mesh.hosts.empty()) return hosts;
+  hosts.port = static_cast<int>(mesh.port);
   hosts.address = runtime::resolve_address(mesh.address).value_or_throw("mesh.address");
   runtime::check_can_listen(hosts.address).value_or_throw("mesh.address");
   if (mesh.port != 0) {
@@ -34,9 +38,15 @@ Hosts find_hosts(const MeshConfig& mesh) {
                             host.name + "]");
       }
     }
-    hosts.list.push_back({host.name, host.prefix, address});
+    hosts.hosts.push_back({host.name, host.prefix, address});
   }
   return hosts;
+}
+
+int64_t count_machines(const runtime::Cluster& cluster) {
+  std::set<std::string> names;
+  for (const runtime::Host& host : cluster.hosts) names.insert(host.name);
+  return std::max<int64_t>(1, std::ssize(names));
 }
 
 }  // namespace flywheel::train

@@ -34,27 +34,27 @@ constexpr double kMetricsSeconds = 10;  // between two writes of metrics.prom
 constexpr int kAsked = 20;  // times for one checkpoint, each of its writers lost before it answered
 
 // All hosts together; the others are taken to be like this one.
-Machine machine_of(const model::Decoder& decoder, const TrainConfig& config) {
+Machine machine_of(const model::Decoder& decoder, const TrainConfig& config, int64_t machines) {
   ThreadPool pool(static_cast<int>(usable_cores()));
   const auto dtype = config.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32;
   return {.flop_per_token = model_cost(decoder, config.batch.length).flop_per_token(),
           .peak_flops = recorded_peak_flops(env::home() + "/peaks.json", dtype, pool) *
-                        static_cast<double>(config.mesh.num_hosts())};
+                        static_cast<double>(machines)};
 }
 
 // One run's way from its inputs to its report; the functions are its stages, in order.
 class Program {
  public:
-  Program(const TrainConfig& config, const TrainOptions& options, const TrainHooks& hooks, Hosts hosts,
-          Inputs inputs, RunRecord record)
+  Program(const TrainConfig& config, const TrainOptions& options, const TrainHooks& hooks,
+          runtime::Cluster cluster, Inputs inputs, RunRecord record)
       : config_(config),
         options_(options),
         hooks_(hooks),
-        hosts_(std::move(hosts)),
+        cluster_(std::move(cluster)),
         inputs_(std::move(inputs)),
         record_(std::move(record)),
         decoder_(model::describe(inputs_.decoder)),
-        meter_(machine_of(decoder_, config_)),
+        meter_(machine_of(decoder_, config_, count_machines(cluster_))),
         metrics_(record_.run().id()) {
     report_.run = record_.run().id();
     report_.folder = record_.folder();
@@ -85,7 +85,7 @@ class Program {
                                              {.folder = report_.folder,
                                               .run = report_.run,
                                               .command = options_.worker_command,
-                                              .hosts = hosts_}));
+                                              .cluster = cluster_}));
     const bool resumed = workers_->controller().resumed();
     if (hooks_.on_start) hooks_.on_start(report_.run, report_.parameters, resumed);
     ASSIGN_OR_RETURN(const Start start, find_start(resumed));
@@ -386,7 +386,7 @@ class Program {
   TrainConfig config_;
   TrainOptions options_;
   TrainHooks hooks_;
-  Hosts hosts_;
+  runtime::Cluster cluster_;
   Inputs inputs_;
   RunRecord record_;
   model::Decoder decoder_;
@@ -406,13 +406,13 @@ class Program {
 Result<TrainReport> run_training(const TrainConfig& as_given, const TrainOptions& options,
                                  const TrainHooks& hooks) {
   check(as_given);
-  Hosts hosts = find_hosts(as_given.mesh);
+  runtime::Cluster cluster = options.cluster ? *options.cluster : find_hosts(as_given.mesh);
   ASSIGN_OR_RETURN(Store store, Store::open());
   ASSIGN_OR_RETURN(Inputs inputs, find_inputs(store, as_given));
   const TrainConfig config = with_inputs_named(as_given, inputs);
   can_train(config, model::describe(inputs.decoder)).value_or_throw();  // before there is a run
   ASSIGN_OR_RETURN(RunRecord record, RunRecord::open(std::move(store), config, options, inputs.refs()));
-  return Program(config, options, hooks, std::move(hosts), std::move(inputs), std::move(record)).run();
+  return Program(config, options, hooks, std::move(cluster), std::move(inputs), std::move(record)).run();
 }
 
 Result<TrainConfig> config_of_run(const std::string& run) {

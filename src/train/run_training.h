@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "runtime/cluster.h"
 #include "train/config.h"
 #include "train/report.h"
 
@@ -26,6 +27,7 @@ namespace flywheel::train {
 struct TrainOptions {
   std::string resume;  // a run's id: go on where it was
   bool fresh = false;  // begin a new run even if one with this very config was left unfinished
+  std::optional<runtime::Cluster> cluster;  // where its workers run; none: where config.mesh says
   std::vector<std::string> worker_command = {"/proc/self/exe", "worker"};
 };
 

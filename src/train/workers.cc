@@ -23,14 +23,19 @@ Result<Workers> Workers::open(const TrainConfig& config, const Layout& layout,
           ? options.snapshot_interval_ms
           : snapshot_interval_ms(layout.decoder.num_parameters() / std::ssize(layout.holders()));
   own.durable_interval_ms = std::max<int64_t>(30'000, 4 * own.watermark_interval_ms);
-  own.launcher =
-      runtime::make_local_launcher({.command = options.command, .log_folder = options.folder + "/workers"});
-  own.address = options.hosts.address;
-  own.port = static_cast<int>(config.mesh.port);
+  const runtime::LocalLauncherOptions local{.command = options.command,
+                                            .log_folder = options.folder + "/workers"};
+  const runtime::Cluster& cluster = options.cluster;
+  own.launcher = cluster.launcher ? cluster.launcher(local) : runtime::make_local_launcher(local);
+  own.address = cluster.address;
+  own.port = cluster.port;
   Workers workers;
+  // Other machines are taken to be like this one, unless it is known what they give.
+  const int64_t machines = count_machines(cluster), share = (config.mesh.workers() + machines - 1) / machines;
+  workers.cores_each_ = cluster.cores > 0 ? cluster.cores : std::max<int64_t>(1, usable_cores() / share);
   ASSIGN_OR_RETURN(workers.controller_, Controller::open(std::move(own)));
   ASSIGN_OR_RETURN(workers.mesh_,
-                   workers.controller_->mesh("train", layout.shape.axes(), {.hosts = options.hosts.list}));
+                   workers.controller_->mesh("train", layout.shape.axes(), {.hosts = cluster.hosts}));
   std::map<std::string, int> first;
   for (const runtime::Axis& axis : layout.shape.axes()) first[axis.name] = 0;
   ASSIGN_OR_RETURN(workers.first_, workers.mesh_.slice(first));
@@ -39,9 +44,6 @@ Result<Workers> Workers::open(const TrainConfig& config, const Layout& layout,
 
 runtime::Future Workers::create(const TrainConfig& config, const Inputs& inputs,
                                 const std::string& state) const {
-  // Other hosts are taken to be like this one.
-  const int64_t hosts = config.mesh.num_hosts(), per_host = (config.mesh.workers() + hosts - 1) / hosts;
-  const int64_t share = std::max<int64_t>(1, usable_cores() / per_host);
   const TrainSetup setup{.config = dump_config(config),
                          .decoder = model::decoder_config_to_hf(inputs.decoder, "float32").dump(),
                          .data = inputs.data.folder,
@@ -49,7 +51,7 @@ runtime::Future Workers::create(const TrainConfig& config, const Inputs& inputs,
                          .tokenizer = inputs.tokenizer.folder,
                          .weights = inputs.model.folder,
                          .state = state,
-                         .threads = config.mesh.threads > 0 ? config.mesh.threads : share};
+                         .threads = config.mesh.threads > 0 ? config.mesh.threads : cores_each_};
   return mesh_.call(kCreate, setup.to_json());
 }
 

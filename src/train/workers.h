@@ -30,7 +30,7 @@ struct WorkersOptions {
   std::string run;
   std::vector<std::string> command;   // starts a worker
   int64_t snapshot_interval_ms = -1;  // -1: by the model's size
-  Hosts hosts;                        // of config.mesh
+  runtime::Cluster cluster;           // where they run; no hosts: here
 };
 
 class Workers {
@@ -46,6 +46,7 @@ class Workers {
 
  private:
   Workers() = default;
+  int64_t cores_each_ = 1;  // for each worker's threads
   std::unique_ptr<runtime::Controller> controller_;
   runtime::Mesh mesh_, first_;
 };

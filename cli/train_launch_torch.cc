@@ -1,0 +1,321 @@
+#include <unistd.h>
+
+#include <cstdio>
+#include <sstream>
+
+#include "base/config.h"
+#include "base/env.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/posix.h"
+#include "cli.h"
+#include "runtime/addresses.h"
+#include "runtime/join_point.h"
+#include "runtime/kubernetes.h"
+#include "runtime/rank_environment.h"
+#include "runtime/ray_job.h"
+#include "runtime/seat.h"
+#include "runtime/seats.h"
+#include "train_launch.h"
+
+namespace flywheel::cli {
+namespace {
+
+using runtime::Cluster;
+using runtime::Host;
+using runtime::JoinPoint;
+using runtime::RankEnvironment;
+
+std::vector<std::string> words_of(const std::string& text) {
+  std::istringstream stream(text);
+  std::vector<std::string> words;
+  for (std::string word; stream >> word;) words.push_back(word);
+  return words;
+}
+
+std::vector<std::string> names_of(const std::string& list) {
+  std::vector<std::string> names;
+  std::istringstream stream(list);
+  for (std::string name; std::getline(stream, name, ',');) names.push_back(name);
+  return names;
+}
+
+// --- ranks that somebody else started ---------------------------------------------------------------
+
+// Where they meet: an endpoint with a secret that all were given, or a file in a folder that all see.
+struct Meeting {
+  std::string endpoint, secret_file;  // FLYWHEEL_JOIN, FLYWHEEL_JOIN_SECRET_FILE
+  std::string file;
+};
+
+Meeting meeting_of(const RankEnvironment& ranks, const train::TrainConfig& config) {
+  Meeting meeting{.endpoint = env::get("FLYWHEEL_JOIN"),
+                  .secret_file = env::get("FLYWHEEL_JOIN_SECRET_FILE")};
+  if (meeting.endpoint.empty() != meeting.secret_file.empty()) {
+    throw UserError(
+        meeting.endpoint.empty() ? "FLYWHEEL_JOIN" : "FLYWHEEL_JOIN_SECRET_FILE", "is not set",
+        "FLYWHEEL_JOIN is where rank 0 waits, as tcp://node7:7400, and FLYWHEEL_JOIN_SECRET_FILE a "
+        "file with a secret that all ranks have");
+  }
+  if (meeting.endpoint.empty()) {
+    const std::string job = sha256_hex(ranks.source + ranks.job + "\n" + dump_config(config));
+    meeting.file = env::home() + "/launch/" + job.substr(0, 16) + ".json";
+  }
+  return meeting;
+}
+
+Result<runtime::Keys> keys_of(const Meeting& meeting) {
+  ASSIGN_OR_RETURN(const std::string secret, runtime::read_secret_file(meeting.secret_file));
+  return runtime::keys_from_secret(secret);
+}
+
+Result<JoinPoint> find_point(const Meeting& meeting) {
+  if (!meeting.file.empty()) return runtime::read_join_file(meeting.file);
+  JoinPoint point{meeting.endpoint, {}};
+  ASSIGN_OR_RETURN(point.keys, keys_of(meeting));
+  return point;
+}
+
+int work_for_rank_0(const RankEnvironment& ranks, const Meeting& meeting, int64_t wait_seconds) {
+  std::fprintf(stderr, "rank %d of %d (%s) works for rank 0\n", ranks.rank, ranks.size, ranks.source.c_str());
+  const auto code = runtime::run_seat({.seat = ranks.rank,
+                                       .seats = ranks.size,
+                                       .find = [&] { return find_point(meeting); },
+                                       .address = ranks.one_host() ? "127.0.0.1" : "",
+                                       .patience_ms = wait_seconds * 1000});
+  if (code.ok()) return *code;
+  throw UserError("--on mpi", code.error(),
+                  meeting.file.empty()
+                      ? "is FLYWHEEL_JOIN rank 0's address, and open to this host?"
+                      : "ranks meet in a folder that all see: FLYWHEEL_HOME; without one set "
+                        "FLYWHEEL_JOIN and FLYWHEEL_JOIN_SECRET_FILE");
+}
+
+// Of rank 0, for the others: as the config says, on one host its loopback, as the ranks were told if that is
+// this machine's, else the first of a network.
+std::string address_of_rank_0(const RankEnvironment& ranks, const train::TrainConfig& config) {
+  if (!config.mesh.address.empty()) {
+    const std::string address = runtime::resolve_address(config.mesh.address).value_or_throw("mesh.address");
+    runtime::check_can_listen(address).value_or_throw("mesh.address");
+    return address;
+  }
+  if (ranks.one_host() || ranks.size == 1) return "127.0.0.1";
+  if (const auto told = runtime::resolve_address(ranks.address.empty() ? "-" : ranks.address);
+      told.ok() && runtime::check_can_listen(*told).ok()) {
+    return *told;
+  }
+  return runtime::network_address();
+}
+
+int port_of(const std::string& endpoint) {
+  const size_t colon = endpoint.rfind(':');
+  const int port = colon == std::string::npos ? 0 : std::atoi(endpoint.c_str() + colon + 1);
+  if (port <= 0 || port > 65535)
+    throw UserError("FLYWHEEL_JOIN", "\"" + endpoint + "\" is not like tcp://node7:7400");
+  return port;
+}
+
+Launched launch_ranks(const LaunchFlags& flags, const train::TrainConfig& config) {
+  const RankEnvironment ranks = runtime::read_rank_environment().value_or_throw("--on " + flags.on);
+  const Meeting meeting = meeting_of(ranks, config);
+  if (ranks.rank > 0)
+    return {.cluster = std::nullopt, .exit_code = work_for_rank_0(ranks, meeting, flags.wait_seconds)};
+  const auto workers = static_cast<int>(config.mesh.workers());
+  std::fprintf(stderr, "rank 0 of %d (%s) drives %d workers%s\n", ranks.size, ranks.source.c_str(), workers,
+               ranks.size > workers ? "; the last processes are spares" : "");
+  runtime::SeatsOptions options{.seats = ranks.size, .own = 0, .address = address_of_rank_0(ranks, config)};
+  options.join_file = meeting.file;
+  if (!meeting.endpoint.empty()) {
+    options.port = port_of(meeting.endpoint);
+    options.keys = keys_of(meeting).value_or_throw("FLYWHEEL_JOIN_SECRET_FILE");
+  }
+  auto seats = runtime::Seats::open(options).value_or_throw("--on " + flags.on);
+  const std::vector<Host> hosts =
+      seats->wait_for_all(Deadline::after_ms(flags.wait_seconds * 1000)).value_or_throw("--on " + flags.on);
+  Cluster cluster{.address = options.address, .port = static_cast<int>(config.mesh.port)};
+  for (const int seat : runtime::deal(workers, ranks.size))
+    cluster.hosts.push_back(hosts[static_cast<size_t>(seat)]);
+  cluster.launcher = [seats](const runtime::LocalLauncherOptions& local) { return seats->launcher(local); };
+  cluster.end = [seats](int exit_code) { seats->end(exit_code); };
+  return {.cluster = std::move(cluster), .exit_code = std::nullopt};
+}
+
+// --- Slurm, ssh ---------------------------------------------------------------------------------------
+
+Launched launch_slurm(const LaunchFlags& flags, const std::vector<std::string>& args,
+                      const train::TrainConfig& config) {
+  const auto workers = static_cast<int>(config.mesh.workers());
+  if (const std::string job = env::get("SLURM_JOB_ID"); !job.empty()) {
+    Cluster cluster = runtime::slurm_cluster({.workers = workers, .address = config.mesh.address, .job = job})
+                          .value_or_throw("--on slurm");
+    cluster.port = static_cast<int>(config.mesh.port);
+    return {.cluster = std::move(cluster), .exit_code = std::nullopt};
+  }
+  // Outside of a job: the same command again, in one. salloc takes this process's place, so that signals and
+  // the exit code are its own.
+  std::vector<std::string> command = {"/proc/self/exe", "train"};
+  command.insert(command.end(), args.begin(), args.end());
+  const auto salloc = runtime::salloc_command(words_of(flags.options), workers, config.mesh.threads,
+                                              "flywheel-" + config.name, command)
+                          .value_or_throw("--on slurm");
+  std::vector<char*> words;
+  for (const std::string& word : salloc) words.push_back(const_cast<char*>(word.c_str()));
+  words.push_back(nullptr);
+  ::execvp(words[0], words.data());
+  throw UserError("--on slurm", system_error("cannot start", "salloc"));
+}
+
+Launched launch_ssh(const LaunchFlags& flags, const train::TrainConfig& config) {
+  if (flags.hosts.empty()) throw UserError("--hosts", "is not given", "--on ssh --hosts node7,node8");
+  Cluster cluster = runtime::ssh_cluster({.hosts = names_of(flags.hosts),
+                                          .options = words_of(flags.options),
+                                          .workers = static_cast<int>(config.mesh.workers()),
+                                          .address = config.mesh.address})
+                        .value_or_throw("--on ssh");
+  cluster.port = static_cast<int>(config.mesh.port);
+  return {.cluster = std::move(cluster), .exit_code = std::nullopt};
+}
+
+// --- Kubernetes ----------------------------------------------------------------------------------------
+
+int write_manifest(const LaunchFlags& flags, const train::TrainConfig& config) {
+  if (flags.image.empty())
+    throw UserError("--image", "is not given", "one that has this program in its PATH");
+  if (flags.claim.empty()) {
+    throw UserError("--claim", "is not given",
+                    "a PersistentVolumeClaim that all pods may write, with the data: FLYWHEEL_HOME is there");
+  }
+  const auto workers = static_cast<int>(config.mesh.workers());
+  const std::string file = std::string(runtime::kKubernetesFiles) + "/train.yaml";
+  const std::string manifest =
+      runtime::kubernetes_manifest({.name = config.name,
+                                    .image = flags.image,
+                                    .claim = flags.claim,
+                                    .pods = workers,
+                                    .cores = config.mesh.threads,
+                                    .files = {{"train.yaml", dump_config(config) + "\n"}},
+                                    .command = {"flywheel", "train", file, "--on", "k8s", "--wait",
+                                                std::to_string(flags.wait_seconds)}})
+          .value_or_throw("--on k8s");
+  write_file(flags.write, manifest).value_or_throw("--write");
+  const std::string secret = runtime::kubernetes_secret(config.name);
+  std::fprintf(
+      stderr,
+      "%s written: %d pods. To start it:\n"
+      "  head -c 32 /dev/urandom | base64 | kubectl create secret generic %s --from-file=secret=/dev/stdin\n"
+      "  kubectl apply -f %s\n",
+      flags.write.c_str(), workers, secret.c_str(), flags.write.c_str());
+  return 0;
+}
+
+Launched launch_kubernetes(const LaunchFlags& flags, const train::TrainConfig& config) {
+  if (!flags.write.empty()) return {.cluster = std::nullopt, .exit_code = write_manifest(flags, config)};
+  if (env::get("JOB_COMPLETION_INDEX").empty()) {
+    throw UserError("--on k8s", "this is no pod of an Indexed Job: JOB_COMPLETION_INDEX is not set",
+                    "--write job.yaml writes the manifest of one");
+  }
+  return launch_ranks(flags, config);
+}
+
+// --- Ray -----------------------------------------------------------------------------------------------
+
+std::string ray_token() {
+  if (const std::string token = env::get("RAY_AUTH_TOKEN"); !token.empty()) return token;
+  const std::string file = env::get("RAY_AUTH_TOKEN_PATH");
+  return file.empty() ? "" : runtime::read_secret_file(file).value_or_throw("RAY_AUTH_TOKEN_PATH");
+}
+
+// Of this machine, for Ray's nodes. A dashboard at loopback says nothing of where they are.
+std::string address_for_ray(const std::string& dashboard, const train::TrainConfig& config) {
+  if (!config.mesh.address.empty()) {
+    const std::string address = runtime::resolve_address(config.mesh.address).value_or_throw("mesh.address");
+    runtime::check_can_listen(address).value_or_throw("mesh.address");
+    return address;
+  }
+  const size_t begin = dashboard.find("://");
+  if (begin == std::string::npos) {
+    throw UserError("--dashboard", "\"" + dashboard + "\" is not like http://10.0.0.1:8265");
+  }
+  const std::string host = dashboard.substr(begin + 3, dashboard.find_first_of(":/", begin + 3) - begin - 3);
+  const std::string there = runtime::resolve_address(host).value_or_throw("--dashboard");
+  return there.starts_with("127.") ? runtime::network_address()
+                                   : runtime::address_facing(there).value_or_throw("--dashboard");
+}
+
+Launched launch_ray(const LaunchFlags& flags, const train::TrainConfig& config) {
+  std::string dashboard = flags.dashboard.empty() ? env::get("RAY_API_SERVER_ADDRESS") : flags.dashboard;
+  if (dashboard.empty()) dashboard = "http://127.0.0.1:8265";
+  const auto workers = static_cast<int>(config.mesh.workers());
+  const std::string file = fmt::format("{}/launch/ray-{}-{}.json", env::home(), config.name, ::getpid());
+  const auto job = std::make_shared<std::unique_ptr<runtime::RayJob>>();
+  const std::string address = address_for_ray(dashboard, config);
+  auto seats = runtime::Seats::open({.seats = workers,
+                                     .own = -1,
+                                     .address = address,
+                                     .port = 0,
+                                     .keys = {},
+                                     .join_file = file,
+                                     .watch = [job] { return (*job)->state(); }})
+                   .value_or_throw("--on ray");
+  *job = runtime::RayJob::submit({.dashboard = dashboard,
+                                  .token = ray_token(),
+                                  .copies = workers,
+                                  .cores = std::max<int64_t>(1, config.mesh.threads),
+                                  .command = {"/proc/self/exe", "seat"},
+                                  .variables = {"FLYWHEEL_JOIN_FILE=" + file}})
+             .value_or_throw("--on ray");
+  std::fprintf(stderr, "Ray job %s: %d actors\n", (*job)->id().c_str(), workers);
+  const auto hosts = seats->wait_for_all(Deadline::after_ms(flags.wait_seconds * 1000));
+  if (!hosts.ok()) {
+    throw UserError("--on ray", hosts.error(),
+                    fmt::format("has the cluster {} free CPUs, does it see {}, and does it reach {}?",
+                                workers, file, address));
+  }
+  (*job)->started();
+  Cluster cluster{.hosts = *hosts, .address = address, .port = static_cast<int>(config.mesh.port)};
+  cluster.launcher = [seats](const runtime::LocalLauncherOptions& local) { return seats->launcher(local); };
+  cluster.end = [seats, job](int exit_code) {
+    seats->end(exit_code);
+    (*job)->stop();
+  };
+  return {.cluster = std::move(cluster), .exit_code = std::nullopt};
+}
+
+}  // namespace
+
+void add_launch_flags(CLI::App& app, LaunchFlags& flags) {
+  app.add_option("--on", flags.on,
+                 "Where workers run: local, ssh, slurm, mpi (also torchrun and srun), k8s, ray; default: as "
+                 "mesh.hosts says");
+  app.add_option("--hosts", flags.hosts, "With --on ssh: names of hosts, node7,node8");
+  app.add_option("--launch-options", flags.options,
+                 "Words for ssh or salloc: --launch-options='--partition=gpu --time=60'");
+  app.add_option("--wait", flags.wait_seconds,
+                 "Seconds until all processes of --on mpi, k8s or ray must be there")
+      ->check(at_least(1))
+      ->capture_default_str();
+  app.add_option("--write", flags.write, "With --on k8s: write the Job's manifest to this file and stop");
+  app.add_option("--image", flags.image, "With --write: the container's image");
+  app.add_option("--claim", flags.claim, "With --write: the PersistentVolumeClaim with the data");
+  app.add_option("--dashboard", flags.dashboard,
+                 "With --on ray: its address; default: RAY_API_SERVER_ADDRESS, then http://127.0.0.1:8265");
+}
+
+Launched launch(const LaunchFlags& flags, const std::vector<std::string>& args,
+                const train::TrainConfig& config) {
+  if (!flags.hosts.empty() && flags.on != "ssh") throw UserError("--hosts", "is for --on ssh");
+  if (!flags.write.empty() && flags.on != "k8s") throw UserError("--write", "is for --on k8s");
+  if (flags.on.empty()) return {};
+  check_known("--on", flags.on, {"k8s", "local", "mpi", "ray", "slurm", "ssh"});
+  if (!config.mesh.hosts.empty()) {
+    throw UserError("--on", "mesh.hosts already names the hosts", "leave one of them away");
+  }
+  if (flags.on == "mpi") return launch_ranks(flags, config);
+  if (flags.on == "slurm") return launch_slurm(flags, args, config);
+  if (flags.on == "k8s") return launch_kubernetes(flags, config);
+  if (flags.on == "ray") return launch_ray(flags, config);
+  if (flags.on == "ssh") return launch_ssh(flags, config);
+  return {};
+}
+
+}  // namespace flywheel::cli

@@ -1,0 +1,24 @@
+// What the makers of clusters share.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/process.h"
+#include "base/result.h"
+
+namespace flywheel::runtime {
+
+constexpr int64_t kAskMs = 15'000;  // for a scheduler's program to answer
+
+// What a scheduler's program says. kNotFound with what to install where it is not there, kUnavailable with
+// its words where it fails, kDeadline.
+Result<std::string> ask(const std::vector<std::string>& command, const std::string& install,
+                        int64_t patience_ms = kAskMs);
+// A word as a shell takes it.
+std::string shell_quoted(const std::string& word);
+std::vector<std::string> lines_of(const std::string& text);
+// This machine's address: the one that is wanted, if it is one of its own; else the one that faces `other`.
+Result<std::string> own_address(const std::string& wanted, const std::string& other);
+
+}  // namespace flywheel::runtime

@@ -1,0 +1,82 @@
+#include "runtime/hosts_launcher.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+namespace flywheel::runtime {
+namespace {
+
+// Counts itself among the workers of its host.
+class CountedProcess : public WorkerProcess {
+ public:
+  CountedProcess(std::unique_ptr<WorkerProcess> process, std::shared_ptr<int> count)
+      : process_(std::move(process)), count_(std::move(count)) {
+    ++*count_;
+  }
+  ~CountedProcess() override { --*count_; }
+  std::string describe() const override { return process_->describe(); }
+  std::optional<ExitStatus> ended() override { return process_->ended(); }
+  int exit_fd() const override { return process_->exit_fd(); }
+  void kill() override { process_->kill(); }
+  std::string last_words() const override { return process_->last_words(); }
+
+ private:
+  std::unique_ptr<WorkerProcess> process_;
+  std::shared_ptr<int> count_;
+};
+
+class HostsLauncher : public Launcher {
+ public:
+  explicit HostsLauncher(HostsLauncherOptions options)
+      : options_(std::move(options)), local_(make_local_launcher(options_.local)) {
+    for (const Host& host : options_.hosts) places_[host.name].workers = std::make_shared<int>(0);
+  }
+
+  Host place(const Host& host, int failed) override {
+    Place& place = places_[host.name];
+    if (failed > 0) ++place.failed;
+    const bool first = !std::exchange(place.used, true);
+    if (first && failed == 0) return host;
+    const auto usable = options_.usable ? options_.usable() : std::nullopt;
+    const auto may = [&](const Host& one) {
+      return !usable || std::ranges::find(*usable, one.name) != usable->end();
+    };
+    if (failed == 0 && may(host)) return host;
+    const Host* best = nullptr;
+    std::pair<int, int> least{};
+    for (const Host& one : options_.hosts) {
+      const Place& there = places_[one.name];
+      const std::pair<int, int> now{there.failed, *there.workers};
+      if (may(one) && (best == nullptr || now < least)) best = &one, least = now;
+    }
+    if (best == nullptr) return host;
+    places_[best->name].used = true;
+    return *best;
+  }
+
+  Result<std::unique_ptr<WorkerProcess>> start(const WorkerSpec& spec) override {
+    ASSIGN_OR_RETURN(auto process, local_->start(spec));
+    return std::unique_ptr<WorkerProcess>(
+        std::make_unique<CountedProcess>(std::move(process), places_[spec.host.name].workers));
+  }
+  void finish() override { local_->finish(); }
+
+ private:
+  struct Place {
+    std::shared_ptr<int> workers = std::make_shared<int>(0);
+    int failed = 0;     // starts that did not come up
+    bool used = false;  // a worker was started there
+  };
+  HostsLauncherOptions options_;
+  std::unique_ptr<Launcher> local_;
+  std::map<std::string, Place> places_;
+};
+
+}  // namespace
+
+std::unique_ptr<Launcher> make_hosts_launcher(HostsLauncherOptions options) {
+  return std::make_unique<HostsLauncher>(std::move(options));
+}
+
+}  // namespace flywheel::runtime
