@@ -8,10 +8,10 @@
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli.h"
+#include "launch.h"
 #include "train/deepspeed_config.h"
 #include "train/plan_job.h"
 #include "train/run_training.h"
-#include "train_launch.h"
 
 namespace flywheel::cli {
 namespace {
@@ -179,13 +179,17 @@ int verb_train(const std::vector<std::string>& args) {
     return 0;
   }
   if (!deepspeed_file.empty()) refuse_missing(deepspeed_file, deepspeed);
-  Launched launched = launch(flags, args, config);
+  const Launched launched = launch(flags, {.verb = "train",
+                                           .args = args,
+                                           .name = config.name,
+                                           .workers = static_cast<int>(config.mesh.workers()),
+                                           .threads = config.mesh.threads,
+                                           .address = config.mesh.address,
+                                           .port = static_cast<int>(config.mesh.port),
+                                           .names_hosts = !config.mesh.hosts.empty(),
+                                           .config = dump_config(config)});
   if (launched.exit_code) return *launched.exit_code;
   if (!launched.cluster) check_memory(config);
-  const auto end = [&](int exit_code) {  // of ranks that work for this one
-    if (launched.cluster) launched.cluster->end(exit_code);
-    return exit_code;
-  };
   if (!deepspeed.csv_folder.empty()) make_folders(deepspeed.csv_folder).value_or_throw("csv_monitor");
   std::unique_ptr<ProgressBar> bar;
   train::TrainHooks hooks;
@@ -216,10 +220,10 @@ int verb_train(const std::vector<std::string>& args) {
     bar.reset();
     if (report.error().code == ErrorCode::kCancelled && StopSignals::noted() != 0) {
       std::fprintf(stderr, "%s\n", report.error().message.c_str());
-      return end(128 + StopSignals::noted());
+      return launched.end(128 + StopSignals::noted());
     }
     std::fprintf(stderr, "flywheel train: %s\n", report.error().to_string().c_str());
-    return end(1);
+    return launched.end(1);
   }
   if (bar != nullptr) bar->finish(fmt::format("loss {:.3f}", report->loss));
   if (json) {
@@ -227,7 +231,7 @@ int verb_train(const std::vector<std::string>& args) {
   } else {
     print_report(*report);
   }
-  return end(0);
+  return launched.end(0);
 }
 
 REGISTER_VERB(train, "Train a model on a mesh of workers", verb_train);

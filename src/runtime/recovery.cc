@@ -16,6 +16,10 @@ std::string own_piece(int rank) {
   return "rank-" + std::to_string(rank);
 }
 
+std::string place_name(const Host& host) {
+  return host.seat < 0 ? host.name : fmt::format("{} (seat {})", host.name, host.seat);
+}
+
 }  // namespace
 
 void Core::recover(MeshState& mesh, const std::set<int>& lost, const std::string& reason) {
@@ -98,8 +102,9 @@ void Core::start_worker(MeshState& mesh, int rank) {
   const bool came_up = worker.hello || worker.id.incarnation == 0;
   const int failed_starts = came_up ? 0 : worker.failed_starts + 1;
   const Host host = options.launcher->place(worker.host, failed_starts);
-  if (host.name != worker.host.name) {
-    LOG_WARN("mesh {}: rank {} moves from {} to {}", mesh.name, rank, worker.host.name, host.name);
+  if (host.name != worker.host.name || host.seat != worker.host.seat) {
+    LOG_WARN("mesh {}: rank {} moves from {} to {}", mesh.name, rank, place_name(worker.host),
+             place_name(host));
   }
   worker = WorkerState{};
   worker.host = host;

@@ -10,6 +10,7 @@
 #include <csignal>
 
 #include "base/log.h"
+#include "runtime/counted_process_internal.h"
 
 namespace flywheel::runtime {
 namespace {
@@ -65,7 +66,11 @@ class SeatLauncher : public Launcher {
       : seats_(std::move(seats)), log_folder_(local.log_folder), local_(make_local_launcher(local)) {}
   Host place(const Host& host, int failed) override { return seats_->place(host, failed); }
   Result<std::unique_ptr<WorkerProcess>> start(const WorkerSpec& spec) override {
-    if (spec.host.seat == seats_->options_.own) return local_->start(spec);
+    if (spec.host.seat == seats_->options_.own) {
+      ASSIGN_OR_RETURN(auto process, local_->start(spec));
+      return std::unique_ptr<WorkerProcess>(
+          std::make_unique<CountedProcess>(std::move(process), seats_->own_workers_));
+    }
     StartAtSeat order{.name = spec.name, .log_folder = log_folder_};
     for (const auto& [name, value] : spec.env) order.env.push_back(name + "=" + value);
     return std::unique_ptr<WorkerProcess>(
@@ -178,10 +183,14 @@ void Seats::end(int exit_code) {
 // the one that failed least and has the fewest workers.
 Host Seats::place(const Host& host, int failed) {
   std::scoped_lock lock(mutex_);
-  if (failed == 0 || host.seat < 0) return host;
+  if (host.seat < 0) return host;
+  const Seat& same = seats_[static_cast<size_t>(host.seat)];
+  if (same.taken && same.host.address != host.address) return same.host;  // started again, elsewhere
+  if (failed == 0) return host;
   ++failed_[static_cast<size_t>(host.seat)];
   std::vector<int> workers(seats_.size(), 0);
   for (const auto& [id, started] : started_) ++workers[static_cast<size_t>(started->seat)];
+  if (options_.own >= 0) workers[static_cast<size_t>(options_.own)] += *own_workers_;
   const Seat* best = nullptr;
   std::pair<int, int> least{};
   for (size_t i = 0; i < seats_.size(); ++i) {
@@ -208,6 +217,7 @@ void Seats::send_start(Started& started) {
   const Seat& seat = seats_[static_cast<size_t>(started.seat)];
   if (!seat.taken || started.sent) return;
   started.sent = true;
+  started.since_sent.restart();
   outbox_.emplace_back(seat.identity, seat_message(SeatMessage::kStart, started.order));
   signal_event(wake_);
 }
@@ -239,9 +249,16 @@ void Seats::loop() {
       look_at_time();
       out.swap(outbox_);
     }
-    for (const auto& [identity, message] : out) (void)socket_.send_to(identity, message);
+    std::vector<std::string> gone;
+    for (const auto& [identity, message] : out) {
+      if (!socket_.send_to(identity, message).ok()) gone.push_back(identity);
+    }
     {
       std::scoped_lock lock(mutex_);
+      for (const std::string& identity : gone) {
+        const auto seat = std::ranges::find(seats_, identity, &Seat::identity);
+        if (seat != seats_.end()) leave(static_cast<int>(seat - seats_.begin()), "its connection is closed");
+      }
       if (stop_) return;
     }
     std::array<zmq::pollitem_t, 2> items = {
@@ -298,13 +315,19 @@ void Seats::on_take(const std::string& identity, const TakeSeat& take) {
     return refuse(fmt::format("rank {} is another process, on {}", take.seat, seat.host.name));
   }
   leave(take.seat, "another process has taken its seat");
+  const bool moved = seat.host.address != take.address;
   seat.taken = true;
   seat.identity = identity;
   seat.host = Host{take.host, {}, take.address, take.seat};
   seat.heard.restart();
   outbox_.emplace_back(identity, seat_message(SeatMessage::kWelcome));
   for (const auto& [id, started] : started_) {
-    if (started->seat == take.seat && !started->ended) send_start(*started);
+    if (started->seat != take.seat || started->ended) continue;
+    if (!moved) {
+      send_start(*started);
+    } else if (!started->sent) {  // what it was told of its address is no longer so
+      finish(*started, {255, 0}, fmt::format("rank {} came back at another address", take.seat));
+    }
   }
   changed_.notify_all();
 }
@@ -321,8 +344,14 @@ void Seats::leave(int seat, const std::string& why) {
   left.identity.clear();
   if (!ended_) LOG_WARN("seat {} on {} is empty: {}", seat, left.host.name, why);
   for (const auto& [id, started] : started_) {
-    if (started->seat == seat && started->sent)
-      finish(*started, {255, 0}, fmt::format("rank {} on {}: {}", seat, left.host.name, why));
+    if (started->seat != seat || !started->sent) continue;
+    // An order after which nothing was heard may not have arrived: it waits for whoever takes the seat.
+    if (started->since_sent.seconds() < left.heard.seconds()) {
+      started->sent = false;
+      started->wait = Deadline::after_ms(options_.empty_ms);
+      continue;
+    }
+    finish(*started, {255, 0}, fmt::format("rank {} on {}: {}", seat, left.host.name, why));
   }
   changed_.notify_all();
 }

@@ -67,6 +67,7 @@ class Seats : public std::enable_shared_from_this<Seats> {
     int seat = -1;
     StartAtSeat order;
     bool sent = false;
+    Stopwatch since_sent;
     Deadline wait = Deadline::never();  // for the seat, while it is empty
     std::optional<ExitStatus> ended;
     std::string words;
@@ -103,7 +104,8 @@ class Seats : public std::enable_shared_from_this<Seats> {
   std::map<uint64_t, std::shared_ptr<Started>> started_;
   std::vector<std::pair<std::string, std::string>> outbox_;  // identity, message: the thread sends them
   std::vector<int> failed_;                                  // starts, by seat
-  std::vector<int> own_workers_;
+  // At the own seat; of the thread that starts workers.
+  std::shared_ptr<int> own_workers_ = std::make_shared<int>(0);
   uint64_t next_id_ = 1;
   bool stop_ = false, ended_ = false;
   int wake_ = -1;

@@ -58,7 +58,7 @@ def manifest(lab):
     assert names["WORLD_SIZE"] == "4" and names["FLYWHEEL_JOIN"] == "tcp://tiny-0.tiny:7400", names
     secrets = [volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume]
     assert secrets == ["tiny-join"], secrets
-    assert "steps: 600" in made["ConfigMap"]["data"]["train.yaml"]
+    assert "steps: 600" in made["ConfigMap"]["data"]["config.yaml"]
 
 
 def names_of_digits_stay_texts(lab):
@@ -79,7 +79,7 @@ def pods(lab):
     assert write(lab, "pods").exit_code() == 0
     made = validated(lab)
     config = lab.folder / "pods.yaml"
-    config.write_text(made["ConfigMap"]["data"]["train.yaml"])
+    config.write_text(made["ConfigMap"]["data"]["config.yaml"])
     secret = lab.folder / "secret"
     secret.write_bytes(subprocess.check_output("head -c 32 /dev/urandom | base64", shell=True))
     (container,) = made["Job"]["spec"]["template"]["spec"]["containers"]

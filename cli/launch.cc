@@ -3,12 +3,12 @@
 #include <cstdio>
 #include <sstream>
 
-#include "base/config.h"
 #include "base/env.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/posix.h"
 #include "cli.h"
+#include "launch.h"
 #include "runtime/addresses.h"
 #include "runtime/join_point.h"
 #include "runtime/kubernetes.h"
@@ -16,7 +16,6 @@
 #include "runtime/ray_job.h"
 #include "runtime/seat.h"
 #include "runtime/seats.h"
-#include "train_launch.h"
 
 namespace flywheel::cli {
 namespace {
@@ -48,7 +47,7 @@ struct Meeting {
   std::string file;
 };
 
-Meeting meeting_of(const RankEnvironment& ranks, const train::TrainConfig& config) {
+Meeting meeting_of(const RankEnvironment& ranks, const LaunchJob& job) {
   Meeting meeting{.endpoint = env::get("FLYWHEEL_JOIN"),
                   .secret_file = env::get("FLYWHEEL_JOIN_SECRET_FILE")};
   if (meeting.endpoint.empty() != meeting.secret_file.empty()) {
@@ -58,8 +57,8 @@ Meeting meeting_of(const RankEnvironment& ranks, const train::TrainConfig& confi
         "file with a secret that all ranks have");
   }
   if (meeting.endpoint.empty()) {
-    const std::string job = sha256_hex(ranks.source + ranks.job + "\n" + dump_config(config));
-    meeting.file = env::home() + "/launch/" + job.substr(0, 16) + ".json";
+    const std::string name = sha256_hex(ranks.source + ranks.job + "\n" + job.config);
+    meeting.file = env::home() + "/launch/" + name.substr(0, 16) + ".json";
   }
   return meeting;
 }
@@ -93,9 +92,9 @@ int work_for_rank_0(const RankEnvironment& ranks, const Meeting& meeting, int64_
 
 // Of rank 0, for the others: as the config says, on one host its loopback, as the ranks were told if that is
 // this machine's, else the first of a network.
-std::string address_of_rank_0(const RankEnvironment& ranks, const train::TrainConfig& config) {
-  if (!config.mesh.address.empty()) {
-    const std::string address = runtime::resolve_address(config.mesh.address).value_or_throw("mesh.address");
+std::string address_of_rank_0(const RankEnvironment& ranks, const LaunchJob& job) {
+  if (!job.address.empty()) {
+    const std::string address = runtime::resolve_address(job.address).value_or_throw("mesh.address");
     runtime::check_can_listen(address).value_or_throw("mesh.address");
     return address;
   }
@@ -115,15 +114,14 @@ int port_of(const std::string& endpoint) {
   return port;
 }
 
-Launched launch_ranks(const LaunchFlags& flags, const train::TrainConfig& config) {
+Launched launch_ranks(const LaunchFlags& flags, const LaunchJob& job) {
   const RankEnvironment ranks = runtime::read_rank_environment().value_or_throw("--on " + flags.on);
-  const Meeting meeting = meeting_of(ranks, config);
+  const Meeting meeting = meeting_of(ranks, job);
   if (ranks.rank > 0)
     return {.cluster = std::nullopt, .exit_code = work_for_rank_0(ranks, meeting, flags.wait_seconds)};
-  const auto workers = static_cast<int>(config.mesh.workers());
-  std::fprintf(stderr, "rank 0 of %d (%s) drives %d workers%s\n", ranks.size, ranks.source.c_str(), workers,
-               ranks.size > workers ? "; the last processes are spares" : "");
-  runtime::SeatsOptions options{.seats = ranks.size, .own = 0, .address = address_of_rank_0(ranks, config)};
+  std::fprintf(stderr, "rank 0 of %d (%s) drives %d workers%s\n", ranks.size, ranks.source.c_str(),
+               job.workers, ranks.size > job.workers ? "; the last processes are spares" : "");
+  runtime::SeatsOptions options{.seats = ranks.size, .own = 0, .address = address_of_rank_0(ranks, job)};
   options.join_file = meeting.file;
   if (!meeting.endpoint.empty()) {
     options.port = port_of(meeting.endpoint);
@@ -132,8 +130,8 @@ Launched launch_ranks(const LaunchFlags& flags, const train::TrainConfig& config
   auto seats = runtime::Seats::open(options).value_or_throw("--on " + flags.on);
   const std::vector<Host> hosts =
       seats->wait_for_all(Deadline::after_ms(flags.wait_seconds * 1000)).value_or_throw("--on " + flags.on);
-  Cluster cluster{.address = options.address, .port = static_cast<int>(config.mesh.port)};
-  for (const int seat : runtime::deal(workers, ranks.size))
+  Cluster cluster{.address = options.address, .port = job.port};
+  for (const int seat : runtime::deal(job.workers, ranks.size))
     cluster.hosts.push_back(hosts[static_cast<size_t>(seat)]);
   cluster.launcher = [seats](const runtime::LocalLauncherOptions& local) { return seats->launcher(local); };
   cluster.end = [seats](int exit_code) { seats->end(exit_code); };
@@ -142,21 +140,19 @@ Launched launch_ranks(const LaunchFlags& flags, const train::TrainConfig& config
 
 // --- Slurm, ssh ---------------------------------------------------------------------------------------
 
-Launched launch_slurm(const LaunchFlags& flags, const std::vector<std::string>& args,
-                      const train::TrainConfig& config) {
-  const auto workers = static_cast<int>(config.mesh.workers());
-  if (const std::string job = env::get("SLURM_JOB_ID"); !job.empty()) {
-    Cluster cluster = runtime::slurm_cluster({.workers = workers, .address = config.mesh.address, .job = job})
+Launched launch_slurm(const LaunchFlags& flags, const LaunchJob& job) {
+  if (const std::string id = env::get("SLURM_JOB_ID"); !id.empty()) {
+    Cluster cluster = runtime::slurm_cluster({.workers = job.workers, .address = job.address, .job = id})
                           .value_or_throw("--on slurm");
-    cluster.port = static_cast<int>(config.mesh.port);
+    cluster.port = job.port;
     return {.cluster = std::move(cluster), .exit_code = std::nullopt};
   }
   // Outside of a job: the same command again, in one. salloc takes this process's place, so that signals and
   // the exit code are its own.
-  std::vector<std::string> command = {"/proc/self/exe", "train"};
-  command.insert(command.end(), args.begin(), args.end());
-  const auto salloc = runtime::salloc_command(words_of(flags.options), workers, config.mesh.threads,
-                                              "flywheel-" + config.name, command)
+  std::vector<std::string> command = {"/proc/self/exe", job.verb};
+  command.insert(command.end(), job.args.begin(), job.args.end());
+  const auto salloc = runtime::salloc_command(words_of(flags.options), job.workers, job.threads,
+                                              "flywheel-" + job.name, command)
                           .value_or_throw("--on slurm");
   std::vector<char*> words;
   for (const std::string& word : salloc) words.push_back(const_cast<char*>(word.c_str()));
@@ -165,56 +161,55 @@ Launched launch_slurm(const LaunchFlags& flags, const std::vector<std::string>& 
   throw UserError("--on slurm", system_error("cannot start", "salloc"));
 }
 
-Launched launch_ssh(const LaunchFlags& flags, const train::TrainConfig& config) {
+Launched launch_ssh(const LaunchFlags& flags, const LaunchJob& job) {
   if (flags.hosts.empty()) throw UserError("--hosts", "is not given", "--on ssh --hosts node7,node8");
   Cluster cluster = runtime::ssh_cluster({.hosts = names_of(flags.hosts),
                                           .options = words_of(flags.options),
-                                          .workers = static_cast<int>(config.mesh.workers()),
-                                          .address = config.mesh.address})
+                                          .workers = job.workers,
+                                          .address = job.address})
                         .value_or_throw("--on ssh");
-  cluster.port = static_cast<int>(config.mesh.port);
+  cluster.port = job.port;
   return {.cluster = std::move(cluster), .exit_code = std::nullopt};
 }
 
 // --- Kubernetes ----------------------------------------------------------------------------------------
 
-int write_manifest(const LaunchFlags& flags, const train::TrainConfig& config) {
+int write_manifest(const LaunchFlags& flags, const LaunchJob& job) {
   if (flags.image.empty())
     throw UserError("--image", "is not given", "one that has this program in its PATH");
   if (flags.claim.empty()) {
     throw UserError("--claim", "is not given",
                     "a PersistentVolumeClaim that all pods may write, with the data: FLYWHEEL_HOME is there");
   }
-  const auto workers = static_cast<int>(config.mesh.workers());
-  const std::string file = std::string(runtime::kKubernetesFiles) + "/train.yaml";
+  const std::string file = std::string(runtime::kKubernetesFiles) + "/config.yaml";
   const std::string manifest =
-      runtime::kubernetes_manifest({.name = config.name,
+      runtime::kubernetes_manifest({.name = job.name,
                                     .image = flags.image,
                                     .claim = flags.claim,
-                                    .pods = workers,
-                                    .cores = config.mesh.threads,
-                                    .files = {{"train.yaml", dump_config(config) + "\n"}},
-                                    .command = {"flywheel", "train", file, "--on", "k8s", "--wait",
+                                    .pods = job.workers,
+                                    .cores = job.threads,
+                                    .files = {{"config.yaml", job.config + "\n"}},
+                                    .command = {"flywheel", job.verb, file, "--on", "k8s", "--wait",
                                                 std::to_string(flags.wait_seconds)}})
           .value_or_throw("--on k8s");
   write_file(flags.write, manifest).value_or_throw("--write");
-  const std::string secret = runtime::kubernetes_secret(config.name);
+  const std::string secret = runtime::kubernetes_secret(job.name);
   std::fprintf(
       stderr,
       "%s written: %d pods. To start it:\n"
       "  head -c 32 /dev/urandom | base64 | kubectl create secret generic %s --from-file=secret=/dev/stdin\n"
       "  kubectl apply -f %s\n",
-      flags.write.c_str(), workers, secret.c_str(), flags.write.c_str());
+      flags.write.c_str(), job.workers, secret.c_str(), flags.write.c_str());
   return 0;
 }
 
-Launched launch_kubernetes(const LaunchFlags& flags, const train::TrainConfig& config) {
-  if (!flags.write.empty()) return {.cluster = std::nullopt, .exit_code = write_manifest(flags, config)};
+Launched launch_kubernetes(const LaunchFlags& flags, const LaunchJob& job) {
+  if (!flags.write.empty()) return {.cluster = std::nullopt, .exit_code = write_manifest(flags, job)};
   if (env::get("JOB_COMPLETION_INDEX").empty()) {
     throw UserError("--on k8s", "this is no pod of an Indexed Job: JOB_COMPLETION_INDEX is not set",
                     "--write job.yaml writes the manifest of one");
   }
-  return launch_ranks(flags, config);
+  return launch_ranks(flags, job);
 }
 
 // --- Ray -----------------------------------------------------------------------------------------------
@@ -226,9 +221,9 @@ std::string ray_token() {
 }
 
 // Of this machine, for Ray's nodes. A dashboard at loopback says nothing of where they are.
-std::string address_for_ray(const std::string& dashboard, const train::TrainConfig& config) {
-  if (!config.mesh.address.empty()) {
-    const std::string address = runtime::resolve_address(config.mesh.address).value_or_throw("mesh.address");
+std::string address_for_ray(const std::string& dashboard, const LaunchJob& job) {
+  if (!job.address.empty()) {
+    const std::string address = runtime::resolve_address(job.address).value_or_throw("mesh.address");
     runtime::check_can_listen(address).value_or_throw("mesh.address");
     return address;
   }
@@ -242,41 +237,40 @@ std::string address_for_ray(const std::string& dashboard, const train::TrainConf
                                    : runtime::address_facing(there).value_or_throw("--dashboard");
 }
 
-Launched launch_ray(const LaunchFlags& flags, const train::TrainConfig& config) {
+Launched launch_ray(const LaunchFlags& flags, const LaunchJob& job) {
   std::string dashboard = flags.dashboard.empty() ? env::get("RAY_API_SERVER_ADDRESS") : flags.dashboard;
   if (dashboard.empty()) dashboard = "http://127.0.0.1:8265";
-  const auto workers = static_cast<int>(config.mesh.workers());
-  const std::string file = fmt::format("{}/launch/ray-{}-{}.json", env::home(), config.name, ::getpid());
-  const auto job = std::make_shared<std::unique_ptr<runtime::RayJob>>();
-  const std::string address = address_for_ray(dashboard, config);
-  auto seats = runtime::Seats::open({.seats = workers,
+  const std::string file = fmt::format("{}/launch/ray-{}-{}.json", env::home(), job.name, ::getpid());
+  const auto ray = std::make_shared<std::unique_ptr<runtime::RayJob>>();
+  const std::string address = address_for_ray(dashboard, job);
+  auto seats = runtime::Seats::open({.seats = job.workers,
                                      .own = -1,
                                      .address = address,
                                      .port = 0,
                                      .keys = {},
                                      .join_file = file,
-                                     .watch = [job] { return (*job)->state(); }})
+                                     .watch = [ray] { return (*ray)->state(); }})
                    .value_or_throw("--on ray");
-  *job = runtime::RayJob::submit({.dashboard = dashboard,
+  *ray = runtime::RayJob::submit({.dashboard = dashboard,
                                   .token = ray_token(),
-                                  .copies = workers,
-                                  .cores = std::max<int64_t>(1, config.mesh.threads),
+                                  .copies = job.workers,
+                                  .cores = std::max<int64_t>(1, job.threads),
                                   .command = {"/proc/self/exe", "seat"},
                                   .variables = {"FLYWHEEL_JOIN_FILE=" + file}})
              .value_or_throw("--on ray");
-  std::fprintf(stderr, "Ray job %s: %d actors\n", (*job)->id().c_str(), workers);
+  std::fprintf(stderr, "Ray job %s: %d actors\n", (*ray)->id().c_str(), job.workers);
   const auto hosts = seats->wait_for_all(Deadline::after_ms(flags.wait_seconds * 1000));
   if (!hosts.ok()) {
     throw UserError("--on ray", hosts.error(),
                     fmt::format("has the cluster {} free CPUs, does it see {}, and does it reach {}?",
-                                workers, file, address));
+                                job.workers, file, address));
   }
-  (*job)->started();
-  Cluster cluster{.hosts = *hosts, .address = address, .port = static_cast<int>(config.mesh.port)};
+  (*ray)->started();
+  Cluster cluster{.hosts = *hosts, .address = address, .port = job.port};
   cluster.launcher = [seats](const runtime::LocalLauncherOptions& local) { return seats->launcher(local); };
-  cluster.end = [seats, job](int exit_code) {
+  cluster.end = [seats, ray](int exit_code) {
     seats->end(exit_code);
-    (*job)->stop();
+    (*ray)->stop();
   };
   return {.cluster = std::move(cluster), .exit_code = std::nullopt};
 }
@@ -301,20 +295,19 @@ void add_launch_flags(CLI::App& app, LaunchFlags& flags) {
                  "With --on ray: its address; default: RAY_API_SERVER_ADDRESS, then http://127.0.0.1:8265");
 }
 
-Launched launch(const LaunchFlags& flags, const std::vector<std::string>& args,
-                const train::TrainConfig& config) {
+Launched launch(const LaunchFlags& flags, const LaunchJob& job) {
   if (!flags.hosts.empty() && flags.on != "ssh") throw UserError("--hosts", "is for --on ssh");
   if (!flags.write.empty() && flags.on != "k8s") throw UserError("--write", "is for --on k8s");
   if (flags.on.empty()) return {};
   check_known("--on", flags.on, {"k8s", "local", "mpi", "ray", "slurm", "ssh"});
-  if (!config.mesh.hosts.empty()) {
+  if (job.names_hosts) {
     throw UserError("--on", "mesh.hosts already names the hosts", "leave one of them away");
   }
-  if (flags.on == "mpi") return launch_ranks(flags, config);
-  if (flags.on == "slurm") return launch_slurm(flags, args, config);
-  if (flags.on == "k8s") return launch_kubernetes(flags, config);
-  if (flags.on == "ray") return launch_ray(flags, config);
-  if (flags.on == "ssh") return launch_ssh(flags, config);
+  if (flags.on == "mpi") return launch_ranks(flags, job);
+  if (flags.on == "slurm") return launch_slurm(flags, job);
+  if (flags.on == "k8s") return launch_kubernetes(flags, job);
+  if (flags.on == "ray") return launch_ray(flags, job);
+  if (flags.on == "ssh") return launch_ssh(flags, job);
   return {};
 }
 
