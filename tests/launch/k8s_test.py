@@ -67,7 +67,7 @@ def names_of_digits_stay_texts(lab):
 
 
 def the_validator_refuses_what_is_wrong(lab):
-    write(lab, "tiny")
+    assert write(lab, "tiny").exit_code() == 0
     path = lab.folder / "job.yaml"
     path.write_text(path.read_text().replace("completionMode", "completionmode"))
     done = subprocess.run([lab.python, "-c", CHECK, path, VERSIONS[-1]], capture_output=True, text=True)
