@@ -212,10 +212,10 @@ int verb_train(const std::vector<std::string>& args) {
   };
   const StopSignals signals;
   hooks.should_stop = [] { return StopSignals::noted() != 0; };
-  const auto report =
-      places.blame([&] {
-        return train::run_training(config, {.resume = resume, .fresh = fresh, .cluster = launched.cluster}, hooks);
-      });
+  const auto report = places.blame([&] {
+    return train::run_training(config, {.resume = resume, .fresh = fresh, .cluster = launched.cluster},
+                               hooks);
+  });
   if (!report.ok()) {
     bar.reset();
     if (report.error().code == ErrorCode::kCancelled && StopSignals::noted() != 0) {

@@ -55,7 +55,8 @@ class Launcher {
  public:
   virtual ~Launcher() = default;
   // Where a worker is to run that was to run on `host`, asked before each start. `failed`: how many starts in
-  // a row did not come up, the last one there; 0: it is new, or its process was lost in the middle of its work.
+  // a row did not come up, the last one there; 0: it is new, or its process was lost in the middle of its
+  // work.
   virtual Host place(const Host& host, int failed) {
     (void)failed;
     return host;

@@ -67,7 +67,8 @@ model::DecoderConfig decoder_to_plan(const TrainConfig& config, const std::strin
 }
 
 Job job_of(const TrainConfig& config, const model::DecoderConfig& decoder, const Experts& experts) {
-  if (config.batch.length < 1) throw UserError("batch.length", "must be at least 1");  // nothing has a cost then
+  if (config.batch.length < 1)
+    throw UserError("batch.length", "must be at least 1");  // nothing has a cost then
   const model::Decoder described = model::describe(decoder);
   const auto state_bytes =
       static_cast<double>(state_layout(config.optimizer, flat_weights(described)).bytes());

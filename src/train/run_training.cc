@@ -38,8 +38,8 @@ Machine machine_of(const model::Decoder& decoder, const TrainConfig& config, int
   ThreadPool pool(static_cast<int>(usable_cores()));
   const auto dtype = config.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32;
   return {.flop_per_token = model_cost(decoder, config.batch.length).flop_per_token(),
-          .peak_flops = recorded_peak_flops(env::home() + "/peaks.json", dtype, pool) *
-                        static_cast<double>(machines)};
+          .peak_flops =
+              recorded_peak_flops(env::home() + "/peaks.json", dtype, pool) * static_cast<double>(machines)};
 }
 
 // One run's way from its inputs to its report; the functions are its stages, in order.
