@@ -79,7 +79,7 @@ void compare_products(std::initializer_list<Precision> precisions, double tolera
   SCOPED_TRACE(seed);
   Philox rng(seed);
   std::map<std::string, int> drawn;
-  for (int product = 0; product < 30;) {
+  for (int product = 0; product < 12;) {
     const TrainConfig config = random_config(rng, precisions);
     const bool blocks =
         config.precision == Precision::kFP8 || config.optimizer.type == OptimizerType::kAdamW8Bit;
@@ -132,15 +132,15 @@ void compare_products(std::initializer_list<Precision> precisions, double tolera
   std::printf("\n");
 }
 
-TEST(Mesh, ThirtyProductsOfAxesGiveTheLossesOfOneWorkerInF32) {
+TEST(Mesh, ProductsOfAxesGiveTheLossesOfOneWorkerInF32) {
   compare_products({Precision::kF32}, 1e-5);
 }
 
-TEST(Mesh, ThirtyProductsOfAxesGiveTheLossesOfOneWorkerInBf16) {
+TEST(Mesh, ProductsOfAxesGiveTheLossesOfOneWorkerInBf16) {
   compare_products({Precision::kBF16}, 1e-2);
 }
 
-TEST(Mesh, ThirtyProductsOfAxesGiveTheLossesOfOneWorkerInFp16AndFp8) {
+TEST(Mesh, ProductsOfAxesGiveTheLossesOfOneWorkerInFp16AndFp8) {
   compare_products({Precision::kFP16, Precision::kFP8}, 1e-2);
 }
 

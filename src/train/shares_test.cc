@@ -32,7 +32,7 @@ TEST(Shares, PartTheWeightsIntoEqualPartsWithoutOverlap) {
             {.tensor_size = tensor,
              .tensor_rank = static_cast<int64_t>(rng.below(static_cast<uint64_t>(tensor))),
              .sequence_parallel = tensor > 1 && rng.below(2) == 0},
-            {{0, 2}, {2, 4}})
+            {{0, 3}, {3, 6}})
             .value();
     ShareOptions options{.stage = static_cast<int>(rng.below(4)),
                          .ranks = pick({1, 2, 3, 8}),
@@ -83,7 +83,7 @@ TEST(Shares, PartTheWeightsIntoEqualPartsWithoutOverlap) {
 }
 
 TEST(Shares, OneRankHasTheFlatWeightsOfItsPart) {
-  const LocalDecoder local = cut(decoder(true), {.tensor_size = 2, .tensor_rank = 1}, {{0, 4}}).value();
+  const LocalDecoder local = cut(decoder(true), {.tensor_size = 2, .tensor_rank = 1}, {{0, 6}}).value();
   const std::vector<FlatWeight> flat = flat_weights(local);
   const Shares shares(local);
   ASSERT_EQ(shares.weights().size(), flat.size());
@@ -105,8 +105,8 @@ TEST(Shares, OneWorkerHasTheFlatWeightsOfTheModel) {
 // The first stage has it before its layers, the last behind its norm; their parts of it are the same.
 TEST(Shares, AnEmbeddingOfTwoStagesLiesAlikeOnBoth) {
   const model::Decoder whole = decoder(true);
-  const Shares first(cut(whole, {}, {{0, 2}}).value(), {.stage = 2, .ranks = 3, .rank = 1});
-  const Shares last(cut(whole, {}, {{2, 4}}).value(), {.stage = 2, .ranks = 3, .rank = 1});
+  const Shares first(cut(whole, {}, {{0, 3}}).value(), {.stage = 2, .ranks = 3, .rank = 1});
+  const Shares last(cut(whole, {}, {{3, 6}}).value(), {.stage = 2, .ranks = 3, .rank = 1});
   const auto parts = [](const Shares& shares) {
     std::vector<int64_t> found;
     for (const Bucket& bucket : shares.buckets()) {
