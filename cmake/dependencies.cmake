@@ -62,11 +62,18 @@ foreach(library fmt spdlog)
   file(CREATE_LINK ${${library}_parent}/${library} ${FLYWHEEL_FIRST_INCLUDES}/${library} SYMBOLIC)
 endforeach()
 
+# Not by torch's own CMake package: the wheel that pip installs where nothing else is asked for is built with CUDA, and its
+# package refuses a machine without CUDA's toolkit. The rooms that learn link its CPU half, which is in every wheel.
 if(FLYWHEEL_TORCH)
-  list(APPEND CMAKE_PREFIX_PATH "${site_packages}/torch")
-  find_package(Torch REQUIRED)
-  # Torch's package appends -D_GLIBCXX_USE_CXX11_ABI and include flags as a list of strings.
+  set(torch_root "${site_packages}/torch")
   add_library(torch_deps INTERFACE)
-  target_link_libraries(torch_deps INTERFACE ${TORCH_LIBRARIES})
-  target_include_directories(torch_deps SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
+  foreach(library c10 torch_cpu)
+    if(NOT EXISTS "${torch_root}/lib/lib${library}.so")
+      message(FATAL_ERROR "no ${torch_root}/lib/lib${library}.so; `make setup` installs libtorch, -DFLYWHEEL_TORCH=OFF builds without it")
+    endif()
+    add_library(${library} SHARED IMPORTED)
+    set_target_properties(${library} PROPERTIES IMPORTED_LOCATION "${torch_root}/lib/lib${library}.so")
+    target_link_libraries(torch_deps INTERFACE ${library})
+  endforeach()
+  target_include_directories(torch_deps SYSTEM INTERFACE ${torch_root}/include ${torch_root}/include/torch/csrc/api/include)
 endif()
