@@ -46,4 +46,9 @@ Result<OrderedJson> parse_ordered_json(std::string_view text, int max_depth) {
   return parse<OrderedJson>(text, max_depth);
 }
 
+std::string text_of(const Json& json, const char* key) {
+  const auto found = json.find(key);
+  return found != json.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
 }  // namespace flywheel

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <string>
 #include <string_view>
 
 #include "base/result.h"
@@ -14,5 +15,8 @@ using OrderedJson = nlohmann::ordered_json;
 // kInvalid with byte position on malformed text, and for text nested deeper than `max_depth`.
 Result<Json> parse_json(std::string_view text, int max_depth = 256);
 Result<OrderedJson> parse_ordered_json(std::string_view text, int max_depth = 256);
+
+// The text under a key, of what others wrote; empty where there is none, be it that `json` is no object.
+std::string text_of(const Json& json, const char* key);
 
 }  // namespace flywheel

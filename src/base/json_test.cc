@@ -17,6 +17,14 @@ TEST(Json, WhateverTheTextNothingIsThrown) {
   EXPECT_NE(parse_json("[1e999]").error().message.find("1e999"), std::string::npos);
 }
 
+TEST(Json, TextsOfAnotherTypeAreNone) {
+  const Json json = {{"text", "a"}, {"number", 5}, {"list", {1, 2}}};
+  EXPECT_EQ(text_of(json, "text"), "a");
+  for (const char* none : {"number", "list", "missing"}) EXPECT_EQ(text_of(json, none), "") << none;
+  for (const char* no_object : {"[]", "null", "\"text\"", "7"})
+    EXPECT_EQ(text_of(parse_json(no_object).value(), "text"), "") << no_object;
+}
+
 TEST(Json, DepthIsLimited) {
   EXPECT_TRUE(parse_json(std::string(8, '[') + std::string(8, ']'), 8).ok());
   EXPECT_FALSE(parse_json(std::string(9, '[') + std::string(9, ']'), 8).ok());

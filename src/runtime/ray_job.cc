@@ -73,7 +73,7 @@ Result<std::string> RayJob::post_job() const {
   const std::string body = Json{{"entrypoint", line}, {"metadata", {{"name", "flywheel"}}}}.dump();
   ASSIGN_OR_RETURN(const std::string text, call("/api/jobs/", &body));
   ASSIGN_OR_RETURN(const Json reply, parse_json(text));
-  const std::string id = reply.is_object() ? reply.value("submission_id", std::string()) : "";
+  const std::string id = text_of(reply, "submission_id");
   if (id.empty())
     return make_error(ErrorCode::kUnavailable, "Ray gave no job: {}", text.substr(0, kWordsShown));
   return id;
@@ -93,16 +93,14 @@ RayJob::~RayJob() {
 }
 
 void RayJob::stop() {
-  std::string id;
   {
     std::scoped_lock lock(mutex_);
     if (std::exchange(stop_, true)) return;
-    id = id_;
   }
   changed_.notify_all();
   if (!thread_.joinable()) return;
   thread_.join();
-  const std::string nothing;
+  const std::string id = this->id(), nothing;  // of now: the thread may have submitted another one
   if (const auto stopped = call("/api/jobs/" + id + "/stop", &nothing); !stopped.ok())
     LOG_WARN("Ray job {} was not stopped: {}", id, stopped.error().message);
 }
@@ -126,7 +124,7 @@ Result<void> RayJob::state() const {
 std::string RayJob::last_words(const std::string& id) const {
   const auto text = call("/api/jobs/" + id + "/logs", nullptr);
   const auto json = text.ok() ? parse_json(*text) : Result<Json>(text.error());
-  std::string words = json.ok() && json->is_object() ? json->value("logs", std::string()) : "";
+  std::string words = json.ok() ? text_of(*json, "logs") : "";
   while (words.ends_with('\n')) words.pop_back();
   return words.substr(words.size() - std::min(words.size(), kWordsShown));
 }
@@ -140,12 +138,12 @@ void RayJob::look_after() {
     lock.unlock();
     const auto text = call("/api/jobs/" + id, nullptr);
     const auto info = text.ok() ? parse_json(*text) : Result<Json>(text.error());
-    const std::string status = info.ok() && info->is_object() ? info->value("status", std::string()) : "";
+    const std::string status = info.ok() ? text_of(*info, "status") : "";
     const bool ended = status == "SUCCEEDED" || status == "FAILED" || status == "STOPPED";
     const std::string words = ended ? last_words(id) : "";
     lock.lock();
     if (!ended || stop_) continue;
-    if (!started_ || ++resubmitted_ > kResubmits) {
+    if (!started_ || status == "STOPPED" || ++resubmitted_ > kResubmits) {
       failed_ = make_error(ErrorCode::kUnavailable, "Ray job {} ended as {}: {}", id, status, words);
       LOG_WARN("{}", failed_->message);
       return;

@@ -1,6 +1,7 @@
 // A job in a Ray cluster that keeps so many copies of a command running, over Ray's HTTP interface for jobs
 // (docs.ray.io, "Ray Jobs REST API"): each copy is a child of an actor, which Ray starts again when it or its
-// node is lost. A job that ends on its own is submitted again.
+// node is lost. A job that ends on its own is submitted
+// again; one that somebody stopped is not.
 //
 // Ownership: the job is stopped with this. Threads: any; one of its own looks after the job. Errors:
 // kUnavailable when the dashboard does not answer or the job cannot run, kDenied for a wrong token.
@@ -36,7 +37,8 @@ class RayJob {
   RayJob(const RayJob&) = delete;
   RayJob& operator=(const RayJob&) = delete;
 
-  // An error when it has ended before started() was called, with the last of what it said.
+  // An error when it has ended for good, with the last of what it said: before started() was called, stopped
+  // by somebody, or too often.
   Result<void> state() const;
   // All copies are up: from now on a job that ends is submitted again.
   void started();
