@@ -44,11 +44,12 @@ Result<JoinPoint> read_join_file(const std::string& path) {
   }
   ASSIGN_OR_RETURN(const std::string text, read_file(path));
   ASSIGN_OR_RETURN(const Json json, parse_json(text));
-  if (!json.is_object() || json.value("version", 0) != kVersion) {
+  const auto version = json.find("version");
+  if (version == json.end() || *version != kVersion) {
     return make_error(ErrorCode::kCorrupt, "{} is no join file of version {}", path, kVersion);
   }
-  JoinPoint point{json.value("endpoint", std::string()), {}};
-  ASSIGN_OR_RETURN(point.keys, Keys::from_text(json.value("keys", std::string())));
+  JoinPoint point{text_of(json, "endpoint"), {}};
+  ASSIGN_OR_RETURN(point.keys, Keys::from_text(text_of(json, "keys")));
   if (point.endpoint.empty() || point.keys.empty()) {
     return make_error(ErrorCode::kCorrupt, "{} has no endpoint or no keys", path);
   }
@@ -93,6 +94,17 @@ Result<Keys> keys_from_secret(std::string_view secret) {
   keys.server_public = server.first, keys.server_secret = server.second;
   keys.client_public = client.first, keys.client_secret = client.second;
   return keys;
+}
+
+Result<Keys> keys_from_secret_file(const std::string& path) {
+  struct stat info {};
+  if (::stat(path.c_str(), &info) != 0) return system_error("cannot look at", path);
+  if ((info.st_mode & 007) != 0) {  // a group may: Kubernetes mounts it so
+    return make_error(ErrorCode::kDenied, "{} is open to every user of this machine: chmod 600 {}", path,
+                      path);
+  }
+  ASSIGN_OR_RETURN(const std::string secret, read_secret_file(path));
+  return keys_from_secret(secret);
 }
 
 Result<std::string> read_secret_file(const std::string& path) {

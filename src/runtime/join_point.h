@@ -40,7 +40,9 @@ class JoinFile {
 
 // The same keys for all who know the secret, which is of 32 characters at least.
 Result<Keys> keys_from_secret(std::string_view secret);
-// Its content without the line's end.
+// Of a file that this user and at most a group may read.
+Result<Keys> keys_from_secret_file(const std::string& path);
+// A file's content without the line's end, whoever may read it.
 Result<std::string> read_secret_file(const std::string& path);
 
 }  // namespace flywheel::runtime

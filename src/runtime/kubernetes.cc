@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kLabelBytes = 63;  // RFC 1123
 constexpr const char* kHome = "/flywheel";
 constexpr const char* kJoin = "/etc/flywheel/join";
-constexpr int kPodFailures = 20;  // until the Job is given up; evictions do not count
+constexpr int kPodFailures = 20;  // of each pod, until the Job is given up; evictions do not count
 
 // Texts between double quotes, those of several lines as they are: a number in an environment variable, or a
 // name of digits, must stay a text.
@@ -103,11 +103,14 @@ Result<std::string> kubernetes_manifest(const KubernetesJob& job) {
   const Json evicted = {
       {"action", "Ignore"},
       {"onPodConditions", Json::array({{{"type", "DisruptionTarget"}, {"status", "True"}}})}};
+  // Its code is the run's: a pod that is away at the end would find nobody to work for.
+  const Json first = {{"succeededIndexes", "0"}};
   Json indexed = {{"apiVersion", "batch/v1"}, {"kind", "Job"}, {"metadata", named}};
   indexed["spec"] = {{"completionMode", "Indexed"},
                      {"completions", job.pods},
                      {"parallelism", job.pods},
-                     {"backoffLimit", kPodFailures},
+                     {"backoffLimit", kPodFailures * job.pods},  // all fail with pod 0
+                     {"successPolicy", {{"rules", Json::array({first})}}},
                      {"podFailurePolicy", {{"rules", Json::array({evicted})}}},
                      {"template", {{"metadata", {{"labels", labels}}}, {"spec", pod_of(job)}}}};
   YAML::Emitter out;

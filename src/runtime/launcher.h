@@ -1,10 +1,10 @@
 // How worker processes come to be: one interface, whatever starts them.
 //
 // LocalLauncher starts processes on this machine; with a host's `prefix` (`ssh node7`, `nsenter --net=...`)
-// in front of the command they start elsewhere. ssh does not pass the environment on, so with a prefix the
-// worker's part of it is written to its stdin as well (worker.h). HostsLauncher (hosts_launcher.h) does so on
-// hosts that may be lost: ssh and Slurm. SeatLauncher (seats.h) has processes that somebody else started do
-// it: MPI, torchrun, Kubernetes, Ray.
+// in front of the command they start elsewhere. ssh does not pass the environment on, and srun sends it
+// over the network, so with a prefix the worker's part of it is written to its stdin instead (worker.h).
+// HostsLauncher (hosts_launcher.h) does so on hosts that may be lost: ssh and Slurm. SeatLauncher (seats.h)
+// has processes that somebody else started do it: MPI, torchrun, Kubernetes, Ray.
 //
 // Ownership: a WorkerProcess owns its process: destroying it kills the process. Threads: start() and the
 // processes from one thread that lives as long as they do (the kernel's death signal follows the thread).

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <utility>
 
 #include "base/file.h"
 #include "base/posix.h"
@@ -139,8 +140,10 @@ class LocalLauncher : public Launcher {
       output = {process.output_file, none_yet ? 0 : static_cast<int64_t>(bytes)};
     }
     if (!spec.host.prefix.empty()) {
+      // By stdin alone: srun would send its own environment over the network, keys and all. The names stay,
+      // empty, to hide what this process has if it is a worker itself.
       std::string lines;
-      for (const auto& [name, value] : spec.env) lines += name + "=" + value + "\n";
+      for (auto& [name, value] : process.env) lines += name + "=" + std::exchange(value, "") + "\n";
       ASSIGN_OR_RETURN(process.input_fd, pipe_with(lines));
     }
     auto started = Process::start(command, process);

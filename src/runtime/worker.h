@@ -7,7 +7,7 @@
 // so no worker outlives its run, whatever was cut.
 //
 // What it must know comes in its environment, FLYWHEEL_WORKER and FLYWHEEL_WORKER_KEYS. Where the first is
-// not set (ssh passes none on) lines NAME=VALUE are read from stdin to its end, and become its environment:
+// not set (behind a prefix) lines NAME=VALUE are read from stdin to its end, and become its environment:
 // keys are on no command line, which other users of the host could read.
 //
 //   int main(int argc, char** argv) {
