@@ -11,6 +11,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,12 +21,12 @@
 namespace flywheel::cli {
 
 struct LaunchFlags {
-  std::string on;       // empty: as config.mesh says
-  std::string hosts;    // ssh
-  std::string options;  // words for ssh or salloc
-  int64_t wait_seconds = 300;
-  std::string write, image, claim;  // k8s
-  std::string dashboard;            // ray
+  std::string on;                       // empty: as config.mesh says
+  std::string hosts;                    // ssh
+  std::string options;                  // words for ssh or salloc
+  std::optional<int64_t> wait_seconds;  // mpi, k8s, ray
+  std::string write, image, claim;      // k8s
+  std::string dashboard;                // ray
 };
 
 void add_launch_flags(CLI::App& app, LaunchFlags& flags);
@@ -36,11 +37,13 @@ struct LaunchJob {
   std::vector<std::string> args;  // of the verb: for a process that does the same elsewhere
   std::string name;               // of the run, and of what a scheduler makes for it
   int workers = 1;
-  int64_t threads = 0;       // of each; 0: not said
-  std::string address;       // of this machine, as the config has it; empty: not said
-  int port = 0;              // there, for workers; 0: any
-  bool names_hosts = false;  // the config does
-  std::string config;        // resolved, as YAML
+  int64_t threads = 0;                          // of each; 0: not said
+  std::string address;                          // of this machine, as the config has it; empty: not said
+  int port = 0;                                 // there, for workers; 0: any
+  bool names_hosts = false;                     // the config does
+  std::string config;                           // resolved, as YAML
+  std::vector<std::string> beside_config = {};  // flags that were given and that --write cannot take along
+  std::function<int()> stop_signal = [] { return 0; };  // that asks for the run's end; 0: none
 };
 
 // Either the run goes on in this process, with a cluster or as the config says; or this process had another

@@ -179,6 +179,13 @@ int verb_train(const std::vector<std::string>& args) {
     return 0;
   }
   if (!deepspeed_file.empty()) refuse_missing(deepspeed_file, deepspeed);
+  places.blame([&] { train::check(config); });  // before anything is asked to start processes for it
+  std::vector<std::string> beside_config;
+  if (!resume.empty()) beside_config.emplace_back("--resume");
+  if (fresh) beside_config.emplace_back("--new");
+  if (json) beside_config.emplace_back("--json");
+  if (!deepspeed.csv_folder.empty()) beside_config.push_back(deepspeed_file + ": csv_monitor");
+  const StopSignals signals;  // from here on: a job that is waited for must not be left behind
   const Launched launched = launch(flags, {.verb = "train",
                                            .args = args,
                                            .name = config.name,
@@ -187,7 +194,9 @@ int verb_train(const std::vector<std::string>& args) {
                                            .address = config.mesh.address,
                                            .port = static_cast<int>(config.mesh.port),
                                            .names_hosts = !config.mesh.hosts.empty(),
-                                           .config = dump_config(config)});
+                                           .config = dump_config(config),
+                                           .beside_config = beside_config,
+                                           .stop_signal = StopSignals::noted});
   if (launched.exit_code) return *launched.exit_code;
   if (!launched.cluster) check_memory(config);
   if (!deepspeed.csv_folder.empty()) make_folders(deepspeed.csv_folder).value_or_throw("csv_monitor");
@@ -210,7 +219,6 @@ int verb_train(const std::vector<std::string>& args) {
       std::fprintf(stderr, "\nstep=%ld, loss=%.6f, lr=%g\n", static_cast<long>(p.step), p.loss, p.lr);
     bar->update(p.step, p.text());
   };
-  const StopSignals signals;
   hooks.should_stop = [] { return StopSignals::noted() != 0; };
   const auto report = places.blame([&] {
     return train::run_training(config, {.resume = resume, .fresh = fresh, .cluster = launched.cluster},

@@ -64,6 +64,21 @@ Result<void> check_can_listen(const std::string& address, int port, int count) {
   return {};
 }
 
+Result<std::string> resolve_for_others(const std::string& name) {
+  ASSIGN_OR_RETURN(const std::string address, resolve_address(name));
+  const auto first_label = [](const std::string& full) { return full.substr(0, full.find('.')); };
+  return is_loopback(address) && first_label(name) == first_label(host_name()) ? network_address() : address;
+}
+
+bool is_loopback(const std::string& address) {
+  return address.starts_with("127.");
+}
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "?";
+}
+
 // A datagram socket that is connected has its own address chosen; nothing is sent.
 Result<std::string> address_facing(const std::string& address) {
   sockaddr_in there{}, here{};

@@ -18,6 +18,16 @@ Result<std::string> resolve_address(const std::string& name);
 // is not an address of this machine. kExists: the port is in use.
 Result<void> check_can_listen(const std::string& address, int port = 0, int count = 1);
 
+// The same for a run on several hosts. A machine's own name is often loopback on the machine itself (Debian's
+// /etc/hosts: 127.0.1.1), where the others do not reach it: then network_address().
+Result<std::string> resolve_for_others(const std::string& name);
+
+// That it leads to this machine from this machine alone.
+bool is_loopback(const std::string& address);
+
+// What this machine calls itself; "?" where it has no name.
+std::string host_name();
+
 // The address of this machine from which it would talk to that IPv4 address: the one at which the other
 // reaches it. kUnavailable: there is no way there.
 Result<std::string> address_facing(const std::string& address);

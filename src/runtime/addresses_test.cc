@@ -19,6 +19,18 @@ TEST(Addresses, NamesAreLookedUpAndAddressesStay) {
   }
 }
 
+// This machine's own name may be loopback here, and is no way for others then.
+TEST(Addresses, OtherHostsAreNotSentToLoopback) {
+  EXPECT_TRUE(is_loopback("127.0.1.1"));
+  EXPECT_FALSE(is_loopback("10.0.0.7"));
+  EXPECT_EQ(resolve_for_others("127.0.0.2").value(), "127.0.0.2");  // whoever says this means it
+  EXPECT_EQ(resolve_for_others("192.0.2.7").value(), "192.0.2.7");
+  EXPECT_EQ(resolve_for_others("no-such-host.invalid").error().code, ErrorCode::kNotFound);
+  const auto own = resolve_address(host_name());
+  if (!own.ok()) GTEST_SKIP() << host_name() << " has no address here";
+  EXPECT_EQ(resolve_for_others(host_name()).value(), is_loopback(*own) ? network_address() : *own);
+}
+
 TEST(Addresses, SayWhyNobodyCanListenThere) {
   EXPECT_TRUE(check_can_listen("127.0.0.1").ok());
   EXPECT_TRUE(check_can_listen("0.0.0.0").ok());

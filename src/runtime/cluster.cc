@@ -32,21 +32,34 @@ Result<std::string> ask(const std::vector<std::string>& command, const std::stri
 
 Result<std::string> own_address(const std::string& wanted, const std::string& other) {
   if (wanted.empty()) return address_facing(other);
-  ASSIGN_OR_RETURN(const std::string address, resolve_address(wanted));
+  ASSIGN_OR_RETURN(const std::string address,
+                   is_loopback(other) ? resolve_address(wanted) : resolve_for_others(wanted));
   RETURN_IF_ERROR(check_can_listen(address));
+  if (!is_loopback(other)) RETURN_IF_ERROR(check_loopback({{wanted, {}, address}, {other, {}, other}}));
   return address;
+}
+
+Result<void> check_loopback(const std::vector<Host>& hosts) {
+  const auto near = std::ranges::find_if(hosts, is_loopback, &Host::address);
+  const auto far = std::ranges::find_if_not(hosts, is_loopback, &Host::address);
+  if (near == hosts.end() || far == hosts.end()) return {};
+  return make_error(
+      ErrorCode::kInvalid,
+      "host {} is {} here, which is loopback: {} cannot reach it there; name it as the others do", near->name,
+      near->address, far->name);
 }
 
 namespace {
 
 // What ~/.ssh/config and /etc/hosts make of a name.
-Result<std::string> address_by_ssh(const std::string& host, const std::vector<std::string>& options) {
+Result<std::string> address_by_ssh(const std::string& host, const SshOptions& options) {
   std::vector<std::string> command = {"ssh", "-G"};
-  command.insert(command.end(), options.begin(), options.end());
+  command.insert(command.end(), options.options.begin(), options.options.end());
   command.push_back(host);
   ASSIGN_OR_RETURN(const std::string text, ask(command, "install openssh-client"));
   for (const std::string& line : lines_of(text)) {
-    if (line.starts_with("hostname ")) return resolve_address(line.substr(9));
+    if (!line.starts_with("hostname ")) continue;
+    return options.hosts.size() == 1 ? resolve_address(line.substr(9)) : resolve_for_others(line.substr(9));
   }
   return make_error(ErrorCode::kUnavailable, "ssh -G {} names no host", host);
 }
@@ -83,7 +96,7 @@ Result<Cluster> ssh_cluster(const SshOptions& options) {
     if (std::ranges::find(hosts, name, &Host::name) != hosts.end())
       return make_error(ErrorCode::kInvalid, "host {} is there twice", name);
     Host host{.name = name};
-    ASSIGN_OR_RETURN(host.address, address_by_ssh(name, options.options));
+    ASSIGN_OR_RETURN(host.address, address_by_ssh(name, options));
     // It must never ask for a password, and a connection that broke must end it.
     host.prefix = {"ssh",
                    "-o",
@@ -98,6 +111,7 @@ Result<Cluster> ssh_cluster(const SshOptions& options) {
     host.prefix.push_back(name);
     hosts.push_back(std::move(host));
   }
+  RETURN_IF_ERROR(check_loopback(hosts));
   Cluster cluster;
   ASSIGN_OR_RETURN(cluster.address, own_address(options.address, hosts[0].address));
   for (const int place : deal(options.workers, static_cast<int>(hosts.size())))

@@ -4,8 +4,11 @@
 #include <sys/stat.h>
 
 #include "base/file.h"
+#include "runtime/addresses.h"
+#include "runtime/cluster_internal.h"
 #include "runtime/hosts_launcher.h"
 #include "runtime/join_point.h"
+#include "runtime/kubernetes.h"
 #include "runtime/seat.h"
 #include "runtime/seats.h"
 
@@ -30,6 +33,29 @@ TEST(Cluster, ReadsSlurmsCounts) {
     EXPECT_FALSE(parse_slurm_counts(wrong).ok()) << wrong;
 }
 
+// squeue lists all tasks of an array for the id of one of them.
+TEST(Cluster, AJobOfAnArrayHasItsOwnNodes) {
+  const std::string list = "41 n[1-2]\n42 n3\n40 \n43 (null)\n";
+  EXPECT_EQ(nodes_in(list, "42"), "n3");
+  EXPECT_EQ(nodes_in(list, "41"), "n[1-2]");
+  for (const char* without : {"40", "43", "4", "421", ""}) EXPECT_EQ(nodes_in(list, without), "") << without;
+}
+
+TEST(Cluster, LoopbackIsForHostsThatAreOneMachine) {
+  const Host a{"a", {}, "127.0.0.1"}, b{"b", {}, "127.0.0.2"}, far{"far", {}, "192.0.2.7"};
+  EXPECT_TRUE(check_loopback({a, b}).ok());
+  EXPECT_TRUE(check_loopback({far}).ok());
+  const auto mixed = check_loopback({far, b});
+  ASSERT_FALSE(mixed.ok());
+  EXPECT_EQ(mixed.error().code, ErrorCode::kInvalid);
+  EXPECT_NE(mixed.error().message.find("host b is 127.0.0.2 here, which is loopback: far cannot reach it"),
+            std::string::npos)
+      << mixed.error().message;
+  EXPECT_EQ(own_address("127.0.0.2", "127.0.0.1").value(), "127.0.0.2");
+  EXPECT_EQ(own_address(network_address(), "127.0.0.1").value(), network_address());
+  EXPECT_EQ(own_address("127.0.0.1", "192.0.2.7").error().code, ErrorCode::kInvalid);
+}
+
 TEST(Cluster, AMissingSchedulerSaysWhatToInstall) {
   const std::string path = ::getenv("PATH");
   ::setenv("PATH", "/nonexistent", 1);
@@ -49,6 +75,7 @@ TEST(Cluster, SshsHostsAreCheckedBeforeAnythingStarts) {
   EXPECT_EQ(message({}), "no hosts are named");
   EXPECT_EQ(message({"-oProxyCommand=x"}), "\"-oProxyCommand=x\" is no host's name");
   EXPECT_EQ(message({"127.0.0.1", "127.0.0.1"}), "host 127.0.0.1 is there twice");
+  EXPECT_NE(message({"192.0.2.7", "127.0.0.1"}).find("loopback"), std::string::npos);
   EXPECT_NE(message({"nowhere.invalid"}).find("nowhere.invalid has no IPv4 address"), std::string::npos);
 }
 
@@ -77,6 +104,39 @@ TEST(HostsLauncher, ReplacesAHostThatIsGone) {
   EXPECT_EQ(start(a, 3), "a");  // there is nothing better
 }
 
+TEST(HostsLauncher, SaysThatAWorkerIsStopped) {
+  const Host a{"a"};
+  const auto launcher =
+      make_hosts_launcher({.local = {.command = {"sleep", "60"}}, .hosts = {a}, .usable = nullptr});
+  const auto worker = launcher->start({"w", a, {}}).value();
+  EXPECT_FALSE(worker->stopped());
+  ASSERT_EQ(worker->describe().substr(0, 4), "pid ");
+  ASSERT_EQ(::kill(std::stoi(worker->describe().substr(4)), SIGSTOP), 0);
+  for (const Deadline limit = Deadline::after_ms(20'000); !worker->stopped() && !limit.expired();)
+    ::usleep(5000);
+  EXPECT_TRUE(worker->stopped());
+}
+
+// All pods fail with pod 0, and the run is over when pod 0 says so.
+TEST(Kubernetes, TheJobBearsTheLossOfPodZero) {
+  const auto manifest = kubernetes_manifest(
+      {.name = "tiny", .image = "i", .claim = "home", .pods = 30, .files = {}, .command = {"flywheel"}});
+  ASSERT_TRUE(manifest.ok()) << manifest.error().message;
+  for (const char* line : {"backoffLimit: 600", "succeededIndexes: \"0\""})
+    EXPECT_NE(manifest->find(line), std::string::npos) << *manifest;
+}
+
+// srun sends its environment over the network.
+TEST(LocalLauncher, APrefixBringsTheEnvironmentByStdinAlone) {
+  const TempFolder folder;
+  const auto launcher = make_local_launcher({.command = {"worker"}, .log_folder = folder.path()});
+  const Host host{"b", {"sh", "-c", "echo \"[$KEYS] $(cat)\""}};
+  auto worker = launcher->start({"w", host, {{"KEYS", "secret"}}}).value();
+  for (const Deadline limit = Deadline::after_ms(20'000); !worker->ended() && !limit.expired();)
+    ::usleep(5000);
+  EXPECT_EQ(worker->last_words(), "[] KEYS=secret");
+}
+
 TEST(JoinPoint, IsReadByItsOwnerAlone) {
   const TempFolder folder;
   const std::string path = folder / "launch/x.json";
@@ -98,6 +158,12 @@ TEST(JoinPoint, IsReadByItsOwnerAlone) {
     ::chmod(path.c_str(), 0600);
     EXPECT_FALSE(read_join_file(path).ok()) << text;
   }
+  for (const char* wrong_type : {"{\"version\": \"1\"}", "{\"version\": 1, \"endpoint\": 5, \"keys\": \"\"}",
+                                 "{\"version\": 1, \"endpoint\": \"x\", \"keys\": []}"}) {
+    write_file(path, wrong_type).value();
+    ::chmod(path.c_str(), 0600);
+    EXPECT_EQ(read_join_file(path).error().code, ErrorCode::kCorrupt) << wrong_type;
+  }
 }
 
 TEST(JoinPoint, ASecretGivesAllTheSameKeys) {
@@ -107,6 +173,21 @@ TEST(JoinPoint, ASecretGivesAllTheSameKeys) {
   EXPECT_NE(one.client_secret, one.server_secret);
   EXPECT_NE(keys_from_secret(secret + "x")->to_text(), one.to_text());
   EXPECT_EQ(keys_from_secret("short").error().code, ErrorCode::kInvalid);
+}
+
+TEST(JoinPoint, ASecretThatEverybodyMayReadIsNone) {
+  const TempFolder folder;
+  const std::string path = folder / "secret";
+  write_file(path, std::string(32, 's') + "\n").value();
+  ASSERT_EQ(::chmod(path.c_str(), 0644), 0);
+  const auto open = keys_from_secret_file(path);
+  ASSERT_FALSE(open.ok());
+  EXPECT_EQ(open.error().code, ErrorCode::kDenied);
+  EXPECT_NE(open.error().message.find("chmod 600 " + path), std::string::npos) << open.error().message;
+  for (const mode_t mode : {0600, 0440}) {
+    ASSERT_EQ(::chmod(path.c_str(), mode), 0);
+    EXPECT_EQ(keys_from_secret_file(path)->to_text(), keys_from_secret(std::string(32, 's'))->to_text());
+  }
 }
 
 class SeatsTest : public ::testing::Test {
@@ -146,6 +227,12 @@ TEST_F(SeatsTest, StartWorkersAndEndWithTheProgramsCode) {
   seats->end(5);
   one.join();
   EXPECT_EQ(code.value(), 5);
+}
+
+TEST_F(SeatsTest, ASeatThatWasAwayIsToldTheEnd) {
+  auto seats = open(2);
+  seats->end(5);
+  EXPECT_EQ(run_seat(seat(1, 2)).value(), 5);
 }
 
 TEST_F(SeatsTest, AnEmptySeatIsNamed) {

@@ -4,7 +4,7 @@
 #include <map>
 #include <utility>
 
-#include "runtime/counted_process_internal.h"
+#include "runtime/places_internal.h"
 
 namespace flywheel::runtime {
 namespace {
@@ -26,16 +26,15 @@ class HostsLauncher : public Launcher {
       return !usable || std::ranges::find(*usable, one.name) != usable->end();
     };
     if (failed == 0 && may(host)) return host;
-    const Host* best = nullptr;
-    std::pair<int, int> least{};
+    std::vector<PlaceState> states;
     for (const Host& one : options_.hosts) {
       const Place& there = places_[one.name];
-      const std::pair<int, int> now{there.failed, *there.workers};
-      if (may(one) && (best == nullptr || now < least)) best = &one, least = now;
+      states.push_back({may(one), there.failed, *there.workers});
     }
-    if (best == nullptr) return host;
-    places_[best->name].used = true;
-    return *best;
+    const auto best = best_place(states);
+    if (!best) return host;
+    places_[options_.hosts[*best].name].used = true;
+    return options_.hosts[*best];
   }
 
   Result<std::unique_ptr<WorkerProcess>> start(const WorkerSpec& spec) override {

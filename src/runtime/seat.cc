@@ -47,18 +47,13 @@ class NotedSignals {
   std::array<struct sigaction, 2> before_{};
 };
 
-std::string host_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "?";
-}
-
-// tcp://HOST:PORT with the host's IPv4 address in place of its name.
+// tcp://HOST:PORT with the host's IPv4 address in place of its name, as the program there finds it too.
 Result<std::string> resolved(const std::string& endpoint, std::string* address) {
   const size_t begin = endpoint.find("://"), colon = endpoint.rfind(':');
   if (!endpoint.starts_with("tcp://") || colon <= begin + 3) {
     return make_error(ErrorCode::kInvalid, "{} is not an endpoint like tcp://10.0.0.1:7400", endpoint);
   }
-  ASSIGN_OR_RETURN(*address, resolve_address(endpoint.substr(begin + 3, colon - begin - 3)));
+  ASSIGN_OR_RETURN(*address, resolve_for_others(endpoint.substr(begin + 3, colon - begin - 3)));
   return "tcp://" + *address + endpoint.substr(colon);
 }
 
@@ -72,11 +67,8 @@ class Session {
   Result<int> run() {
     std::string program;
     ASSIGN_OR_RETURN(const std::string endpoint, resolved(point_.endpoint, &program));
-    TakeSeat take{
-        .seat = options_.seat, .seats = options_.seats, .host = host_name(), .address = options_.address};
-    if (take.address.empty()) {
-      ASSIGN_OR_RETURN(take.address, address_facing(program));
-    }
+    TakeSeat take{.seat = options_.seat, .seats = options_.seats, .host = host_name(), .address = {}};
+    ASSIGN_OR_RETURN(take.address, address_facing(program));
     const std::string identity = fmt::format("{}/{}/{}/{}", options_.seat, take.host, ::getpid(), number_);
     ASSIGN_OR_RETURN(socket_, transport_.connect(ZMQ_DEALER, endpoint, identity));
     socket_.zmq.set(zmq::sockopt::linger, 500);

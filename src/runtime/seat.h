@@ -25,7 +25,6 @@ namespace flywheel::runtime {
 struct SeatOptions {
   int seat = 0, seats = 1;
   std::function<Result<JoinPoint>()> find;  // asked until it leads to the program
-  std::string address;                      // its own; empty: the one that faces the program
   int64_t patience_ms = 120'000;            // without a program
   std::vector<std::string> command = {"/proc/self/exe", "worker"};
 };

@@ -10,7 +10,8 @@
 #include <csignal>
 
 #include "base/log.h"
-#include "runtime/counted_process_internal.h"
+#include "runtime/addresses.h"
+#include "runtime/places_internal.h"
 
 namespace flywheel::runtime {
 namespace {
@@ -22,11 +23,6 @@ constexpr int64_t kGoodbyeMs = 3000;  // for all seats to hear that it is over
 void signal_event(int event) {
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t n = ::write(event, &one, sizeof one);
-}
-
-std::string own_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "this host";
 }
 
 }  // namespace
@@ -105,7 +101,7 @@ Result<void> Seats::start() {
   if (options_.own >= 0) {
     Seat& own = seats_[static_cast<size_t>(options_.own)];
     own.taken = true;
-    own.host = Host{own_name(), {}, options_.address, options_.own};
+    own.host = Host{host_name(), {}, options_.address, options_.own};
   }
   transport_ = std::make_unique<Transport>(keys);
   const std::string port = options_.port == 0 ? "*" : std::to_string(options_.port);
@@ -165,7 +161,9 @@ std::unique_ptr<Launcher> Seats::launcher(const LocalLauncherOptions& local) {
 // Until every seat said that it heard, or is gone.
 void Seats::end(int exit_code) {
   std::unique_lock lock(mutex_);
-  if (std::exchange(ended_, true) || !thread_.joinable()) return;
+  if (ended_) return;
+  ended_ = exit_code;
+  if (!thread_.joinable()) return;
   for (const Seat& seat : seats_) {
     if (seat.taken && !seat.identity.empty())
       outbox_.emplace_back(seat.identity, seat_message(SeatMessage::kEnd, exit_code));
@@ -188,16 +186,12 @@ Host Seats::place(const Host& host, int failed) {
   if (same.taken && same.host.address != host.address) return same.host;  // started again, elsewhere
   if (failed == 0) return host;
   ++failed_[static_cast<size_t>(host.seat)];
-  std::vector<int> workers(seats_.size(), 0);
-  for (const auto& [id, started] : started_) ++workers[static_cast<size_t>(started->seat)];
-  if (options_.own >= 0) workers[static_cast<size_t>(options_.own)] += *own_workers_;
-  const Seat* best = nullptr;
-  std::pair<int, int> least{};
-  for (size_t i = 0; i < seats_.size(); ++i) {
-    const std::pair<int, int> now{failed_[i], workers[i]};
-    if (seats_[i].taken && (best == nullptr || now < least)) best = &seats_[i], least = now;
-  }
-  return best == nullptr ? host : best->host;
+  std::vector<PlaceState> states;
+  for (size_t i = 0; i < seats_.size(); ++i) states.push_back({seats_[i].taken, failed_[i], 0});
+  for (const auto& [id, started] : started_) ++states[static_cast<size_t>(started->seat)].workers;
+  if (options_.own >= 0) states[static_cast<size_t>(options_.own)].workers += *own_workers_;
+  const auto best = best_place(states);
+  return best ? seats_[*best].host : host;
 }
 
 std::shared_ptr<Seats::Started> Seats::add(int seat, StartAtSeat order) {
@@ -310,6 +304,10 @@ void Seats::on_take(const std::string& identity, const TakeSeat& take) {
     return refuse(fmt::format("it is rank {} of {}, and here are {}", take.seat, take.seats, options_.seats));
   }
   if (take.seat == options_.own) return refuse(fmt::format("rank {} is the program itself", take.seat));
+  if (ended_) {  // it was away when the others were told
+    outbox_.emplace_back(identity, seat_message(SeatMessage::kEnd, *ended_));
+    return;
+  }
   Seat& seat = seats_[static_cast<size_t>(take.seat)];
   if (seat.taken && seat.heard.seconds() < kBusySeconds) {
     return refuse(fmt::format("rank {} is another process, on {}", take.seat, seat.host.name));

@@ -19,6 +19,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -54,7 +55,7 @@ class Seats : public std::enable_shared_from_this<Seats> {
   // One host for each seat.
   Result<std::vector<Host>> wait_for_all(Deadline deadline);
   std::unique_ptr<Launcher> launcher(const LocalLauncherOptions& local);
-  // All seats end with this exit code; the first call counts.
+  // All seats end with this exit code, also those that come later; the first call counts.
   void end(int exit_code);
   int taken() const;
 
@@ -107,7 +108,8 @@ class Seats : public std::enable_shared_from_this<Seats> {
   // At the own seat; of the thread that starts workers.
   std::shared_ptr<int> own_workers_ = std::make_shared<int>(0);
   uint64_t next_id_ = 1;
-  bool stop_ = false, ended_ = false;
+  bool stop_ = false;
+  std::optional<int> ended_;  // with this exit code
   int wake_ = -1;
   std::thread thread_;
 };

@@ -3,6 +3,7 @@
 // of one job share its resources (--overlap); a node that fails does not end the job (--no-kill).
 #include <charconv>
 #include <numeric>
+#include <sstream>
 
 #include "base/env.h"
 #include "base/log.h"
@@ -22,12 +23,12 @@ constexpr const char* kInstall = "install Slurm's programs (slurm-client), or ru
 // Names of the nodes that the job has now: a failed one has left it.
 Result<std::vector<std::string>> nodes_of(const std::string& job, int64_t patience_ms) {
   ASSIGN_OR_RETURN(const std::string list,
-                   ask({"squeue", "--noheader", "--jobs=" + job, "--format=%N"}, kInstall, patience_ms));
-  const std::vector<std::string> lines = lines_of(list);
-  if (lines.empty() || lines[0] == "(null)")
+                   ask({"squeue", "--noheader", "--jobs=" + job, "--format=%A %N"}, kInstall, patience_ms));
+  const std::string nodes = nodes_in(list, job);
+  if (nodes.empty())
     return make_error(ErrorCode::kUnavailable, "job {} has no nodes: it is not running", job);
   ASSIGN_OR_RETURN(const std::string names,
-                   ask({"scontrol", "show", "hostnames", lines[0]}, kInstall, patience_ms));
+                   ask({"scontrol", "show", "hostnames", nodes}, kInstall, patience_ms));
   return lines_of(names);
 }
 
@@ -58,10 +59,11 @@ std::string value_of(const std::string& line, const std::string& name) {
   return line.substr(at, line.find(' ', at) - at);
 }
 
-Result<std::string> address_of(const std::string& node) {
+Result<std::string> address_of(const std::string& node, size_t nodes) {
   ASSIGN_OR_RETURN(const std::string text, ask({"scontrol", "--oneliner", "show", "node", node}, kInstall));
   const std::string address = value_of(text, "NodeAddr");
-  Result<std::string> found = resolve_address(address.empty() ? node : address);
+  const std::string& name = address.empty() ? node : address;
+  Result<std::string> found = nodes == 1 ? resolve_address(name) : resolve_for_others(name);
   if (!found.ok()) return make_error(found.error().code, "Slurm node {}: {}", node, found.error().message);
   return found;
 }
@@ -73,6 +75,15 @@ std::vector<int> counts(const char* variable, size_t nodes) {
 }
 
 }  // namespace
+
+std::string nodes_in(const std::string& list, const std::string& job) {
+  for (const std::string& line : lines_of(list)) {
+    std::istringstream words(line);
+    std::string id, nodes;
+    if (words >> id >> nodes && id == job && nodes != "(null)") return nodes;
+  }
+  return "";
+}
 
 Result<std::vector<int>> parse_slurm_counts(const std::string& text) {
   const auto wrong = [&] { return make_error(ErrorCode::kInvalid, "\"{}\" is not like 2(x3),1", text); };
@@ -124,7 +135,7 @@ Result<Cluster> slurm_cluster(const SlurmOptions& options) {
     const auto workers = std::max<int64_t>(1, std::ranges::count(node_of, static_cast<int>(node)));
     const int64_t cores = cpus.empty() ? 1 : std::max<int64_t>(1, cpus[node] / workers);
     Host host{.name = names[node]};
-    ASSIGN_OR_RETURN(host.address, address_of(names[node]));
+    ASSIGN_OR_RETURN(host.address, address_of(names[node], nodes));
     host.prefix = {"srun",
                    "--jobid=" + options.job,
                    "--overlap",
@@ -141,6 +152,7 @@ Result<Cluster> slurm_cluster(const SlurmOptions& options) {
     if (std::ranges::count(node_of, static_cast<int>(node)) > 0 && !cpus.empty())
       cluster.cores = cluster.cores == 0 ? cores : std::min(cluster.cores, cores);
   }
+  RETURN_IF_ERROR(check_loopback(hosts));
   ASSIGN_OR_RETURN(cluster.address, own_address(options.address, hosts[0].address));
   for (const int node : node_of) cluster.hosts.push_back(hosts[static_cast<size_t>(node)]);
   cluster.launcher = [hosts, job = options.job](LocalLauncherOptions local) {

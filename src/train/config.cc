@@ -16,11 +16,8 @@ void require(bool holds, const char* key, const std::string& what) {
 }
 
 void check_hosts(const MeshConfig& mesh) {
-  require(mesh.hosts.empty() == mesh.address.empty(), "mesh.address",
-          mesh.address.empty() ? "is not set: workers on mesh.hosts reach this machine at it"
-                               : "is for workers on other hosts; name them in mesh.hosts");
-  require(mesh.port == 0 || !mesh.hosts.empty(), "mesh.port",
-          "is for workers on other hosts; name them in mesh.hosts");
+  require(mesh.hosts.empty() || !mesh.address.empty(), "mesh.address",
+          "is not set: workers on mesh.hosts reach this machine at it");
   require(mesh.port >= 0 && mesh.port <= 65533, "mesh.port",
           "must be 0 (any free ones) or from 1 to 65533: it and the next two are used");
   require(mesh.num_hosts() <= mesh.workers(), "mesh.hosts",

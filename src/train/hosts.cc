@@ -14,7 +14,11 @@ constexpr int kPorts = 3;  // a controller's channels: commands, results, contro
 
 runtime::Cluster find_hosts(const MeshConfig& mesh) {
   runtime::Cluster hosts;
-  if (mesh.hosts.empty()) return hosts;
+  if (mesh.hosts.empty()) {
+    if (mesh.address.empty() && mesh.port == 0) return hosts;
+    throw UserError(mesh.address.empty() ? "mesh.port" : "mesh.address",
+                    "is for workers on other hosts; name them in mesh.hosts, or say with --on who does");
+  }
   hosts.port = static_cast<int>(mesh.port);
   hosts.address = runtime::resolve_address(mesh.address).value_or_throw("mesh.address");
   runtime::check_can_listen(hosts.address).value_or_throw("mesh.address");

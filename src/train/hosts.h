@@ -10,8 +10,9 @@ namespace flywheel::train {
 
 // No hosts in it: workers are on this machine and need no network.
 //
-// Errors: UserError for a host that nobody knows, an address that is not this machine's where it must be, and
-// a port in use. What is wrong on another host shows when its workers are started.
+// Errors: UserError for an address or port without hosts to use it, for a host that nobody knows, an address
+// that is not this machine's where it must be, and a port in use. What is wrong on another host shows when
+// its workers are started.
 runtime::Cluster find_hosts(const MeshConfig& mesh);
 
 // How many machines are among them.

@@ -84,6 +84,7 @@ int verb_train(const std::vector<std::string>& args) {
   add_launch_flags(app, flags);
   if (auto exit = parse(app, "train", args)) return *exit;
   const auto config = load_config<Config>(file, overrides);
+  for (const int number : {SIGTERM, SIGINT}) std::signal(number, [](int noted) { asked_to_stop = noted; });
   const Launched launched = launch(flags, {.verb = "train",
                                            .args = args,
                                            .name = config.name,
@@ -92,9 +93,9 @@ int verb_train(const std::vector<std::string>& args) {
                                            .address = config.mesh.address,
                                            .port = static_cast<int>(config.mesh.port),
                                            .names_hosts = false,
-                                           .config = dump_config(config)});
+                                           .config = dump_config(config),
+                                           .stop_signal = [] { return int{asked_to_stop}; }});
   if (launched.exit_code) return *launched.exit_code;
-  std::signal(SIGTERM, [](int number) { asked_to_stop = number; });
   const auto report = train(config, launched);
   if (!report.ok())
     return std::fprintf(stderr, "toy: %s\n", report.error().to_string().c_str()), launched.end(1);
