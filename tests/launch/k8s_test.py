@@ -19,7 +19,7 @@ for document in documents:
         kubernetes_validate.validate(document, version, strict=True)
 print(json.dumps(documents))
 """
-VERSIONS = ["1.29", "1.37"]
+VERSIONS = ["1.31", "1.37"]  # a successPolicy is on by default from the first on
 
 
 def prepare(lab):
@@ -32,7 +32,7 @@ def prepare(lab):
 
 def write(lab, name, *words):
     return lab.train(lab.config(name), "--on", "k8s", "--write", "job.yaml", "--image", "registry.example/flywheel:1",
-                     "--claim", "home", *words)
+                     "--claim", "home", *words, last=())
 
 
 def validated(lab):
@@ -49,6 +49,7 @@ def manifest(lab):
     assert sorted(made) == ["ConfigMap", "Job", "Service"]
     job, service = made["Job"]["spec"], made["Service"]["spec"]
     assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 4, 4)
+    assert job["backoffLimit"] == 80 and job["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}, job
     assert service["clusterIP"] == "None" and service["publishNotReadyAddresses"] is True
     pod = job["template"]
     assert service["selector"].items() <= pod["metadata"]["labels"].items(), "the service finds no pods"
@@ -82,9 +83,10 @@ def pods(lab):
     config.write_text(made["ConfigMap"]["data"]["config.yaml"])
     secret = lab.folder / "secret"
     secret.write_bytes(subprocess.check_output("head -c 32 /dev/urandom | base64", shell=True))
+    secret.chmod(0o440)  # as the manifest mounts it
     (container,) = made["Job"]["spec"]["template"]["spec"]["containers"]
     names = {variable["name"]: variable["value"] for variable in container["env"]}
-    names |= {"FLYWHEEL_JOIN": "tcp://127.0.0.1:7463", "MASTER_ADDR": "127.0.0.1", "FLYWHEEL_HOME": str(lab.home),
+    names |= {"FLYWHEEL_JOIN": "tcp://127.0.0.1:7463", "FLYWHEEL_HOME": str(lab.home),
               "FLYWHEEL_JOIN_SECRET_FILE": str(secret)}
     command = container["command"][3:]
     assert command[:2] == ["--on", "k8s"], container["command"]
@@ -96,7 +98,7 @@ def pods(lab):
 
 def what_is_wrong_is_said(lab):
     def fails(words, *arguments):
-        run = lab.train(lab.config("wrong"), *arguments)
+        run = lab.train(lab.config("wrong"), *arguments, last=())
         assert run.exit_code() == 2 and words in run.said(), f"{arguments}: {run.exit_code()}:\n{run.said()}"
     fails("JOB_COMPLETION_INDEX is not set; --write job.yaml writes", "--on", "k8s")
     fails("--image: is not given", "--on", "k8s", "--write", "x.yaml")
@@ -104,6 +106,9 @@ def what_is_wrong_is_said(lab):
     fails('"Big_Model" is no name for Kubernetes', "--on", "k8s", "--write", "x.yaml", "--image", "i", "--claim", "c",
           "--set", "name=Big_Model")
     fails("--write: is for --on k8s", "--write", "x.yaml")
+    fails("--image: is for --write", "--on", "k8s", "--image", "i")
+    if not lab.toy:
+        fails("--json: does not go with --write", "--on", "k8s", "--write", "x.yaml", "--image", "i", "--claim", "c", "--json")
 
 
 if __name__ == "__main__":

@@ -109,8 +109,8 @@ class Lab:
         path.write_text(CONFIG.format(name=name, workers=workers) + ("" if self.toy else MODEL))
         return path
 
-    def train(self, *words, before=(), environment=None):
-        run = Run(self, [*before, self.flywheel, "train", *words, "--json"], environment)
+    def train(self, *words, before=(), environment=None, last=("--json",)):
+        run = Run(self, [*before, self.flywheel, "train", *words, *last], environment)
         self.runs.append(run)
         return run
 

@@ -110,9 +110,9 @@ def torchrun(lab):
 class Loop:
     """RANK and WORLD_SIZE by hand, a process each."""
 
-    def __init__(self, lab, config, size):
+    def __init__(self, lab, config, size, there=None):
         self.lab, self.config, self.size = lab, config, size
-        self.ranks = [self.start(rank) for rank in range(size)]
+        self.ranks = [self.start(rank) for rank in range(there or size)]
 
     def start(self, rank):
         return self.lab.train(self.config, "--on", "mpi", "--wait", 60, environment={
@@ -155,6 +155,15 @@ def asked_to_stop(lab):
     assert "going on with run asked-1" in loop.ranks[0].said()
 
 
+def asked_to_stop_while_it_waits(lab):
+    """SIGTERM before all ranks are there ends those that are."""
+    loop = Loop(lab, lab.config("early"), 3, there=2)
+    wait_until("rank 1 at its seat", lambda: "is taken" in loop.ranks[1].said())
+    loop.ranks[0].process.terminate()
+    assert [rank.exit_code() for rank in loop.ranks] == [143, 143], loop.ranks[0].said() + loop.ranks[1].said()
+    assert "stopped while it waited" in loop.ranks[0].said(), loop.ranks[0].said()
+
+
 def what_is_wrong_is_said(lab):
     def fails(code, words, *arguments, **environment):
         run = lab.train(*arguments, environment=environment)
@@ -166,10 +175,15 @@ def what_is_wrong_is_said(lab):
     fails(1, "found no program to work for within 1 s", config, "--on", "mpi", "--wait", 1, RANK="1", WORLD_SIZE="2")
     fails(2, "FLYWHEEL_JOIN_SECRET_FILE: is not set", config, "--on", "mpi", RANK="1", WORLD_SIZE="2",
           FLYWHEEL_JOIN="tcp://127.0.0.1:7400")
-    short = lab.folder / "short"
-    short.write_text("abc\n")
-    fails(2, "a secret of 3 characters is too short", config, "--on", "mpi", RANK="0", WORLD_SIZE="2",
-          FLYWHEEL_JOIN="tcp://127.0.0.1:7461", FLYWHEEL_JOIN_SECRET_FILE=str(short))
+    secret = lab.folder / "short"
+    secret.write_text("abc\n")
+    secret.chmod(0o644)
+    told = {"RANK": "0", "WORLD_SIZE": "2", "FLYWHEEL_JOIN": "tcp://127.0.0.1:7461", "FLYWHEEL_JOIN_SECRET_FILE": str(secret)}
+    fails(2, f"is open to every user of this machine: chmod 600 {secret}", config, "--on", "mpi", **told)
+    secret.chmod(0o600)
+    fails(2, "a secret of 3 characters is too short", config, "--on", "mpi", **told)
+    fails(2, '"127.0.0.1:7461" is not like tcp://node7:7400', config, "--on", "mpi",
+          **told | {"RANK": "1", "FLYWHEEL_JOIN": "127.0.0.1:7461"})
 
 
 def a_secret_instead_of_a_file(lab):
@@ -177,10 +191,12 @@ def a_secret_instead_of_a_file(lab):
     secret, wrong = lab.folder / "secret", lab.folder / "wrong"
     secret.write_text("0123456789abcdef0123456789abcdef\n")
     wrong.write_text("f" * 32)
+    for file in (secret, wrong):
+        file.chmod(0o600)
     def start(rank, file, wait):
         return lab.train(lab.config("secret"), "--on", "mpi", "--wait", wait, environment={
             "RANK": str(rank), "WORLD_SIZE": "2", "FLYWHEEL_JOIN": "tcp://127.0.0.1:7462",
-            "FLYWHEEL_JOIN_SECRET_FILE": str(file), "MASTER_ADDR": "127.0.0.1"})
+            "FLYWHEEL_JOIN_SECRET_FILE": str(file)})
     first, stranger = start(0, secret, 60), start(1, wrong, 5)
     assert stranger.exit_code() == 1 and "nobody answers" in stranger.said(), stranger.said()
     assert first.process.poll() is None, first.said()
@@ -190,5 +206,5 @@ def a_secret_instead_of_a_file(lab):
 
 
 if __name__ == "__main__":
-    sys.exit(main([open_mpi, mpich_hydra, torchrun, variables_by_hand, asked_to_stop, a_secret_instead_of_a_file,
-                   what_is_wrong_is_said], prepare))
+    sys.exit(main([open_mpi, mpich_hydra, torchrun, variables_by_hand, asked_to_stop, asked_to_stop_while_it_waits,
+                   a_secret_instead_of_a_file, what_is_wrong_is_said], prepare))

@@ -115,6 +115,17 @@ def a_node_is_lost(lab):
     lab.same(run.report(), lambda n: n >= 1)
 
 
+def stopped_while_it_waits(lab):
+    """Ctrl-C before the actors are there takes the job and the file with the keys along."""
+    run = train(lab, "early", "--set", "mesh.threads=64")
+    wait_until("the job", lambda: "Ray job" in run.said())
+    job = re.search(r"Ray job (\S+):", run.said()).group(1)
+    run.process.send_signal(signal.SIGINT)
+    assert run.exit_code() == 130 and "stopped while it waited" in run.said(), run.said()
+    assert not list((lab.home / "launch").iterdir()), "the keys are left behind"
+    wait_until("the job's end", lambda: '"STOPPED"' in lab.ray.ask(f"/api/jobs/{job}"), 30)
+
+
 def what_is_wrong_is_said(lab):
     def fails(run, words):
         assert run.exit_code() != 0 and words in run.said(), f"{run.exit_code()}:\n{run.said()}"
@@ -124,4 +135,4 @@ def what_is_wrong_is_said(lab):
 
 
 if __name__ == "__main__":
-    sys.exit(main([two_actors, an_actor_is_lost, what_is_wrong_is_said, a_node_is_lost], prepare))
+    sys.exit(main([two_actors, an_actor_is_lost, stopped_while_it_waits, what_is_wrong_is_said, a_node_is_lost], prepare))

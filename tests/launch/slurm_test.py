@@ -1,6 +1,7 @@
 """`flywheel train --on slurm` with a real Slurm: a controller and three nodes, each a network namespace."""
 import atexit
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -86,11 +87,18 @@ def train(lab, name, *words, before=()):
     return lab.train(lab.config(name), "--on", "slurm", *words, before=[*lab.slurm.hosts.inside("ctl"), *before])
 
 
-def keys_of_workers():
-    for _, environment in workers_of():
-        if text := environment.get(b"FLYWHEEL_WORKER_KEYS", b"").decode():
-            return [text[i:i + 40] for i in range(0, 160, 40)]
-    return []
+def environments_with_keys(lab):
+    """Of processes of this Slurm: what srun has in its own it sends over the network."""
+    found = []
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            variables = process.joinpath("environ").read_bytes().split(b"\0")
+            if f"SLURM_CONF={lab.slurm.environment['SLURM_CONF']}".encode() in variables and any(
+                    entry.startswith(b"FLYWHEEL_WORKER_KEYS=") and not entry.endswith(b"=") for entry in variables):
+                found.append(process.joinpath("cmdline").read_bytes())
+        except OSError:
+            pass
+    return found
 
 
 def within_a_job(lab):
@@ -100,8 +108,23 @@ def within_a_job(lab):
     spaces = [os.readlink(f"/proc/{pid}/ns/net") for pid, environment in workers_of()
               if environment.get(b"SLURM_JOB_ID")]
     assert len(spaces) == 2 and len(set(spaces)) == 2, f"workers are not on two nodes: {spaces}"
-    lab.check_secret(keys_of_workers(), "inside-1")
+    assert not environments_with_keys(lab), environments_with_keys(lab)
     lab.same(run.report(), lambda n: n == 0)
+
+
+def a_task_of_an_array(lab):
+    """Two tasks at once: each uses its own nodes."""
+    config = lab.config("array")
+    script = lab.folder / "array.sh"
+    script.write_text("#!/bin/bash\n"
+                      f"exec {lab.flywheel} train {config} --set name=array$SLURM_ARRAY_TASK_ID --on slurm --json\n")
+    lab.slurm.ask("sbatch", "--parsable", "--array=1-2", "-N1", "-n2", "--exclusive", f"--chdir={lab.folder}",
+                  f"--output={lab.folder}/array-%a.out", "--export=ALL,FLYWHEEL_HOME=" + str(lab.home), script)
+    wait_until("a checkpoint", lambda: (lab.home / "runs/array1-1/checkpoints/step-00000100/checkpoint.json").exists())
+    wait_until("the end", lambda: not lab.slurm.ask("squeue", "-h", "-o", "%i").strip())
+    for task in (1, 2):
+        text = (lab.folder / f"array-{task}.out").read_text()
+        assert lab.expected in text, text
 
 
 def a_step_is_cancelled(lab):
@@ -149,10 +172,13 @@ def what_is_wrong_is_said(lab):
     assert run.exit_code() == 1 and "invalid partition" in run.said(), run.said()
     run = lab.train(lab.config("wrong"), "--on", "slurm", environment={"PATH": "/nonexistent"})
     assert run.exit_code() == 2 and "there is no salloc here: install" in run.said(), run.said()
+    run = lab.train(lab.config("wrong"), "--on", "slurm", "--launch-options=--nodes=2", environment={"SLURM_JOB_ID": "7"})
+    assert run.exit_code() == 2 and "--launch-options: are words for salloc" in run.said(), run.said()
     run = lab.train(lab.config("wrong"), "--on", "slurm", before=lab.slurm.hosts.inside("ctl"),
                     environment={"SLURM_JOB_ID": "999999"})
     assert run.exit_code() != 0 and "Invalid job id" in run.said(), run.said()
 
 
 if __name__ == "__main__":
-    sys.exit(main([within_a_job, a_step_is_cancelled, a_node_is_lost, the_job_is_cancelled, what_is_wrong_is_said], prepare))
+    sys.exit(main([within_a_job, a_task_of_an_array, a_step_is_cancelled, a_node_is_lost, the_job_is_cancelled,
+                   what_is_wrong_is_said], prepare))
