@@ -44,6 +44,24 @@ int index(AutogradContext* ctx, const char* name) {
   return static_cast<int>(recall(ctx, name));
 }
 
+// Gradients of weights: made now, or where the backward is split when they are asked for.
+void make_gradient(Pass& pass, std::function<void()> make) {
+  if (!pass.splits_backward) return make();
+  pass.weight_gradients.push_back(std::move(make));
+}
+// Those that come with the gradient of a value and cannot be left for later, `count` of a norm or a bias.
+// Where the others wait, they wait beside the bucket that they belong to, which is not opened for them.
+template <typename Add>
+void add_gradient(Pass& pass, int weight, int64_t count, const Add& add) {
+  if (!pass.splits_backward) return add(pass.parameters.gradient(weight).data());
+  const Tensor made = torch::zeros({count});
+  add(data(made));
+  pass.weight_gradients.emplace_back([&pass, weight, count, made] {
+    float* gradient = pass.parameters.gradient(weight).data();
+    kernels::add(gradient, gradient, data(made), count, pass.pool);
+  });
+}
+
 struct Embed : torch::autograd::Function<Embed> {
   static Tensor forward(AutogradContext* ctx, const Tensor&, Pass* pass, int64_t weight, int64_t width) {
     remember(ctx, pass), remember(ctx, "weight", weight);
@@ -60,8 +78,10 @@ struct Embed : torch::autograd::Function<Embed> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     Pass& pass = recall(ctx);
-    kernels::embedding_backward(pass.parameters.gradient(index(ctx, "weight")).data(), pass.ids.data(),
-                                data(dy[0].contiguous()), pass.rows(), dy[0].size(1), pass.pool);
+    make_gradient(pass, [&pass, w = index(ctx, "weight"), gradient = dy[0].contiguous()] {
+      kernels::embedding_backward(pass.parameters.gradient(w).data(), pass.ids.data(), data(gradient),
+                                  pass.rows(), gradient.size(1), pass.pool);
+    });
     return {Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
@@ -85,9 +105,11 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
     const int w = index(ctx, "weight");
     const int64_t width = recall(ctx, "width");
     Tensor dx = like(x);
-    kernels::rms_norm_backward(data(dx), pass.parameters.gradient(w).data(), data(gradient), data(x),
-                               pass.parameters.values(w).data(), x.numel() / width, width,
-                               static_cast<float>(pass.config.rms_norm_epsilon), pass.pool);
+    add_gradient(pass, w, width, [&](float* dw) {
+      kernels::rms_norm_backward(data(dx), dw, data(gradient), data(x), pass.parameters.values(w).data(),
+                                 x.numel() / width, width, static_cast<float>(pass.config.rms_norm_epsilon),
+                                 pass.pool);
+    });
     return {dx, Tensor(), Tensor(), Tensor()};
   }
 };
@@ -123,6 +145,12 @@ Tensor product_gradient(Pass& pass, const Tensor& dy) {
   return rounded_factor(pass, dy, kernels::Fp8Format::kE5M2);
 }
 
+void add_bias_gradient(Pass& pass, int bias, const Tensor& dy) {
+  add_gradient(pass, bias, dy.size(1), [&](float* dbias) {
+    kernels::add_bias_backward(dbias, data(dy), dy.size(0), dy.size(1), pass.pool);
+  });
+}
+
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, Pass* pass, int64_t weight, int64_t bias,
                         Forgotten* forgotten) {
@@ -151,16 +179,11 @@ struct Linear : torch::autograd::Function<Linear> {
     const Tensor whole = dy[0].contiguous(), gradient = product_gradient(pass, whole);
     const int w = index(ctx, "weight"), b = index(ctx, "bias");
     const int64_t M = x.size(0), N = gradient.size(1), K = x.size(1);
-    const auto weight_gradient = [&pass, x, gradient, w, M, N, K] {
+    make_gradient(pass, [&pass, x, gradient, w, M, N, K] {
       kernels::linear_backward_weight(pass.parameters.gradient(w).data(), data(gradient), data(x),
                                       pass.parameters.compute(), M, N, K, pass.pool);
-    };
-    if (pass.splits_backward) {
-      pass.weight_gradients.emplace_back(weight_gradient);
-    } else {
-      weight_gradient();
-    }
-    if (b >= 0) kernels::add_bias_backward(pass.parameters.gradient(b).data(), data(whole), M, N, pass.pool);
+    });
+    if (b >= 0) add_bias_gradient(pass, b, whole);
     Tensor dx = like(x);
     kernels::linear(data(dx), data(gradient), pass.parameters.packed_transposed(w), M, pass.pool);
     return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
@@ -178,8 +201,7 @@ struct AddBias : torch::autograd::Function<AddBias> {
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     Pass& pass = recall(ctx);
     const Tensor gradient = dy[0].contiguous();
-    kernels::add_bias_backward(pass.parameters.gradient(index(ctx, "bias")).data(), data(gradient),
-                               gradient.size(0), gradient.size(1), pass.pool);
+    add_bias_gradient(pass, index(ctx, "bias"), gradient);
     return {gradient, Tensor(), Tensor()};
   }
 };

@@ -48,7 +48,8 @@ struct Pass {
   float* logprobs = nullptr;  // [B * T], if wanted
   // The input of the last product and what it saw of it: several products read one value.
   torch::Tensor product_input, product_rounded;
-  // Gradients of matrices are computed when asked for and not with those of values (zero-bubble pipelines).
+  // Gradients of weights are computed when asked for and not with those of values (zero-bubble pipelines);
+  // the network puts what is to be done after those of a segment between them.
   bool splits_backward = false;
   std::vector<std::function<void()>> weight_gradients;
   std::deque<Forgotten> forgotten;

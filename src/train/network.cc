@@ -155,6 +155,7 @@ struct Network::State {
   kernels::RopeTable rope;
   std::vector<uint8_t> cache;
   std::map<Key, std::unique_ptr<Flight>> flights;
+  Pass* going_back = nullptr;  // the one whose backward() is under way
   double loss = 0;
 
   State(const LocalDecoder& decoder, Parameters& parameters, Links& links, Options options, ThreadPool& pool)
@@ -184,9 +185,12 @@ struct Network::State {
   }
   void left(size_t chunk, size_t i) {
     if (options.mover == nullptr) return;
-    const int number = segments[chunk][i].number;
-    options.mover->after(number, Visit::kBackward);
-    if (!options.splits_backward) options.mover->reduce(number);
+    const auto reduce = [mover = options.mover, number = segments[chunk][i].number] {
+      mover->reduce(number);
+    };
+    options.mover->after(segments[chunk][i].number, Visit::kBackward);
+    if (!options.splits_backward) return reduce();
+    going_back->weight_gradients.emplace_back(reduce);  // so that no more than a segment's buckets are open
   }
 
   std::unique_ptr<Flight> begin(const Sequences& input) {
@@ -299,6 +303,7 @@ std::span<const float> Network::backward(Key key, std::span<const float> gradien
   Flight& flight = *state_->flights.at(key);
   const auto chunk = static_cast<size_t>(key.chunk);
   const torch::AutoGradMode with_grad(true);
+  state_->going_back = &flight.pass;
   state_->visit_back(chunk, state_->segments[chunk].size() - 1);
   if (flight.out.dim() == 0) {
     flight.out.backward();
@@ -315,13 +320,8 @@ std::span<const float> Network::backward(Key key, std::span<const float> gradien
 }
 
 void Network::weight_gradients(Key key) {
-  auto& waiting = state_->flights.at(key)->pass.weight_gradients;
-  for (const auto& compute : waiting) compute();
-  waiting.clear();
-  if (state_->options.mover == nullptr || !state_->options.splits_backward) return;
-  const auto& segments = state_->segments[static_cast<size_t>(key.chunk)];
-  for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment)
-    state_->options.mover->reduce(segment->number);
+  std::vector<std::function<void()>> waiting = std::move(state_->flights.at(key)->pass.weight_gradients);
+  for (auto& make : waiting) std::exchange(make, nullptr)();  // and lets go of what it kept for it
 }
 
 void Network::release(Key key) {

@@ -36,7 +36,7 @@ class Network {
  public:
   struct Options {
     Recompute recompute = Recompute::kNone;  // not kAuto
-    bool splits_backward = false;            // backward() leaves gradients of matrices to weight_gradients()
+    bool splits_backward = false;            // backward() leaves gradients of weights to weight_gradients()
     BucketMover* mover = nullptr;  // told of each segment that is entered and left; null: all is here
   };
   Network(const LocalDecoder& decoder, Parameters& parameters, Links& links, Options options,
