@@ -40,6 +40,8 @@
 
 namespace flywheel::runtime {
 
+inline constexpr int kMostRanks = 2047;  // of a group
+
 enum class Element : uint8_t { kF32, kBF16, kF16, kI32, kI64 };
 int64_t element_bytes(Element element);
 const char* element_name(Element element);  // "f32", ...

@@ -43,7 +43,8 @@ Result<void> check_group(const Group& group) {
   if (group.rank < 0 || group.rank >= group.size()) {
     return make_error(ErrorCode::kInvalid, "{}: no such rank", describe(group));
   }
-  if (group.size() > 2047) return make_error(ErrorCode::kInvalid, "{}: at most 2047 ranks", describe(group));
+  if (group.size() > kMostRanks)
+    return make_error(ErrorCode::kInvalid, "{}: at most {} ranks", describe(group), kMostRanks);
   return {};
 }
 

@@ -33,7 +33,10 @@ MeshRules::MeshRules(const TrainConfig& config, const model::Decoder& decoder) :
   TrainConfig any_mesh = config;
   any_mesh.mesh = {};
   any_mesh.batch.micro_sequences = 0;
-  of_job_ = caught([&] { train::check(any_mesh); });
+  of_job_ = caught([&] {
+    check_numbers(config);  // the mesh's too, while they are those that somebody wrote down
+    train::check(any_mesh);
+  });
   if (of_job_.ok()) of_job_ = check_length(config, decoder);
 }
 

@@ -24,7 +24,8 @@ Result<void> can_train(const TrainConfig& config, const model::Decoder& decoder)
 // out once for each, and what no mesh changes once.
 class MeshRules {
  public:
-  // Of `config`, the mesh and the micro-batches are not looked at.
+  // Of `config`, nothing of the mesh and the micro-batches is looked at but that they are numbers to compute
+  // with.
   MeshRules(const TrainConfig& config, const model::Decoder& decoder);
   const Result<void>& of_job() const { return of_job_; }
   // A config that differs from the first in its mesh and batch.micro_sequences at most.

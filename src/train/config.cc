@@ -82,9 +82,13 @@ void check_axes(const TrainConfig& c) {
   require(c.batch.micro_sequences >= 0, "batch.micro_sequences", "must be 0 (all at once) or more");
 }
 
-void check(const TrainConfig& c) {
+void check_numbers(const TrainConfig& c) {
   NumberCheck numbers;
   TrainConfig(c).fields(numbers);
+}
+
+void check(const TrainConfig& c) {
+  check_numbers(c);
   store::check_name(c.name).value_or_throw("name");
   const auto& family = c.model.family;
   require(family == "llama" || family == "mistral" || family == "qwen2" || family == "qwen3", "model.family",

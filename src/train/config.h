@@ -169,6 +169,8 @@ struct TrainConfig {
 
 // UserError for numbers that do not fit together.
 void check(const TrainConfig& config);
+// Its part that asks of each number alone whether it can be computed with.
+void check_numbers(const TrainConfig& config);
 // Its part that differs from mesh to mesh of the same job.
 void check_axes(const TrainConfig& config);
 

@@ -122,11 +122,11 @@ std::vector<std::string> overrides(const TrainConfig& config, const PlanMesh& me
 }
 
 Recompute choose_recompute(const TrainConfig& config, const model::DecoderConfig& decoder,
-                           double available_bytes) {
+                           double available_bytes, int64_t machines) {
   if (config.recompute != Recompute::kAuto) return config.recompute;
-  const int64_t hosts = config.mesh.num_hosts(), per_host = (config.mesh.workers() + hosts - 1) / hosts;
+  const int64_t on_each = (config.mesh.workers() + machines - 1) / machines;
   Planner planner(job_of(config, decoder),
-                  this_host(std::max(available_bytes / static_cast<double>(per_host), 1.0)));
+                  this_host(std::max(available_bytes / static_cast<double>(on_each), 1.0)));
   return planner.least_recompute(mesh_of(config));
 }
 

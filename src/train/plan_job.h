@@ -27,9 +27,9 @@ void set_mesh(TrainConfig& config, const PlanMesh& mesh);
 std::vector<std::string> overrides(const TrainConfig& config, const PlanMesh& mesh);
 
 // config.recompute; where that is auto, the least with which the workers fit into `available_bytes` of each
-// host.
+// of so many machines.
 Recompute choose_recompute(const TrainConfig& config, const model::DecoderConfig& decoder,
-                           double available_bytes);
+                           double available_bytes, int64_t machines);
 
 // Why the workers of this config do not fit into `available_bytes` of one host, and what would make them
 // fit; nothing where they do. What `flywheel train` asks before it starts anything.

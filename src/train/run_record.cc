@@ -30,14 +30,32 @@ bool is_under_way(const RunInfo& info) {
   return info.status == RunStatus::kRunning || runtime::run_is_locked(folder_of(info.id), kPatienceMs);
 }
 
+std::string without_mesh(const std::string& config) {
+  YAML::Node root = YAML::Load(config);
+  root.remove("mesh");
+  return YAML::Dump(root);
+}
+
 // The newest run with this very config that was left unfinished; "" without one.
 Result<std::string> unfinished_run(Store& store, const std::string& name, const std::string& config) {
   ASSIGN_OR_RETURN(const std::vector<RunInfo> known, store.list_runs({.name = name, .kind = "train"}));
+  std::string on_another_mesh;
   for (const RunInfo& info : known) {
-    if (info.status == RunStatus::kFinished || info.config != config) continue;
+    if (info.status == RunStatus::kFinished) continue;
+    if (info.config != config) {
+      if (on_another_mesh.empty() && without_mesh(info.config) == without_mesh(config))
+        on_another_mesh = info.id;
+      continue;
+    }
     if (!is_under_way(info)) return info.id;
     LOG_INFO("run {} with this very config is under way (process {} on {}); it is left alone", info.id,
              info.pid, info.host);
+  }
+  if (!on_another_mesh.empty()) {
+    LOG_WARN(
+        "a run keeps its mesh: this is a new one. {}, left unfinished, differs from it in mesh alone; "
+        "`flywheel train --resume {}` goes on with it",
+        on_another_mesh, on_another_mesh);
   }
   return std::string();
 }

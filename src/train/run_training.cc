@@ -10,7 +10,9 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "model/decoder.h"
+#include "runtime/collectives.h"
 #include "train/can_train.h"
+#include "train/hosts.h"
 #include "train/inputs.h"
 #include "train/meter.h"
 #include "train/metrics.h"
@@ -110,8 +112,12 @@ class Program {
     if (log_is_there && path_exists(path)) {
       ASSIGN_OR_RETURN(const std::string text, read_file(path));
       ASSIGN_OR_RETURN(const Json json, parse_json(text));
-      return Start{json.value("state", std::string()), json.value("step", int64_t{0}),
-                   static_cast<Recompute>(json.value("recompute", static_cast<int>(config_.recompute)))};
+      Start start{json.value("state", std::string()), json.value("step", int64_t{0}), config_.recompute};
+      const std::string recompute = json.value("recompute", std::string());
+      for (const auto& [name, value] : ConfigEnum<Recompute>::names) {
+        if (recompute == name) start.recompute = value;
+      }
+      return start;
     }
     Start start;
     ASSIGN_OR_RETURN(const RunRecord::Found found, record_.newest_checkpoint(config_.steps));
@@ -119,13 +125,13 @@ class Program {
       start = {found.folder + "/trainer.state", found.step};
       LOG_INFO("run {} goes on from its checkpoint of step {}", report_.run, start.step);
     }
-    start.recompute = choose_recompute(config_, inputs_.decoder, available_memory_bytes());
+    start.recompute =
+        choose_recompute(config_, inputs_.decoder, available_memory_bytes(), count_machines(cluster_));
     if (config_.recompute == Recompute::kAuto)
       LOG_INFO("run {}: recompute: auto is {} here", report_.run, config_name(start.recompute));
-    RETURN_IF_ERROR(write_file(
-        path,
-        Json{{"state", start.state}, {"step", start.step}, {"recompute", static_cast<int>(start.recompute)}}
-            .dump()));
+    const Json json = {
+        {"state", start.state}, {"step", start.step}, {"recompute", config_name(start.recompute)}};
+    RETURN_IF_ERROR(write_file(path, json.dump()));
     return start;
   }
 
@@ -406,6 +412,8 @@ class Program {
 Result<TrainReport> run_training(const TrainConfig& as_given, const TrainOptions& options,
                                  const TrainHooks& hooks) {
   check(as_given);
+  if (as_given.mesh.workers() > runtime::kMostRanks)
+    throw UserError("mesh", fmt::format("at most {} workers can be in a run", runtime::kMostRanks));
   runtime::Cluster cluster = options.cluster ? *options.cluster : find_hosts(as_given.mesh);
   ASSIGN_OR_RETURN(Store store, Store::open());
   ASSIGN_OR_RETURN(Inputs inputs, find_inputs(store, as_given));
