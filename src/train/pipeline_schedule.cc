@@ -182,6 +182,13 @@ int64_t max_live(ScheduleKind kind, PipelineSize size, int worker) {
   return std::min(all, forwards_ahead(kind, size, worker) + 1 + waiting);
 }
 
+int64_t max_waiting(ScheduleKind kind, PipelineSize size, int worker) {
+  size = filled(kind, size);
+  if (!splits(kind)) return 0;
+  const int64_t before = kind == ScheduleKind::kZeroBubbleV ? 2 * worker : worker;
+  return std::min(size.microbatches * size.chunks, before + 1);
+}
+
 double bubble_formula(ScheduleKind kind, PipelineSize size) {
   size = filled(kind, size);
   const double fill =

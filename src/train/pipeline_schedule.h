@@ -98,6 +98,9 @@ Result<void> check(const PipelineSchedule& schedule);
 // Forwards of one chunk that are live at once on a worker, at most: counted, and what the kind promises.
 std::vector<int64_t> peak_live(const PipelineSchedule& schedule);
 int64_t max_live(ScheduleKind kind, PipelineSize size, int worker);
+// Of them those whose backward is done or under way and whose weight action is not, at most; 0 where a
+// backward makes both gradients.
+int64_t max_waiting(ScheduleKind kind, PipelineSize size, int worker);
 
 // Idle time over work, by the formulas of the papers: (p-1)/m, (p-1)/(v m), and for the zero-bubble kinds
 // with forward, backward and weight of equal cost (p-1)/(3 v m) and 0. Of the longest worker's time from its

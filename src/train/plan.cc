@@ -188,9 +188,8 @@ Estimate Planner::State::estimate(const PlanMesh& asked) {
       seconds += idle_seconds(mesh, time) +
                  2 * static_cast<double>(mesh.pipeline * mesh.chunks - 1) * send_seconds(job, machine, mesh);
     }
-    for (const AxisTraffic& axis : traffic_of(job, machine, mesh, group.load, time)) {
-      if (axis.axis == "data") seconds += axis.exposed_seconds;
-    }
+    for (const AxisTraffic& axis : traffic_of(job, machine, mesh, group.load, time))
+      seconds += axis.once_seconds;
     seconds += optimizer_seconds(job, machine, mesh, group.load);
     e.step_seconds = std::max(e.step_seconds, seconds);
   }
@@ -262,9 +261,7 @@ Prediction Planner::predict(const PlanMesh& given) {
     p.bubble = std::max(0.0, 1 - work / pipeline_seconds);
   }
   p.step_seconds = pipeline_seconds + p.optimizer_seconds;
-  for (const AxisTraffic& axis : p.traffic) {
-    if (axis.axis == "data") p.step_seconds += axis.exposed_seconds;
-  }
+  for (const AxisTraffic& axis : p.traffic) p.step_seconds += axis.once_seconds;
   const auto tokens = static_cast<double>(s.job.sequences() * s.job.model.length);
   p.flop = tokens * s.job.model.flop_per_token();
   p.tokens_per_second = tokens / p.step_seconds;

@@ -80,6 +80,7 @@ struct AxisTraffic {
   double bytes = 0;            // sent by a worker in a step
   double seconds = 0;          // that takes
   double exposed_seconds = 0;  // of them: nothing else goes on
+  double once_seconds = 0;     // of those: not part of what micro-batches take, but once a step beside them
   bool crosses_hosts = false;
 };
 

@@ -61,6 +61,17 @@ Batch batch_of(const Job& job, const PlanMesh& mesh);
 MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMesh& mesh, const Load& load,
                        int worker);
 
+// Of a tied matrix that lies with the first stage and, on another worker, with the last: the bytes of its
+// gradient that the two send each other at the end of a step. 0 where there is no such matrix.
+double tied_bytes(const Job& job, const MachineSpec& machine, const PlanMesh& mesh, const Load& load);
+
+// Matrices cut over the tensor axis whose optimizer needs the whole (optimizer.cc): the floats that a step
+// sums over the ranks to put them together, and the most of them and of their step's that are there at once.
+struct WholeMatrices {
+  double summed = 0, at_once = 0;
+};
+WholeMatrices whole_matrices(const Job& job, const PlanMesh& mesh, const Load& load);
+
 // Seconds and bytes of one micro-batch through a load.
 struct LoadTime {
   double forward = 0, backward = 0, weight = 0;  // with what of communication is exposed
@@ -74,6 +85,8 @@ struct Link {
   double bytes_per_second = 0, latency_seconds = 0;
   bool crosses_hosts = false;
 };
+// Whether groups of so many neighbouring ranks each lie in one host, whichever they are.
+bool within_hosts(const MachineSpec& machine, int64_t ranks);
 enum class AxisName { kTensor, kContext, kExpert, kData, kPipeline };
 Link link_of(const MachineSpec& machine, const PlanMesh& mesh, AxisName axis);
 

@@ -106,6 +106,53 @@ double cpu_bucket_bytes(const Job& job, const PlanMesh& mesh, const Load& load, 
   return std::max({turn, first - activations, amid - freed});
 }
 
+// Chunks of micro-batches that a worker has at once; of them, those whose weights' gradients wait.
+struct InFlight {
+  double chunks = 1, waiting = 0;
+};
+InFlight in_flight(const PlanMesh& mesh, int64_t microbatches, int worker) {
+  if (mesh.pipeline == 1) return {};
+  const PipelineSize size{static_cast<int>(mesh.pipeline), microbatches, mesh.chunks};
+  return {.chunks = static_cast<double>(max_live(mesh.schedule, size, worker)),
+          .waiting = static_cast<double>(max_waiting(mesh.schedule, size, worker))};
+}
+
+// Bytes a token: what all chunks of a worker keep of a micro-batch, what they keep of one that waits for its
+// weights' gradients, and what is there beside these while a layer is computed.
+struct Activations {
+  double kept = 0, waiting = 0, at_once = 0;
+};
+Activations activations_of(const Job& job, const MachineSpec& machine, const PlanMesh& mesh, const Load& load,
+                           const StateBytes& bytes, bool splits) {
+  const double shared = keeps_rounded(job, machine) ? load.kept.shared_inputs * bytes.value : 0;
+  Activations a;
+  a.kept = kept_bytes(load.kept, mesh.recompute, bytes) + shared;
+  // Inputs of all products and the gradients of their outputs: as many values as are kept where nothing is
+  // recomputed, also where something was.
+  a.waiting = kept_bytes(load.kept, Recompute::kNone, bytes) + shared;
+  a.at_once = load.scratch_width * bytes.value;
+  if (mesh.recompute == Recompute::kFull) {
+    // The head's gradient, and the block at hand as if nothing were recomputed.
+    a.kept = load.input_width * bytes.stream;
+    if (load.head) a.kept += 2 * static_cast<double>(job.model.hidden) * bytes.value;
+    if (splits) return a;  // the block at hand is one of a chunk that is counted whole
+    a.at_once += load.block_kept_width * bytes.value;
+    if (load.layers > 0) a.at_once += shared / static_cast<double>(load.layers);
+  } else if (mesh.recompute == Recompute::kSelective && !splits) {
+    a.at_once += load.block_again_width * bytes.value;
+  }
+  return a;
+}
+
+// Bytes a token between the stages on CPUs: each chunk's output until its backward, and what comes, goes and
+// is copied meanwhile.
+double cpu_between_stages(const Job& job, const PlanMesh& mesh, const Load& load, const StateBytes& bytes,
+                          const InFlight& flight) {
+  if (mesh.pipeline == 1) return 0;
+  const double outputs = load.head && mesh.chunks == 1 ? 0 : flight.chunks;  // the last stage's is the loss
+  return (outputs + 3) * stream_width(job, mesh) * bytes.stream;
+}
+
 }  // namespace
 
 double stream_width(const Job& job, const PlanMesh& mesh) {
@@ -166,27 +213,11 @@ MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMes
                       .gradients = held(2) * bytes.gradient,
                       .optimizer = held(1) * bytes.optimizer};
 
-  // Micro-batches in flight: what each keeps of one chunk, as many chunks as the schedule has live.
-  const auto live =
-      static_cast<double>(mesh.pipeline == 1
-                              ? 1
-                              : max_live(mesh.schedule,
-                                         {static_cast<int>(mesh.pipeline), batch.microbatches, mesh.chunks},
-                                         worker)) /
-      (mesh.pipeline == 1 ? 1 : mesh.chunks);
-  double kept = kept_bytes(load.kept, mesh.recompute, bytes), at_once = load.scratch_width * bytes.value;
-  if (keeps_rounded(job, machine)) kept += load.kept.shared_inputs * bytes.value;
-  if (mesh.recompute == Recompute::kFull) {
-    // The head's gradient, and the block at hand as if nothing were recomputed.
-    const double head = load.head ? 2 * static_cast<double>(job.model.hidden) * bytes.value : 0;
-    kept = load.input_width * bytes.stream + head;
-    at_once += load.block_kept_width * bytes.value;
-    if (keeps_rounded(job, machine) && load.layers > 0)
-      at_once += load.kept.shared_inputs / static_cast<double>(load.layers) * bytes.value;
-  } else if (mesh.recompute == Recompute::kSelective) {
-    at_once += load.block_again_width * bytes.value;
-  }
-  memory.activations = (kept * live + at_once) * batch.tokens;
+  const InFlight flight = in_flight(mesh, batch.microbatches, worker);
+  const Activations a = activations_of(job, machine, mesh, load, bytes, flight.waiting > 0);
+  const double chunks = mesh.pipeline == 1 ? 1 : mesh.chunks;
+  const double kept = a.kept * (flight.chunks - flight.waiting) + a.waiting * flight.waiting;
+  memory.activations = (kept / chunks + a.at_once) * batch.tokens;
 
   if (cpu) {
     if (mesh.zero < 3) {
@@ -195,14 +226,19 @@ MemoryByKind memory_of(const Job& job, const MachineSpec& machine, const PlanMes
       const double rows = mesh.zero > 0 && f32 ? bytes.weight : bytes.rows;
       if (load.embedding) memory.buffers += rows * load.vocab * static_cast<double>(job.model.hidden);
     }
-    const double freed = load.layers > 0 ? kept * batch.tokens / static_cast<double>(load.layers) : 0;
+    const double freed = load.layers > 0 ? a.kept * batch.tokens / static_cast<double>(load.layers) : 0;
     memory.buffers += cpu_bucket_bytes(job, mesh, load, bytes, memory.activations, freed);
     memory.buffers += cpu_scratch_bytes(job, load, batch);
+    memory.buffers += cpu_between_stages(job, mesh, load, bytes, flight) * batch.tokens;
     if (keeps_rounded(job, machine)) memory.buffers += 4 * largest_rounded(job, load);
   } else {
     memory.buffers = load.multiplied_parameters * bytes.packed;
     memory.buffers += gpu_buffer_bytes(job, mesh, load, batch, bytes, memory.gradients);
   }
+  // When the micro-batches are done and their activations gone.
+  const double theirs = load.embedding != load.head ? tied_bytes(job, machine, mesh, load) : 0;
+  const double whole = 4 * whole_matrices(job, mesh, load).at_once;
+  memory.activations = std::max({memory.activations, theirs, whole});
   return memory;
 }
 

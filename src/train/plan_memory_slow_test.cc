@@ -126,7 +126,10 @@ TEST(PlanMemory, TrainersTakeWhatIsForetold) {
     double ema_decay = 0;
     int64_t data = 1, zero = 0, group = 0, tensor = 1;
     bool sequence_parallel = false;
+    int64_t pipeline = 1;
+    ScheduleKind schedule = ScheduleKind::kOneForwardOneBackward;
   };
+  using enum ScheduleKind;
   constexpr OptimizerType kAdamW = OptimizerType::kAdamW;
   using enum Recompute;
   const std::vector<Case> cases = {
@@ -155,30 +158,53 @@ TEST(PlanMemory, TrainersTakeWhatIsForetold) {
       Case{384, 8, 2048, 8, 128, 1, false, Precision::kBF16, kFull, OptimizerType::kLion, 0, 4, 3, 2},
       Case{512, 4, 4096, 4, 256, 0, true, Precision::kBF16, kNone, kAdamW, 0, 1, 0, 0, 2, true},
       Case{512, 4, 4096, 4, 256, 0, true, Precision::kF32, kSelective, kAdamW, 0, 1, 0, 0, 2, false},
-      Case{512, 4, 4096, 4, 256, 0, false, Precision::kBF16, kFull, kAdamW, 0, 1, 0, 0, 2, true}};
+      Case{512, 4, 4096, 4, 256, 0, false, Precision::kBF16, kFull, kAdamW, 0, 1, 0, 0, 2, true},
+      // Cut over tensor ranks, and put together for their step.
+      Case{512, 4, 4096, 2, 64, 1, true, Precision::kBF16, kNone, OptimizerType::kMuon, 0, 1, 0, 0, 2},
+      Case{512, 4, 8192, 2, 64, 1, true, Precision::kF32, kNone, OptimizerType::kAdafactor, 0, 1, 0, 0, 2},
+      // Pipelines: what is live, what waits for its weights' gradients, what passes between stages.
+      Case{256, 8, 2048, 32, 256, 4, false, Precision::kBF16, kNone, kAdamW, 0, 1, 0, 0, 1, false, 2},
+      Case{256, 8, 2048, 32, 256, 4, false, Precision::kBF16, kFull, kAdamW, 0, 1, 0, 0, 1, false, 2},
+      Case{256, 8, 2048, 32, 256, 4, false, Precision::kF32, kNone, kAdamW, 0, 1, 0, 0, 1, false, 2, kGPipe},
+      Case{256, 8, 2048, 32, 256, 4, true, Precision::kF32, kFull, kAdamW, 0, 1, 0, 0, 1, false, 2, kGPipe},
+      Case{256, 8, 2048, 32, 256, 4, false, Precision::kBF16, kNone, kAdamW, 0, 1, 0, 0, 1, false, 2,
+           kZeroBubbleH1},
+      Case{256, 8, 2048, 32, 256, 4, false, Precision::kBF16, kSelective, kAdamW, 0, 1, 0, 0, 1, false, 2,
+           kZeroBubbleH1},
+      Case{256, 8, 2048, 32, 256, 4, false, Precision::kBF16, kFull, kAdamW, 0, 1, 0, 0, 1, false, 2,
+           kZeroBubbleH1},
+      Case{256, 8, 2048, 32, 256, 4, false, Precision::kF32, kFull, kAdamW, 0, 1, 0, 0, 1, false, 2,
+           kZeroBubbleV},
+      Case{512, 8, 1024, 16, 64, 2, false, Precision::kBF16, kNone, kAdamW, 0, 2, 2, 0, 1, false, 2,
+           kZeroBubbleH1},
+      Case{512, 8, 1024, 16, 64, 2, false, Precision::kBF16, kFull, kAdamW, 0, 2, 3, 0, 1, false, 2,
+           kZeroBubbleV}};
   // Each run takes every third, beginning with another one: all of them take a minute.
   for (size_t i = std::random_device{}() % 3; i < cases.size(); i += 3) {
     const Case& c = cases[i];
     TrainConfig config;
     config.mesh.data = c.data, config.mesh.zero = c.zero, config.mesh.zero_group = c.group;
     config.mesh.tensor = c.tensor, config.mesh.sequence_parallel = c.sequence_parallel;
+    config.mesh.pipeline = c.pipeline, config.mesh.schedule = c.schedule;
     config.precision = c.precision, config.recompute = c.recompute;
     config.optimizer.type = c.optimizer, config.optimizer.ema_decay = c.ema_decay;
     config.batch = {.sequences = c.sequences, .length = c.length, .micro_sequences = c.micro};
     const model::DecoderConfig decoder = decoder_config(c.hidden, c.layers, c.vocab, c.tied);
     const double measured = measured_bytes(config, decoder).peak;
     Planner planner(job_of(config, decoder), house());
-    const MemoryByKind m = planner.predict(mesh_of(config)).memory;
+    const PlanMesh mesh = mesh_of(config);
+    const MemoryByKind m = planner.predict(mesh).memory;
+    const double foretold = planner.bytes_of_all(mesh) / static_cast<double>(mesh.world());
     std::printf(
-        "hidden %ld layers %ld batch %ldx%ld %s %s recompute %s data %ld tensor %ld zero %ld: measured %.1f "
-        "MB, foretold %.1f "
-        "(%+.1f%%): parameters "
-        "%.1f gradients %.1f optimizer %.1f activations %.1f buffers %.1f\n",
+        "hidden %ld layers %ld batch %ldx%ld %s %s %s: measured %.1f MB, foretold %.1f (%+.1f%%); the "
+        "fullest: "
+        "parameters %.1f gradients %.1f optimizer %.1f activations %.1f buffers %.1f\n",
         c.hidden, c.layers, c.sequences, c.length, config_name(c.precision), config_name(c.optimizer),
-        config_name(c.recompute), c.data, c.tensor, c.zero, measured / 1e6, m.total() / 1e6,
-        100 * (m.total() / measured - 1), m.parameters / 1e6, m.gradients / 1e6, m.optimizer / 1e6,
-        m.activations / 1e6, m.buffers / 1e6);
-    EXPECT_NEAR(m.total() / measured, 1, 0.05);
+        mesh.text().c_str(), measured / 1e6, foretold / 1e6, 100 * (foretold / measured - 1),
+        m.parameters / 1e6, m.gradients / 1e6, m.optimizer / 1e6, m.activations / 1e6, m.buffers / 1e6);
+    EXPECT_GT(foretold / measured, 0.95);
+    // What is measured is the most of all workers at one time; those of a pipeline have theirs at several.
+    EXPECT_LT(foretold / measured, c.pipeline > 1 ? 1.15 : 1.05);
   }
 }
 

@@ -29,7 +29,8 @@ double complexity(const PlanMesh& mesh) {
 // ZeRO's stages over all of the data axis and over the replicas of one host.
 std::vector<PlanMesh> sharings(Planner::State& state, PlanMesh mesh) {
   std::vector<PlanMesh> all;
-  const int64_t in_host = state.machine.devices_per_host / mesh.tensor;
+  const int64_t in_host =
+      within_hosts(state.machine, mesh.tensor) ? state.machine.devices_per_host / mesh.tensor : 0;
   for (const int64_t group : {int64_t{0}, in_host}) {
     const bool splits = group > 1 && group < mesh.data && mesh.data % group == 0;
     if (group > 0 && !splits) continue;

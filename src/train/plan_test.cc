@@ -12,6 +12,7 @@
 #include "train/plan_internal.h"
 #include "train/plan_job.h"
 #include "train/plan_text.h"
+#include "train/run_training.h"
 
 namespace flywheel::train {
 namespace {
@@ -159,6 +160,138 @@ TEST(Plan, TrafficIsTheVolumeOfTheCollectives) {
   EXPECT_NEAR(bytes({.data = 1024, .context = 4, .micro_sequences = 1}, "context"),
               3 * 32 * 3 * 1024.0 * 2 * 1024 * 2, 1e3);
   EXPECT_NEAR(bytes({.data = 1024, .pipeline = 2, .micro_sequences = 1}, "pipeline"), 2 * stream, 1e3);
+}
+
+AxisTraffic traffic_on(const Planner& planner, const PlanMesh& mesh, const std::string& axis) {
+  const Load load = first_load(planner, mesh);
+  const LoadTime time = time_of(planner.job(), planner.machine(), mesh, load);
+  for (const AxisTraffic& t : traffic_of(planner.job(), planner.machine(), mesh, load, time)) {
+    if (t.axis == axis) return t;
+  }
+  return {};
+}
+
+// The first stage and the last send each other what they added to its gradient, when all else is done.
+TEST(Plan, ATiedMatrixOfTwoStagesIsSentAndHasABuffer) {
+  model::DecoderConfig tied = k8B;
+  tied.tied_embeddings = true;
+  Planner one = planner_of(k8B, 64, 4096), two = planner_of(tied, 64, 4096);
+  const double matrix = 128256.0 * 4096 * 2;  // bytes of gradients on GPUs
+  PlanMesh mesh{.data = 2, .pipeline = 2, .micro_sequences = 1};
+  const auto more = [&](const PlanMesh& m) {
+    return traffic_on(two, m, "pipeline").bytes - traffic_on(one, m, "pipeline").bytes;
+  };
+  EXPECT_NEAR(more(mesh), matrix, 1e3);
+  EXPECT_NEAR(traffic_on(two, mesh, "pipeline").once_seconds, matrix / 450e9, 1e-4);
+  mesh.tensor = 2, mesh.zero = 1;  // its share of a part
+  EXPECT_NEAR(more(mesh), matrix / 4, 1e3);
+  mesh.schedule = ScheduleKind::kZeroBubbleV, mesh.chunks = 2;  // both on one worker
+  EXPECT_EQ(more(mesh), 0);
+  // Where activations are few, the buffer is more than they are.
+  PlanMesh many{.pipeline = 34, .micro_sequences = 1, .recompute = Recompute::kFull};
+  Planner few = planner_of(tied, 64, 16);
+  EXPECT_NEAR(first_memory(few, many).activations, matrix, 1e3);
+}
+
+// Weights, gradients and momentum of each layer's matrices, summed in f32 over the ranks that have parts.
+TEST(Plan, MatricesThatAreCutAreSummedForTheirOptimizer) {
+  TrainConfig config;
+  config.batch = {.sequences = 64, .length = 4096};
+  const PlanMesh mesh{.tensor = 4, .micro_sequences = 1};
+  const Planner adamw(job_of(config, k8B), machine("h200"));
+  config.optimizer.type = OptimizerType::kMuon;
+  const Planner muon(job_of(config, k8B), machine("h200"));
+  config.optimizer.type = OptimizerType::kAdafactor;
+  const Planner adafactor(job_of(config, k8B), machine("h200"));
+  const double table = 128256.0 * 4096, norms = 65 * 4096;
+  const auto P = static_cast<double>(adamw.job().model.parameters());
+  const auto more = [&](const Planner& planner) {
+    return traffic_on(planner, mesh, "tensor").bytes - traffic_on(adamw, mesh, "tensor").bytes;
+  };
+  EXPECT_NEAR(more(muon) / (2 * 3.0 / 4 * 3 * 4 * (P - norms - 2 * table)), 1, 1e-9);
+  EXPECT_NEAR(more(adafactor) / (2 * 3.0 / 4 * 2 * 4 * (P - norms)), 1, 1e-9);
+  EXPECT_GT(traffic_on(muon, mesh, "tensor").once_seconds, 0);
+  EXPECT_EQ(traffic_on(adamw, mesh, "tensor").once_seconds, 0);
+  PlanMesh little = mesh;
+  little.recompute = Recompute::kFull;
+  config.batch.length = 16;
+  const Planner few(job_of(config, k8B), machine("h200"));
+  EXPECT_NEAR(first_memory(few, little).activations, 4 * 4 * table, 1e3);  // all of the embedding at once
+}
+
+TEST(Plan, GroupsThatLieAcrossHostsHaveTheNetworksLinks) {
+  MachineSpec eight = machine("h200");
+  const auto crosses = [&](int64_t data, int64_t tensor, AxisName axis) {
+    return link_of(eight, {.data = data, .tensor = tensor}, axis).crosses_hosts;
+  };
+  EXPECT_FALSE(crosses(1, 8, AxisName::kTensor));
+  EXPECT_FALSE(crosses(4, 4, AxisName::kTensor));
+  EXPECT_FALSE(crosses(2, 3, AxisName::kTensor));  // one host has all
+  EXPECT_TRUE(crosses(8, 3, AxisName::kTensor));   // ranks 6, 7 and 8
+  EXPECT_FALSE(crosses(2, 4, AxisName::kData));
+  EXPECT_TRUE(crosses(3, 4, AxisName::kData));
+  EXPECT_EQ(link_of(eight, {.data = 8, .tensor = 3}, AxisName::kTensor).bytes_per_second, 50e9);
+}
+
+// A zero-bubble schedule keeps inputs and gradients of all products until the weights' gradients are made,
+// whatever is recomputed.
+TEST(Plan, RecomputationSavesNothingOfWhatWaitsForItsWeights) {
+  Planner planner = planner_of(k8B, 64, 4096);
+  const auto activations = [&](ScheduleKind kind, Recompute recompute, int worker) {
+    PlanMesh mesh{.pipeline = 4, .schedule = kind, .chunks = least_chunks(kind), .micro_sequences = 1};
+    mesh.recompute = recompute;
+    const ModelCost& cost = planner.job().model;
+    const Stages stages = cut_stages(cost, cost, kind, 4, mesh.chunks);
+    return memory_of(planner.job(), planner.machine(), mesh, stages.workers[static_cast<size_t>(worker)],
+                     worker)
+        .activations;
+  };
+  using enum ScheduleKind;
+  for (int worker = 0; worker < 4; ++worker) {
+    for (const ScheduleKind kind : {kZeroBubbleH1, kZeroBubbleV}) {
+      const double none = activations(kind, Recompute::kNone, worker);
+      const double full = activations(kind, Recompute::kFull, worker);
+      const double waiting = kind == kZeroBubbleH1 ? (worker + 1) / 4.0 : (2 * worker + 1) / 8.0;
+      EXPECT_GE(full, waiting * none * 0.999999) << worker;
+      EXPECT_LE(full, none) << worker;
+    }
+    EXPECT_LT(activations(kOneForwardOneBackward, Recompute::kFull, worker),
+              activations(kOneForwardOneBackward, Recompute::kNone, worker) / 2);
+  }
+}
+
+// Workers of several machines share the memory of each, however these were found.
+TEST(Plan, RecomputeAutoCountsTheMachines) {
+  TrainConfig config;
+  config.model.hidden_size = 512, config.model.num_layers = 8, config.model.vocab_size = 8192;
+  config.batch = {.sequences = 64, .length = 512};
+  config.mesh.data = 4, config.recompute = Recompute::kAuto;
+  const model::DecoderConfig decoder = decoder_to_plan(config, "");
+  Planner planner(job_of(config, decoder), {.name = "test",
+                                            .kind = DeviceKind::kCpu,
+                                            .f32_tflops = 1,
+                                            .bf16_tflops = 1,
+                                            .memory_gb = 1000,
+                                            .memory_gb_s = 1});
+  PlanMesh mesh = mesh_of(config);
+  mesh.recompute = Recompute::kNone;
+  const double two_workers = 2.01 * planner.predict(mesh).memory.total();
+  EXPECT_EQ(choose_recompute(config, decoder, two_workers, 2), Recompute::kNone);
+  EXPECT_EQ(choose_recompute(config, decoder, 2 * two_workers, 1), Recompute::kNone);
+  EXPECT_NE(choose_recompute(config, decoder, two_workers, 1), Recompute::kNone);
+}
+
+// A larger world can be planned.
+TEST(Plan, ARunHasAsManyWorkersAsAGroupHasRanks) {
+  TrainConfig config;
+  config.data.train = "x";
+  config.mesh.data = 2048, config.batch.sequences = 2048;
+  try {
+    (void)run_training(config, {}, {});
+    ADD_FAILURE() << "2048 workers";
+  } catch (const UserError& error) {
+    EXPECT_STREQ(error.what(), "mesh: at most 2047 workers can be in a run");
+  }
 }
 
 TEST(Plan, FitsInUnderASecondForAnyWorld) {
@@ -336,6 +469,10 @@ TrainConfig any_config(Philox& rng) {
   const auto& types = ConfigEnum<OptimizerType>::names;
   c.optimizer.type = types[rng.below(types.size())].second;
   if (rng.below(16) == 0) c.optimizer.lr = -1;
+  constexpr int64_t kTooMuch = 3'000'000'000;
+  if (rng.below(32) == 0) c.mesh.bucket_values = kTooMuch;
+  if (rng.below(32) == 0) c.batch.micro_sequences = kTooMuch;
+  if (rng.below(32) == 0) c.mesh.chunks = (int64_t{1} << 32) + 1;  // 1, if it were cut off
   if (rng.below(16) == 0) c.steps = 0;
   return c;
 }
@@ -377,9 +514,10 @@ TEST(Plan, ItsVerdictIsTheTrainers) {
     ++said[plan.substr(0, plan.find(':'))];
   }
   EXPECT_GT(said[""], 100);  // it runs
-  for (const char* key : {"mesh.data", "mesh.tensor", "mesh.pipeline", "mesh.schedule", "mesh.hosts",
-                          "mesh.zero", "mesh.zero_group", "batch.length", "mesh.sequence_parallel",
-                          "batch.micro_sequences", "batch.sequences", "optimizer.lr"}) {
+  for (const char* key :
+       {"mesh.data", "mesh.tensor", "mesh.pipeline", "mesh.schedule", "mesh.hosts", "mesh.zero",
+        "mesh.zero_group", "batch.length", "mesh.sequence_parallel", "batch.micro_sequences",
+        "batch.sequences", "optimizer.lr", "mesh.bucket_values", "mesh.chunks"}) {
     EXPECT_GT(said[key], 0) << key;
   }
 }

@@ -44,7 +44,7 @@ struct Ring {
 
 // All-gather or reduce-scatter of `bytes` (the whole) over n members.
 Ring gather(const Link& link, double bytes, int64_t n) {
-  if (n == 1) return {};
+  if (n == 1 || bytes == 0) return {};
   const auto hops = static_cast<double>(n - 1);
   const double sent = bytes * hops / static_cast<double>(n);
   return {sent, sent / link.bytes_per_second + std::min(hops, 64.0) * link.latency_seconds};
@@ -82,6 +82,10 @@ LayerTraffic forward_traffic(const Job& job, const MachineSpec& machine, const P
 
 }  // namespace
 
+bool within_hosts(const MachineSpec& machine, int64_t ranks) {
+  return machine.devices_per_host % ranks == 0;
+}
+
 double peak_flops(const Job& job, const MachineSpec& machine) {
   const bool in_f32 =
       machine.kind == DeviceKind::kCpu && job.config.precision != Precision::kBF16;  // train/rounding.h
@@ -100,12 +104,17 @@ double peak_flops(const Job& job, const MachineSpec& machine) {
 
 namespace {
 
-// Members `stride` ranks apart.
-Link link_over(const MachineSpec& machine, int64_t stride, int64_t size) {
+// `size` members `stride` ranks apart.
+Link link_over(const MachineSpec& machine, const PlanMesh& mesh, int64_t stride, int64_t size) {
   const int64_t host = machine.devices_per_host;
-  if (stride * size <= host) return {machine.host_gb_s * 1e9, machine.host_latency_us * 1e-6, false};
-  // Members in the same host share its adapters: each host's part goes through all of theirs at once.
-  const auto together = static_cast<double>(std::clamp<int64_t>(host / stride, 1, size));
+  const bool one_host = mesh.world() <= host;
+  if (one_host || within_hosts(machine, stride * size))
+    return {machine.host_gb_s * 1e9, machine.host_latency_us * 1e-6, false};
+  // Members in the same host share its adapters: each host's part goes through all of theirs at once. Of a
+  // group that lies across an edge of a host, though it is smaller, the part on one side may be a single
+  // member.
+  const int64_t beside = stride * size <= host ? 1 : host / stride;
+  const auto together = static_cast<double>(std::clamp<int64_t>(beside, 1, size));
   double rate = machine.network_gb_s * together;
   if (machine.host_gb_s > 0 && together > 1) rate = std::min(rate, machine.host_gb_s);
   return {rate * 1e9, machine.network_latency_us * 1e-6, true};
@@ -124,7 +133,7 @@ int64_t stride_of(const PlanMesh& mesh, AxisName axis) {
 }  // namespace
 
 Link link_of(const MachineSpec& machine, const PlanMesh& mesh, AxisName axis) {
-  Link link = link_over(machine, stride_of(mesh, axis), axis_size(mesh, axis));
+  Link link = link_over(machine, mesh, stride_of(mesh, axis), axis_size(mesh, axis));
   if (axis == AxisName::kPipeline && link.crosses_hosts) link.bytes_per_second = machine.network_gb_s * 1e9;
   return link;
 }
@@ -159,6 +168,32 @@ LoadTime time_of(const Job& job, const MachineSpec& machine, const PlanMesh& mes
   return time;
 }
 
+double tied_bytes(const Job& job, const MachineSpec& machine, const PlanMesh& mesh, const Load& load) {
+  // A V begins and ends on the same worker.
+  if (!job.model.tied || mesh.pipeline == 1 || mesh.schedule == ScheduleKind::kZeroBubbleV) return 0;
+  const double shares = mesh.zero > 0 ? static_cast<double>(mesh.sharing()) : 1;
+  return load.vocab * static_cast<double>(job.model.hidden) / shares * state_bytes(job, machine).gradient;
+}
+
+WholeMatrices whole_matrices(const Job& job, const PlanMesh& mesh, const Load& load) {
+  const OptimizerConfig& o = job.config.optimizer;
+  const bool muon = o.type == OptimizerType::kMuon;
+  if (mesh.tensor == 1 || (!muon && o.type != OptimizerType::kAdafactor)) return {};
+  const double table = load.vocab * static_cast<double>(job.model.hidden);
+  const double layers = load.multiplied_parameters - (load.head ? table : 0);
+  const double largest = load.layers > 0 ? load.largest_matrix : 0;
+  const auto ranks = static_cast<double>(mesh.tensor);
+  // Weights, gradients and a momentum. Muon leaves embedding and head to AdamW, and has working memory of its
+  // own (kernels/muon.cc): the direction, turned, the next one, squares, and what is packed of them.
+  if (muon) return {.summed = 3 * layers * ranks, .at_once = (3 + 5) * largest * ranks};
+  const bool one = job.model.tied && load.embedding && load.head;
+  const double tables = one ? 1 : static_cast<double>(load.embedding) + static_cast<double>(load.head);
+  const double momentum = o.adafactor.beta1 > 0 ? 1 : 0;
+  // The buffer has room for all state; rows and columns are kept by all ranks and stay where they are.
+  return {.summed = (2 + momentum) * (layers + tables * table) * ranks,
+          .at_once = (4 + momentum) * std::max(largest, tables > 0 ? table : 0) * ranks};
+}
+
 double send_seconds(const Job& job, const MachineSpec& machine, const PlanMesh& mesh) {
   if (mesh.pipeline == 1) return 0;
   const Link link = link_of(machine, mesh, AxisName::kPipeline);
@@ -176,33 +211,43 @@ std::vector<AxisTraffic> traffic_of(const Job& job, const MachineSpec& machine, 
   const LayerTraffic forward = forward_traffic(job, machine, mesh, load);
   const double again = mesh.recompute == Recompute::kFull ? 1 : 0;
   std::vector<AxisTraffic> all;
-  const auto add = [&](const char* name, AxisName axis, const Ring& ring, double exposed) {
-    all.push_back({name, axis_size(mesh, axis), ring.bytes, ring.seconds, std::max(0.0, exposed),
+  const auto add = [&](const char* name, AxisName axis, const Ring& ring, double exposed, double once) {
+    all.push_back({name, axis_size(mesh, axis), ring.bytes, ring.seconds, std::max(0.0, exposed), once,
                    link_of(machine, mesh, axis).crosses_hosts});
   };
   if (mesh.tensor > 1) {
     Ring ring = forward.tensor.times(1 + again);
     ring += forward.tensor_backward;
     ring = ring.times(micro);
-    add("tensor", AxisName::kTensor, ring, ring.seconds);
+    // The optimizer's: an all-reduce of the whole matrices.
+    const Ring whole = gather(link_of(machine, mesh, AxisName::kTensor),
+                              4 * whole_matrices(job, mesh, load).summed, mesh.tensor)
+                           .times(2);
+    ring += whole;
+    add("tensor", AxisName::kTensor, ring, ring.seconds, whole.seconds);
   }
   if (mesh.context > 1) {
     const double attention = batch.tokens * load.attention_flop / attention_flops(job, machine);
     const double exposed = std::max(0.0, forward.context.seconds - attention) +
                            std::max(0.0, 2 * forward.context.seconds - kAttentionBackward * attention);
-    add("context", AxisName::kContext, forward.context.times(3 * micro), exposed * micro);
+    add("context", AxisName::kContext, forward.context.times(3 * micro), exposed * micro, 0);
   }
   if (mesh.expert > 1) {
     const Ring ring = forward.expert.times((2 + again) * micro);
-    add("expert", AxisName::kExpert, ring, ring.seconds);
+    add("expert", AxisName::kExpert, ring, ring.seconds, 0);
   }
   if (mesh.pipeline > 1) {
     const double send = send_seconds(job, machine, mesh);
     const Link link = link_of(machine, mesh, AxisName::kPipeline);
     const double bytes = (send - link.latency_seconds) * link.bytes_per_second;
-    // Each chunk's output forward, each input's gradient back; exposed only while the pipeline fills.
-    add("pipeline", AxisName::kPipeline, {2 * micro * mesh.chunks * bytes, 2 * micro * mesh.chunks * send},
-        2 * static_cast<double>(mesh.pipeline - 1) * send);
+    // Each chunk's output forward, each input's gradient back; exposed only while the pipeline fills. After
+    // all else the gradient of a matrix that the first and the last stage share.
+    Ring ring = Ring{bytes, send}.times(2 * micro * mesh.chunks);
+    const double tied = tied_bytes(job, machine, mesh, load);
+    const double once = tied > 0 ? tied / link.bytes_per_second + link.latency_seconds : 0;
+    ring += {tied, once};
+    add("pipeline", AxisName::kPipeline, ring, 2 * static_cast<double>(mesh.pipeline - 1) * send + once,
+        once);
   }
   // Dense parts are replicated over data, expert and context together, experts over data and context. What
   // ZeRO partitions is shared in groups of replicas; the sums of groups are summed once more.
@@ -210,8 +255,8 @@ std::vector<AxisTraffic> traffic_of(const Job& job, const MachineSpec& machine, 
   if (replicas > 1) {
     const StateBytes bytes = state_bytes(job, machine);
     const int64_t sharing = mesh.zero > 0 ? mesh.sharing() : replicas, copies = replicas / sharing;
-    const Link all_link = link_over(machine, mesh.tensor, replicas);
-    const Link link = link_over(machine, mesh.tensor, sharing);
+    const Link all_link = link_over(machine, mesh, mesh.tensor, replicas);
+    const Link link = link_over(machine, mesh, mesh.tensor, sharing);
     const auto once = [&](double bytes_each) {
       Ring ring = gather(link, load.dense_parameters * bytes_each, sharing);
       if (load.expert_parameters > 0) {
@@ -223,7 +268,8 @@ std::vector<AxisTraffic> traffic_of(const Job& job, const MachineSpec& machine, 
     const Ring gradients = once(bytes.gradient), parameters = once(bytes.weight);
     const double share = (load.dense_parameters + load.expert_parameters) / static_cast<double>(sharing);
     const Ring between =
-        gather(link_over(machine, mesh.tensor * sharing, copies), share * bytes.gradient, copies).times(2);
+        gather(link_over(machine, mesh, mesh.tensor * sharing, copies), share * bytes.gradient, copies)
+            .times(2);
     Ring ring;
     double exposed = 0;
     const double hides = machine.overlap;
@@ -244,7 +290,7 @@ std::vector<AxisTraffic> traffic_of(const Job& job, const MachineSpec& machine, 
     }
     ring += between;
     exposed = std::max(0.0, exposed) + (copies > 1 ? between.seconds : 0);
-    add("data", AxisName::kData, ring, exposed);
+    add("data", AxisName::kData, ring, exposed, exposed);
     all.back().size = replicas;
     all.back().crosses_hosts = all_link.crosses_hosts;
   }
