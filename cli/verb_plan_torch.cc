@@ -50,7 +50,10 @@ PlanMesh parse_axes(const std::string& text) {
     if (axis == axes.end() || part.find('=') == std::string::npos) {
       throw UserError("--mesh", "\"" + part + "\" is no axis", "write --mesh data=8,pipeline=2,tensor=4");
     }
-    mesh.*(axis->second) = to_number("--mesh", part.substr(part.find('=') + 1));
+    const int64_t size = to_number("--mesh", part.substr(part.find('=') + 1));
+    mesh.*(axis->second) = std::min(size, train::kMostWorkers + 1);  // so that no product overflows
+    if (mesh.world() > train::kMostWorkers)
+      throw UserError("--mesh", fmt::format("at most {} workers", train::kMostWorkers));
     begin = end + 1;
   }
   return mesh;
@@ -59,7 +62,7 @@ PlanMesh parse_axes(const std::string& text) {
 struct Options {
   std::string file, model, machine, mesh, schedule, recompute, precision, optimizer, svg;
   std::vector<std::string> overrides;
-  int64_t world = 0, micro = 0, zero_group = 0;
+  int64_t world = 0, micro = 0, zero_group = -1;
   int zero = -1, chunks = 0;
   train::Experts experts;
   bool json = false;
@@ -77,7 +80,7 @@ PlanMesh mesh_asked(const Options& o, const train::TrainConfig& config) {
   if (o.micro != 0) mesh.micro_sequences = o.micro;
   if (o.zero >= 0) mesh.zero = o.zero;
   if (o.zero == 0) mesh.zero_group = 0;  // nothing is shared
-  if (o.zero_group > 0) mesh.zero_group = o.zero_group;
+  if (o.zero_group >= 0) mesh.zero_group = o.zero_group;
   if (!o.recompute.empty()) mesh.recompute = from_name<train::Recompute>("--recompute", o.recompute);
   const train::ScheduleKind before = mesh.schedule;
   if (!o.schedule.empty()) mesh.schedule = from_name<train::ScheduleKind>("--schedule", o.schedule);
@@ -102,7 +105,7 @@ void note_flags(const Options& o, ConfigPlaces& places) {
   note(!o.schedule.empty(), "--schedule", {"mesh.schedule"});
   note(o.chunks > 0, "--chunks", {"mesh.chunks"});
   note(o.zero >= 0, "--zero", {"mesh.zero"});
-  note(o.zero_group > 0, "--zero-group", {"mesh.zero_group"});
+  note(o.zero_group >= 0, "--zero-group", {"mesh.zero_group"});
   note(o.micro != 0, "--micro", {"batch.micro_sequences"});
   note(!o.recompute.empty(), "--recompute", {"recompute"});
   note(!o.precision.empty(), "--precision", {"precision"});
@@ -115,11 +118,17 @@ std::string as_flags(const std::vector<std::string>& overrides) {
   return text;
 }
 
-train::MachineSpec machine_of(const Options& options, int64_t world) {
-  if (options.machine.empty() || options.machine == "this") {
-    // Hosts like this one, a worker for each core at most.
+bool on_this_machine(const Options& options) {
+  return options.machine.empty() || options.machine == "this";
+}
+
+train::MachineSpec machine_of(const Options& options, const train::MeshConfig& mesh) {
+  if (on_this_machine(options)) {
     ThreadPool pool(usable_cores());
-    return train::measure_machine(std::min<int64_t>(world, usable_cores()), pool);
+    if (options.world > 0)  // of hosts like this one, a worker for each core at most
+      return train::measure_machine(std::min<int64_t>(options.world, usable_cores()), pool);
+    const int64_t hosts = mesh.num_hosts();
+    return train::measure_machine((mesh.workers() + hosts - 1) / hosts, pool);
   }
   if (path_exists(options.machine)) return train::load_machine(options.machine);
   return train::named_machine(options.machine).value_or_throw("--machine");
@@ -188,16 +197,27 @@ int plan_world(train::Planner& planner, const Options& options) {
 
 // One mesh that can run, as it is asked for.
 int plan_mesh(train::Planner& planner, const PlanMesh& mesh, const Options& options) {
-  const train::Prediction p = planner.predict(mesh);
+  const train::Job& job = planner.job();
+  train::Prediction p = planner.predict(mesh);
+  // Workers of one host share its memory: then the verdict is that of `flywheel train`, in its words.
+  std::optional<std::string> refusal;
+  if (on_this_machine(options) && job.config.mesh.hosts.empty() && job.experts.count == 0) {
+    const double bytes = p.usable_bytes * static_cast<double>(mesh.world());
+    refusal = train::memory_refusal(job.config, job.decoder.config, bytes);
+    p.fits = !refusal;
+  }
   draw({p}, options);
   if (options.json) {
-    print_json(
-        {{"job", to_json(planner.job(), planner.machine())}, {"world", mesh.world()}, {"plan", to_json(p)}});
+    print_json({{"job", to_json(job, planner.machine())}, {"world", mesh.world()}, {"plan", to_json(p)}});
   } else {
-    std::printf("%s\n", describe_job(planner.job(), planner.machine()).c_str());
+    std::printf("%s\n", describe_job(job, planner.machine()).c_str());
     print_predictions({p});
   }
   if (p.fits) return 0;
+  if (refusal) {
+    std::fprintf(stderr, "flywheel plan: %s\n", refusal->c_str());
+    return 1;
+  }
   std::fprintf(stderr, "flywheel plan: does not fit: %s are needed, %s are there\n",
                human_bytes(p.memory.total()).c_str(), human_bytes(p.usable_bytes).c_str());
   for (const train::Advice& advice : planner.what_fits(mesh)) {
@@ -219,13 +239,14 @@ int plan_job(const std::vector<std::string>& args) {
       "--mesh", o.mesh,
       "Plan this mesh: data=8,pipeline=2,tensor=4; norms are cut over tensor too where the length divides");
   app.add_option("--machine", o.machine, "this (measured), h100, h200, or a YAML file (docs/planning.md)");
-  app.add_option("--zero", o.zero, "ZeRO stage of --mesh, 0 to 3");
-  app.add_option("--zero-group", o.zero_group, "Data ranks that share what it partitions (all)");
+  app.add_option("--zero", o.zero, "ZeRO stage of --mesh")->check(CLI::Range(0, 3));
+  app.add_option("--zero-group", o.zero_group, "Data ranks that share what it partitions; 0: all")
+      ->check(at_least(0));
   app.add_subcommand("schedule",
                      "Make a pipeline schedule, check it, play it and draw it");  // named in --help
   app.add_option("--schedule", o.schedule,
                  "Pipeline schedule of --mesh: gpipe, 1f1b, interleaved, zb-h1, zb-v");
-  app.add_option("--chunks", o.chunks, "Stages a worker of that schedule");
+  app.add_option("--chunks", o.chunks, "Stages a worker of that schedule")->check(at_least(1));
   app.add_option("--micro", o.micro, "Sequences computed at once");
   app.add_option("--recompute", o.recompute, "none, selective, full, or auto: the least that fits");
   app.add_option("--precision", o.precision, "f32, bf16, fp16 or fp8, over the config's");
@@ -254,11 +275,13 @@ int plan_job(const std::vector<std::string>& args) {
   if (!o.precision.empty()) config.precision = from_name<train::Precision>("--precision", o.precision);
   if (!o.optimizer.empty())
     config.optimizer.type = from_name<train::OptimizerType>("--optimizer", o.optimizer);
+  places.blame([&] { check_numbers(config); });  // a PlanMesh would cut them off
   const PlanMesh mesh = mesh_asked(o, config);
   set_mesh(config, mesh);
   note_flags(o, places);
   train::Job job = places.blame([&] { return job_of(config, find_decoder(config, o.model), o.experts); });
-  train::MachineSpec machine = machine_of(o, o.world > 0 ? o.world : mesh.world());
+  if (o.world == 0) places.blame([&] { can_train(config, job.decoder).value_or_throw(); });
+  train::MachineSpec machine = machine_of(o, config.mesh);
   train::Planner planner = places.blame([&] { return train::Planner(std::move(job), std::move(machine)); });
   if (o.world > 0) return plan_world(planner, o);
   places.blame([&] { planner.can_run(mesh).value_or_throw(); });  // in the trainer's own words
