@@ -257,7 +257,7 @@ Launched launch_kubernetes(const LaunchFlags& flags, const LaunchJob& job) {
 // --- Ray -----------------------------------------------------------------------------------------------
 
 std::string ray_token() {
-  if (const std::string token = env::get("RAY_AUTH_TOKEN"); !token.empty()) return token;
+  if (const std::string token = env::secret("RAY_AUTH_TOKEN"); !token.empty()) return token;
   const std::string file = env::get("RAY_AUTH_TOKEN_PATH");
   return file.empty() ? "" : runtime::read_secret_file(file).value_or_throw("RAY_AUTH_TOKEN_PATH");
 }

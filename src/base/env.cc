@@ -1,5 +1,6 @@
 #include "base/env.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 
@@ -11,6 +12,17 @@ std::string get(const char* name) {
   const char* value =
       std::getenv(name);  // NOLINT(concurrency-mt-unsafe): nobody sets variables after main began
   return value == nullptr ? "" : value;
+}
+
+std::string secret(const char* name) {
+  std::string value = get(name);
+  value.erase(0, value.find_first_not_of(" \t\r\n"));
+  value.erase(value.find_last_not_of(" \t\r\n") + 1);
+  if (std::ranges::any_of(value, [](unsigned char c) { return c < ' ' || c == 0x7F; })) {
+    throw UserError(name, "has a line end or another control character in it",
+                    "set it again, as one line (its value is not repeated here)");
+  }
+  return value;
 }
 
 std::string home() {
@@ -56,7 +68,7 @@ std::string hub_url() {
   return url.empty() ? "https://huggingface.co" : url;
 }
 std::string hub_token() {
-  return get("HF_TOKEN");
+  return secret("HF_TOKEN");
 }
 bool no_color() {
   return !get("NO_COLOR").empty();

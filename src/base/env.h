@@ -16,5 +16,8 @@ std::string hub_token();  // HF_TOKEN: for models that are not public
 bool no_color();          // NO_COLOR (https://no-color.org)
 // Any other variable by name (launchers read the cluster manager's). Empty when unset.
 std::string get(const char* name);
+// The same for a key that a request carries: without white space at its ends, which files and pipes leave
+// there. UserError, without the value, for one with control characters.
+std::string secret(const char* name);
 
 }  // namespace flywheel::env

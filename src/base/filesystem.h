@@ -86,7 +86,8 @@ class ObjectStoreSession {
 // "s3", "gs", "hdfs", "file", or "" for a plain path.
 std::string uri_scheme(const std::string& uri);
 
-// The URI as it may be shown and stored: without a user and password before the host.
+// The URI as it may be shown and stored: without a user and password before the host, and without the values
+// of keys in its query (access_key=(secret)).
 std::string public_uri(const std::string& uri);
 
 }  // namespace flywheel

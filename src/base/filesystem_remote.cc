@@ -3,7 +3,9 @@
 #include <arrow/util/uri.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
+#include <functional>
 #include <mutex>
 #include <system_error>
 
@@ -101,6 +103,26 @@ Result<void> add_endpoint(std::string& uri, const std::string& url, const char* 
   return {};
 }
 
+// Calls use(begin, end) for each value in the query that is a key by its name (access_key, secret_key,
+// X-Amz-Signature, ...), the last first.
+void for_each_secret_value(const std::string& uri, const std::function<void(size_t, size_t)>& use) {
+  const size_t query = uri.find('?');
+  for (size_t end = uri.size(); query != std::string::npos && end > query;) {
+    const size_t begin = uri.find_last_of("?&", end - 1) + 1;
+    const size_t equals = uri.find('=', begin);
+    if (equals < end) {
+      std::string name = uri.substr(begin, equals - begin);
+      std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
+      for (const char* word : {"key", "secret", "token", "password", "signature", "credential"}) {
+        if (name.find(word) == std::string::npos) continue;
+        use(equals + 1, end);
+        break;
+      }
+    }
+    end = begin - 1;
+  }
+}
+
 // What stands before the host: "user:password" or "". AWS's secrets have slashes, and people paste them as
 // they are
 // ("key:se/cret@bucket"): where a colon in front of the path begins no port, it begins a password.
@@ -112,7 +134,7 @@ std::string user_info(const std::string& uri) {
   const size_t colon = uri.substr(0, end).find(':', begin);
   if (at == std::string::npos && colon != std::string::npos) {
     const bool port = scheme != "s3" && uri.find_first_not_of("0123456789", colon + 1) >= end;
-    at = port ? at : uri.substr(0, uri.find('?')).find('@', end);
+    at = port ? at : uri.find('@', end);
   }
   return at == std::string::npos || at < begin ? "" : uri.substr(begin, at - begin);
 }
@@ -132,6 +154,10 @@ std::vector<std::string> secrets_of(const std::string& uri) {
     secrets.push_back(info.substr(colon + 1));
     secrets.push_back(arrow::util::UriUnescape(secrets.back()));
   }
+  for_each_secret_value(uri, [&](size_t begin, size_t end) {
+    secrets.push_back(uri.substr(begin, end - begin));
+    secrets.push_back(arrow::util::UriUnescape(secrets.back()));
+  });
   std::erase_if(secrets, [](const std::string& secret) { return secret.size() < 4; });
   return secrets;
 }
@@ -229,10 +255,12 @@ std::string uri_scheme(const std::string& uri) {
 
 std::string public_uri(const std::string& uri) {
   if (uri_scheme(uri).empty()) return uri;
-  const std::string info = user_info(uri);
-  if (info.empty()) return uri;
-  const size_t begin = uri_scheme(uri).size() + 3;
-  return uri.substr(0, begin) + uri.substr(begin + info.size() + 1);
+  std::string shown = uri;
+  for_each_secret_value(uri,
+                        [&](size_t begin, size_t end) { shown.replace(begin, end - begin, "(secret)"); });
+  if (const std::string info = user_info(uri); !info.empty())
+    shown.erase(uri_scheme(uri).size() + 3, info.size() + 1);
+  return shown;
 }
 
 Error from_arrow(const arrow::Status& status, const std::string& where, const RemoteFileSystem& remote) {

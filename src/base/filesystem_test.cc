@@ -38,7 +38,12 @@ TEST(FileSystem, PublicUriHasNoPassword) {
   EXPECT_EQ(public_uri("s3://key:se/cr+et/@bucket/a@b?region=x@y"), "s3://bucket/a@b?region=x@y");
   EXPECT_EQ(public_uri("s3://key:12/34@bucket"), "s3://bucket");
   EXPECT_EQ(public_uri("s3://key:s%2Fe@bucket"), "s3://bucket");
+  EXPECT_EQ(public_uri("http://user:p?w@host/a"), "http://host/a");
   EXPECT_EQ(public_uri("gs://anonymous@bucket/a@b"), "gs://bucket/a@b");
+  EXPECT_EQ(public_uri("http://user:pw@host:80/api?x=1"), "http://host:80/api?x=1");
+  EXPECT_EQ(public_uri("s3://b/x/?access_key=AK&region=eu&secret_key=S%2F/@"),
+            "s3://b/x/?access_key=(secret)&region=eu&secret_key=(secret)");
+  EXPECT_EQ(public_uri("http://u:p@h/x?X-Amz-Signature=ab"), "http://h/x?X-Amz-Signature=(secret)");
   for (const char* plain : {"s3://bucket/a@b:c", "hdfs://host:8020/a@b", "http://host:80?a@b", "/a:b/c@d",
                             "s3://", "file:///a:b/c@d", "s3://key:no/host"}) {
     EXPECT_EQ(public_uri(plain), plain);

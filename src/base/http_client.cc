@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <mutex>
 
+#include "base/filesystem.h"
+
 namespace flywheel {
 namespace {
 
@@ -56,14 +58,17 @@ Result<HttpReply> perform(const std::string& url, const char* method, std::strin
                           const HttpOptions& options) {
   static std::once_flag once;
   std::call_once(once, [] { curl_global_init(CURL_GLOBAL_DEFAULT); });
+  const std::string shown = public_uri(url);
+  for (const auto& [name, value] : options.headers) {  // keys from files and variables come here
+    if (std::ranges::any_of(value, [](unsigned char c) { return c < ' ' || c == 0x7F; }))
+      return make_error(ErrorCode::kInvalid, "{}: a control character in the header {}", shown, name);
+  }
   CURL* curl = curl_easy_init();
   CHECK(curl != nullptr, "curl_easy_init");
   Transfer transfer{options, curl, {}};
   curl_slist* headers = nullptr;
-  for (const auto& [name, value] : options.headers) {
-    CHECK(value.find_first_of("\r\n") == std::string::npos, "line end in header {}", name);
+  for (const auto& [name, value] : options.headers)
     headers = curl_slist_append(headers, (name + ": " + value).c_str());
-  }
   headers = curl_slist_append(headers, "Expect:");
   curl_easy_setopt(curl, CURLOPT_URL, url.c_str());
   curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
@@ -105,13 +110,17 @@ Result<HttpReply> perform(const std::string& url, const char* method, std::strin
     return std::move(transfer.reply);
   }
   if (transfer.too_large)
-    return make_error(ErrorCode::kFull, "{}: more than {} bytes", url, options.max_body_bytes);
-  if (transfer.cancelled) return make_error(ErrorCode::kCancelled, "{}: stopped by the reader", url);
+    return make_error(ErrorCode::kFull, "{}: more than {} bytes", shown, options.max_body_bytes);
+  if (transfer.cancelled) return make_error(ErrorCode::kCancelled, "{}: stopped by the reader", shown);
+  if (code == CURLE_UNSUPPORTED_PROTOCOL && status >= 300 && status < 400) {
+    return make_error(ErrorCode::kCorrupt, "{}: redirects to an address that is neither http nor https",
+                      shown);
+  }
   const ErrorCode kind = code == CURLE_OPERATION_TIMEDOUT ? ErrorCode::kDeadline
                          : code == CURLE_URL_MALFORMAT || code == CURLE_UNSUPPORTED_PROTOCOL
                              ? ErrorCode::kInvalid
                              : ErrorCode::kUnavailable;
-  return make_error(kind, "{}: {}", url, curl_easy_strerror(code));
+  return make_error(kind, "{}: {}", shown, curl_easy_strerror(code));
 }
 
 }  // namespace

@@ -2,8 +2,9 @@
 //
 // Certificates are verified; redirects are followed within http and https; secrets in headers are not
 // logged and not sent to another host on a redirect. Threads: any.
-// Errors: kUnavailable when no connection could be made, kDeadline, kInvalid for a bad URL. A status of 400
-// or more is not an Error: look at `status`.
+// Errors, which never say a user or password in the URL: kUnavailable when no connection could be made,
+// kDeadline, kInvalid for a bad URL or a header with control characters, kCorrupt for a redirect away from
+// http. A status of 400 or more is not an Error: look at `status`.
 //
 //   auto reply = http_get("http://127.0.0.1:8000/v1/models", {.deadline = Deadline::after_ms(2000)});
 #pragma once

@@ -47,6 +47,11 @@ TEST(HttpClient, GetsFilesFromAServer) {
 TEST(HttpClient, Errors) {
   EXPECT_EQ(http_get("http://127.0.0.1:1/").error().code, ErrorCode::kUnavailable);
   EXPECT_EQ(http_get("file:///etc/passwd").error().code, ErrorCode::kInvalid);
+  const Error gone = http_get("http://user:hunter22@127.0.0.1:1/a").error();
+  EXPECT_TRUE(gone.message.starts_with("http://127.0.0.1:1/a: ")) << gone.message;
+  const Error header = http_get("http://127.0.0.1:1/", {.headers = {{"Authorization", "a\nb"}}}).error();
+  EXPECT_EQ(header.code, ErrorCode::kInvalid);
+  EXPECT_EQ(header.message, "http://127.0.0.1:1/: a control character in the header Authorization");
 }
 
 TEST(HttpClient, GivesUpOnAServerThatSaysNothing) {

@@ -101,8 +101,8 @@ Result<Json> describe_weights(const std::string& path) {
   const auto most = std::ranges::max_element(by_type, {}, [](const auto& entry) { return entry.second; });
   Json metadata = {{"parameters", parameters}};
   if (most != by_type.end()) metadata["dtype"] = most->first;
-  const auto config = weights->config();
-  if (config.ok() && config->contains("model_type")) metadata["architecture"] = (*config)["model_type"];
+  ASSIGN_OR_RETURN(const Json config, weights->config());
+  if (config.contains("model_type")) metadata["architecture"] = config["model_type"];
   return metadata;
 }
 
@@ -116,6 +116,20 @@ std::string as_name(std::string text) {
   }
   while (!text.empty() && std::isalnum(static_cast<unsigned char>(text[0])) == 0) text.erase(0, 1);
   return text.empty() ? "model" : text;
+}
+
+// describe_weights(), and an error where a tokenizer cannot be read. Whether this program knows the
+// architecture is no question here.
+Result<Json> open_once(const std::string& path) {
+  ASSIGN_OR_RETURN(Json description, describe_weights(path));
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+    const std::string file = path + "/" + name;
+    if (!path_exists(file)) continue;
+    ASSIGN_OR_RETURN(const std::string text, read_file(file));
+    if (const auto json = parse_json(text); !json.ok())
+      return make_error(ErrorCode::kCorrupt, "{}: {}", file, json.error().message);
+  }
+  return description;
 }
 
 // What is no GGUF and no safetensors (files of torch, checkpoints of torch DCP and DeepSpeed) is stored as a
@@ -169,9 +183,15 @@ Result<store::Artifact> pull_model(store::Store& store, const PullRequest& reque
   const std::string name = name_for(fetched.default_name);
   if (fetched.path.empty()) return store.resolve(name);
   ASSIGN_OR_RETURN(const FileLock importing, make_plain(fetched, store.home() + "/downloads"));
-  // Opened before it is stored, so that nothing is stored that cannot be read.
-  ASSIGN_OR_RETURN(const Json description, describe_weights(fetched.path));
-  fetched.metadata.update(description);
+  // Opened before it is stored, so that nothing is stored that cannot be read. What was downloaded goes: the
+  // next pull would find it and fail again.
+  const Result<Json> description = open_once(fetched.path);
+  if (!description.ok()) {
+    if (!fetched.scratch.empty()) RETURN_IF_ERROR(remove_all(fetched.scratch));
+    return make_error(description.error().code, "{}{}", description.error().message,
+                      fetched.scratch.empty() ? "" : "; nothing is stored, and the download was removed");
+  }
+  fetched.metadata.update(*description);
   ASSIGN_OR_RETURN(store::Artifact artifact, store.put_artifact({.kind = "model",
                                                                  .name = name,
                                                                  .path = fetched.path,

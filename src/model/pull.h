@@ -47,7 +47,7 @@ struct PullRequest {
 Result<store::Artifact> pull_model(store::Store& store, const PullRequest& request);
 
 // What the files of a model say of themselves: parameters, dtype (of most of them), architecture. Reads their
-// headers only.
+// headers and the config only; an error where one of them cannot be read.
 Result<Json> describe_weights(const std::string& path);
 
 struct KnownModel {

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/file.h"
+#include "base/filesystem.h"
 #include "base/hash.h"
 #include "base/http_client.h"
 #include "base/log.h"
@@ -29,6 +30,7 @@ Result<void> request_rest(const RemoteFile& file, const std::string& part,
   if (!opened.ok()) return opened.error();
   AppendFile out = std::move(opened).value();
   Result<void> written;
+  bool too_long = false;
   int answer = 0;
   const auto reply = http_get(
       file.url,
@@ -39,6 +41,9 @@ Result<void> request_rest(const RemoteFile& file, const std::string& part,
        .on_body =
            [&](std::string_view piece) {
              if (answer != 200 && answer != 206) return true;  // an error's page
+             // A body without an end must not fill the disk.
+             too_long = file.size_bytes != 0 && out.size_bytes() + piece.size() > file.size_bytes;
+             if (too_long) return false;
              written = out.append(piece);
              if (written.ok() && progress) progress(out.size_bytes());
              return written.ok();
@@ -60,11 +65,17 @@ Result<void> request_rest(const RemoteFile& file, const std::string& part,
              }
            }});
   if (!written.ok()) return written.error();
-  fatal = false;
+  if (too_long) {
+    ::unlink(part.c_str());
+    return make_error(ErrorCode::kCorrupt, "{}: more than its {} bytes came", file.name, file.size_bytes);
+  }
+  // What no second try would change: a redirect away from http, an address or header that cannot be.
+  fatal =
+      !reply.ok() && (reply.error().code == ErrorCode::kCorrupt || reply.error().code == ErrorCode::kInvalid);
   if (!reply.ok()) return reply.error();
   if (reply->status == 200 || reply->status == 206) {
     return answer == 0 ? Result<void>(make_error(ErrorCode::kUnavailable,
-                                                 "{}: a range that was not asked for", file.url))
+                                                 "{}: a range that was not asked for", file.name))
                        : Result<void>();
   }
   if (reply->status == 416) {  // ours is longer than theirs
@@ -75,7 +86,7 @@ Result<void> request_rest(const RemoteFile& file, const std::string& part,
   const ErrorCode code = reply->status == 401 || reply->status == 403 ? ErrorCode::kDenied
                          : reply->status == 404                       ? ErrorCode::kNotFound
                                                                       : ErrorCode::kUnavailable;
-  return make_error(code, "{}: status {}", file.url, reply->status);
+  return make_error(code, "{}: status {}", public_uri(file.url), reply->status);
 }
 
 Result<std::string> checksum_of(const std::string& path, const RemoteFile& file) {
@@ -89,8 +100,10 @@ Result<void> check(const std::string& part, const RemoteFile& file) {
   if (file.size_bytes != 0 && size != file.size_bytes) {
     return make_error(ErrorCode::kCorrupt, "{}: {} bytes came, not {}", file.name, size, file.size_bytes);
   }
-  if (file.checksum.size() != 64 && file.checksum.size() != 40) {
-    LOG_WARN("{}: the server gives no checksum; only the size was compared", file.name);
+  const bool hex = file.checksum.find_first_not_of("0123456789abcdef") == std::string::npos;
+  if (!hex || (file.checksum.size() != 64 && file.checksum.size() != 40)) {
+    LOG_WARN("{}: the server gives no checksum; {}", file.name,
+             file.size_bytes == 0 ? "nor a size: nothing was compared" : "only the size was compared");
     return {};
   }
   ASSIGN_OR_RETURN(const std::string found, checksum_of(part, file));
@@ -103,7 +116,11 @@ Result<void> check(const std::string& part, const RemoteFile& file) {
 Result<void> download_file(const RemoteFile& file, const std::string& target,
                            const std::map<std::string, std::string>& headers, int64_t retry_ms,
                            const std::function<void(uint64_t)>& progress) {
-  if (path_exists(target)) return {};
+  if (path_exists(target)) {  // checked before it got its name, or of a server that told too little for it
+    ASSIGN_OR_RETURN(const uint64_t size, file_size(target));
+    if (file.size_bytes == 0 || size == file.size_bytes) return {};
+    RETURN_IF_ERROR(remove_all(target));
+  }
   const std::string part = target + ".part";
   bool checked_before = false;
   int64_t pause_ms = retry_ms;

@@ -8,6 +8,7 @@
 
 #include "base/env.h"
 #include "base/file.h"
+#include "base/filesystem.h"
 #include "base/hash.h"
 #include "base/http_client.h"
 #include "model/pull_internal.h"
@@ -31,7 +32,11 @@ Error not_a_hub(const std::string& url, const std::string& why) {
   return make_error(ErrorCode::kUnavailable,
                     "{}: {}, not what a model hub answers; look at that address with curl: is HF_ENDPOINT a "
                     "hub's address, and is there a proxy or a page to sign in between?",
-                    url, why);
+                    public_uri(url), why);
+}
+
+bool is_control(unsigned char c) {
+  return c < ' ' || c == 0x7F;
 }
 
 struct Listing {
@@ -56,6 +61,9 @@ Result<Listing> list_files(const std::string& hub, const std::string& repository
   for (const Json& sibling : json["siblings"]) {
     if (sibling.is_object() && sibling.contains("rfilename") && sibling["rfilename"].is_string()) {
       listing.files.push_back(sibling["rfilename"].get<std::string>());
+      // It is said in messages and on the progress bar, and a terminal obeys what begins with an escape.
+      if (std::ranges::any_of(listing.files.back(), is_control))
+        return not_a_hub(url, "a file's name with control characters");
     }
   }
   if (listing.commit.empty()) listing.commit = "main";
@@ -143,7 +151,7 @@ Result<RemoteFile> look_at(const std::string& hub, const std::string& repository
       file.size_bytes = std::strtoull(size.c_str(), nullptr, 10);
     return file;
   }
-  return make_error(ErrorCode::kUnavailable, "{}: redirected in a circle", file.url);
+  return make_error(ErrorCode::kUnavailable, "{}: redirected in a circle", public_uri(file.url));
 }
 
 bool good_repository(const std::string& repository) {

@@ -34,13 +34,13 @@ Result<Fetched> fetch_from_pypi(const PullRequest& request, const std::string& p
 
 struct RemoteFile {
   std::string url;
-  std::string name;      // for messages
-  std::string checksum;  // 64 hex digits: SHA-256; 40: the SHA-1 of a git blob; else none
-  uint64_t size_bytes = 0;
+  std::string name;         // for messages
+  std::string checksum;     // 64 hex digits: SHA-256; 40: the SHA-1 of a git blob; else none
+  uint64_t size_bytes = 0;  // 0: the server does not say
 };
 
 // Downloads to `target`, by way of `target`.part, going on where an earlier try ended, and checks. Nothing is
-// done when `target` is there.
+// done when `target` is there and has the size.
 Result<void> download_file(const RemoteFile& file, const std::string& target,
                            const std::map<std::string, std::string>& headers, int64_t retry_ms,
                            const std::function<void(uint64_t done_bytes)>& progress);

@@ -87,6 +87,21 @@ TEST_F(PullTest, WhatIsNotAModelIsRefused) {
   EXPECT_EQ(store_.list_artifacts()->size(), 0u);
 }
 
+TEST_F(PullTest, AModelWhoseConfigOrTokenizerCannotBeReadIsNotStored) {
+  for (const char* file : {"config.json", "tokenizer.json", "tokenizer_config.json"}) {
+    write_model_folder(folder_ / "llama", 3);
+    write_file(folder_ / "llama/" + file, "{{{{{").value();
+    const auto refused = pull_model(store_, {.source = folder_ / "llama"});
+    ASSERT_FALSE(refused.ok()) << file;
+    EXPECT_THAT(refused.error().message, HasSubstr(file));
+    std::filesystem::remove_all(folder_ / "llama");
+  }
+  write_model_folder(folder_ / "llama", 3);
+  std::filesystem::remove(folder_ / "llama/config.json");
+  EXPECT_EQ(pull_model(store_, {.source = folder_ / "llama"}).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(store_.list_artifacts()->size(), 0u);
+}
+
 TEST(PullPattern, Matches) {
   EXPECT_TRUE(matches("*Q4*", "a.Q4_0.gguf"));
   EXPECT_TRUE(matches("a*b*c", "a-b-b-c"));
@@ -246,6 +261,72 @@ TEST_F(HubTest, WhatIsNoHubIsSaidWithItsAddress) {
   EXPECT_EQ(pull("org/tiny").error().code, ErrorCode::kInvalid);
   fault("");
   EXPECT_TRUE(pull("org/tiny").ok());
+}
+
+TEST_F(HubTest, AFileWithoutAnEndStopsAtItsSize) {
+  write_model_folder(repository("org/tiny"), 100);
+  fault("endless");
+  const auto refused = pull("org/tiny");
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kCorrupt);
+  EXPECT_THAT(refused.error().message, HasSubstr("org/tiny/model.safetensors: more than its "));
+  EXPECT_EQ(large_gets().size(), 1u);
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(store_.home() + "/downloads"))
+    EXPECT_NE(entry.path().extension(), ".part");
+}
+
+TEST_F(HubTest, ADownloadOfAnotherSizeIsNotTaken) {
+  write_model_folder(repository("org/tiny"), 100);
+  const std::string key =
+      sha256_hex(hub_ + " org/tiny 0123456789abcdef0123456789abcdef01234567").substr(0, 24);
+  write_file(store_.home() + "/downloads/" + key + "/model.safetensors", "cut short").value();
+  EXPECT_TRUE(pull("org/tiny").ok());
+}
+
+TEST_F(HubTest, WhatCannotBeOpenedIsRemoved) {
+  write_model_folder(repository("org/tiny"), 100);
+  write_file(repository("org/tiny") + "/config.json", "{{{{{").value();
+  const auto refused = pull("org/tiny");
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("config.json"));
+  EXPECT_THAT(refused.error().message, HasSubstr("the download was removed"));
+  EXPECT_EQ(store_.list_artifacts()->size(), 0u);
+  write_file(repository("org/tiny") + "/config.json", R"({"model_type": "llama"})").value();
+  EXPECT_TRUE(pull("org/tiny").ok()) << "nothing of the bad one is left";
+}
+
+TEST_F(HubTest, ARedirectAwayFromHttpIsNotTriedAgain) {
+  write_model_folder(repository("org/tiny"), 100);
+  fault("to file:///etc/passwd");
+  const auto refused = pull("org/tiny");
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kCorrupt);
+  EXPECT_THAT(refused.error().message, HasSubstr("neither http nor https"));
+  EXPECT_EQ(std::ranges::count_if(log(),
+                                  [](const auto& l) {
+                                    return l.find("GET") == 0 &&
+                                           l.find("model.safetensors") != std::string::npos;
+                                  }),
+            1);
+}
+
+TEST_F(HubTest, NamesThatATerminalWouldObeyAreRefused) {
+  make_folders(repository("org/tiny")).value();
+  fault(R"(list {"siblings":[{"rfilename":"a\u001b[2J.gguf"}]})");
+  const auto refused = pull("org/tiny");
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("control characters"));
+  EXPECT_EQ(refused.error().message.find('\x1b'), std::string::npos);
+}
+
+TEST_F(HubTest, APasswordInTheAddressIsNotSaid) {
+  hub_.insert(std::string("http://").size(), "user:hunter22@");
+  fault("list []");
+  make_folders(repository("org/tiny")).value();
+  const auto refused = pull("org/tiny");
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("127.0.0.1"));
+  EXPECT_EQ(refused.error().message.find("hunter22"), std::string::npos);
 }
 
 TEST_F(HubTest, TheTokenGoesToTheHubAndNowhereElse) {

@@ -10,6 +10,8 @@ FOLDER/faults is read at each request, one word a line:
     no_range      ignore Range
     flip          damage the first byte of a large file
     busy N        answer 503 to the next N requests for large files
+    endless       send more of a large file than it has
+    to ADDRESS    redirect large files to ADDRESS
     list WORD     answer WORD instead of a repository's list of files
 Repositories under "private/" want "Authorization: Bearer secret".
 """
@@ -82,9 +84,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         with open(file, "rb") as f:
             content = f.read()
         if "safetensors" in parts[-1] or "gguf" in parts[-1]:
-            port = self.server.server_port
+            place = "http://localhost:%d/cdn/%s" % (
+                self.server.server_port, urllib.parse.quote("/".join(parts[:2] + parts[4:])))
             return self.answer(302, [
-                ("Location", "http://localhost:%d/cdn/%s" % (port, urllib.parse.quote("/".join(parts[:2] + parts[4:])))),
+                ("Location", faults().get("to", place)),
                 ("X-Linked-Etag", '"%s"' % hashlib.sha256(content).hexdigest()),
                 ("X-Linked-Size", str(len(content))), ("X-Repo-Commit", commit)])
         sha1 = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -100,6 +103,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         with open(file, "rb") as f:
             content = f.read()
         size = len(content)
+        if "endless" in now:
+            content += bytes(4 * size)
+            size = len(content)
         if "flip" in now:
             content = bytes([content[0] ^ 1]) + content[1:]
         begin, status, headers = 0, 200, []
