@@ -1,6 +1,7 @@
 #include "base/config.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <set>
@@ -59,9 +60,20 @@ std::string where(const std::string& file, const YAML::Node& node) {
   return mark.is_null() ? file : file + ":" + std::to_string(mark.line + 1);
 }
 
+namespace {
+
+// What such a key holds, in whatever config, is a secret, and no message repeats it. So a new secret field is
+// called by one of these.
+bool names_secret(const std::string& text) {
+  return std::ranges::any_of(std::array{"api_key", "secret", "password"},
+                             [&](const char* word) { return text.find(word) != std::string::npos; });
+}
+
+}  // namespace
+
 void wrong_type(const std::string& file, const YAML::Node& node, const std::string& path,
                 const char* wanted) {
-  std::string got = node.IsScalar()     ? "\"" + node.Scalar() + "\""
+  std::string got = node.IsScalar()     ? names_secret(path) ? "a text" : "\"" + node.Scalar() + "\""
                     : node.IsSequence() ? "a list"
                     : node.IsMap()      ? "a mapping"
                                         : "nothing";
@@ -124,8 +136,9 @@ std::string integer_from_to(int64_t least, uint64_t most) {
 }
 
 void apply_override(const YAML::Node& root, const std::string& assignment) {
-  const std::string flag = kSet + assignment;
   const size_t equals = assignment.find('=');
+  const std::string flag =
+      kSet + (names_secret(assignment) ? assignment.substr(0, assignment.find_first_of("=: ")) : assignment);
   if (equals == std::string::npos || equals == 0) {
     throw UserError(flag, "an override is KEY=VALUE",
                     "the key of a group stands behind a dot: GROUP.KEY=VALUE");

@@ -59,6 +59,9 @@ TEST(Config, WrongTypesNameLineAndKey) {
   EXPECT_THAT(message("just words", {"name=a"}), testing::HasSubstr("must be a mapping of keys"));
   EXPECT_THAT(message("a: [1\n"), testing::HasSubstr("not YAML"));
   EXPECT_THAT(message("", {"name"}), testing::HasSubstr("KEY=VALUE"));
+  EXPECT_THAT(message("", {"optimizer.api_key=hunter22"}),
+              testing::AllOf(testing::StartsWith("--set optimizer.api_key: "),
+                             testing::Not(testing::HasSubstr("hunter22"))));
   EXPECT_THAT(message("", {"name.deep.er=1"}), testing::HasSubstr("must be a text"));
   EXPECT_EQ(message("", {"optimizer.lr=1e-2"}), "accepted");
   EXPECT_EQ(message("[1]"), "t.yaml:1: the config must be a mapping of keys, not a list");

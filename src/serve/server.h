@@ -24,8 +24,10 @@ namespace flywheel::serve {
 struct ServerConfig {
   HttpServerConfig http;
   std::vector<engine::EngineConfig> models;
-  std::vector<std::string> api_keys;  // empty: no key is asked for, which is for loopback only
-  int64_t drain_ms = 30'000;          // how long SIGTERM waits for answers under way
+  // Empty: no key is asked for, which is for loopback only. By their name no message repeats them
+  // (config.cc).
+  std::vector<std::string> api_keys;
+  int64_t drain_ms = 30'000;  // how long SIGTERM waits for answers under way
   template <typename V>
   void fields(V& v) {
     v("http", http), v("models", models), v("api_keys", api_keys), v("drain_ms", drain_ms);

@@ -49,6 +49,38 @@ Value read_value(const PGresult* result, int row, int column) {
   }
 }
 
+struct OptionsDeleter {
+  void operator()(PQconninfoOption* options) const { PQconninfoFree(options); }
+};
+
+// What libpq says of an address that it cannot read repeats parts of it, which may be parts of the password:
+// such addresses do not reach it. It ends the user and password at the first @ or / that it meets.
+Result<void> check_address(const std::string& address) {
+  const auto wrong = [](const std::string& what) {
+    return make_error(
+        ErrorCode::kInvalid,
+        "the store's address (FLYWHEEL_STORE): {}; write "
+        "postgres://USER:PASSWORD@HOST:PORT/DATABASE with %25 for %, %40 for @, %2F for /, %3A for "
+        ": and %3F for ? in the user, the password and behind the host",
+        what);
+  };
+  const std::string rest = address.substr(address.find("://") + 3);
+  if (const size_t at = rest.rfind('@'); at != std::string::npos && rest.find_first_of("@/?") != at)
+    return wrong("an @, / or ? in it is not percent-encoded");
+  const std::unique_ptr<PQconninfoOption, OptionsDeleter> options(PQconninfoParse(address.c_str(), nullptr));
+  if (options == nullptr)
+    return wrong(
+        "libpq cannot read it (a % that is not percent-encoded, a [ without ], a parameter that it does not "
+        "know)");
+  for (const PQconninfoOption* one = options.get(); one->keyword != nullptr; ++one) {
+    const std::string value = one->val == nullptr ? "" : one->val;
+    if (std::string_view(one->keyword) == "port" &&
+        value.find_first_not_of("0123456789,") != std::string::npos)
+      return wrong("what stands behind the host's : is no port");
+  }
+  return {};
+}
+
 class PostgresDatabase final : public Database {
  public:
   explicit PostgresDatabase(const std::string& address) : address_(address) {}
@@ -200,6 +232,7 @@ class PostgresDatabase final : public Database {
 }  // namespace
 
 Result<std::unique_ptr<Database>> open_postgres(const std::string& address) {
+  RETURN_IF_ERROR(check_address(address));
   auto database = std::make_unique<PostgresDatabase>(address);
   RETURN_IF_ERROR(database->open());
   return std::unique_ptr<Database>(std::move(database));

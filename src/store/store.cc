@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <sstream>
 
 #include "base/config.h"
 #include "base/env.h"
@@ -76,6 +77,18 @@ Result<Artifact> read_artifact(Database& db, const Row& row) {
   if (artifact.removed_ms == 0 && artifact.version == row.integer(12))
     artifact.aliases.emplace_back("latest");
   return artifact;
+}
+
+// "host=10.0.0.1 password=x" is one way to call a server, and could be the name of a folder.
+bool has_libpq_key(const std::string& place) {
+  std::istringstream words(place);
+  for (std::string word; words >> word;) {
+    for (const char* key :
+         {"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service", "sslmode"}) {
+      if (word.starts_with(std::string(key) + "=")) return true;
+    }
+  }
+  return false;
 }
 
 // Whether all parts between slashes stay below the folder that they are put in.
@@ -212,8 +225,17 @@ Result<Store> Store::open(const std::string& where, const std::string& files) {
   std::string place = where.empty() ? env::store() : where;
   if (place.empty()) place = env::home();
   const bool postgres = place.starts_with("postgres://") || place.starts_with("postgresql://");
+  // Neither is repeated: a password may stand in it.
+  if (!postgres && has_libpq_key(place)) {
+    return make_error(ErrorCode::kInvalid,
+                      "the store's address (FLYWHEEL_STORE) is a list of KEY=VALUE as libpq has it: write "
+                      "postgres://USER:PASSWORD@HOST/DATABASE, or ./ before the name of a folder");
+  }
   if (!postgres && place.find("://") != std::string::npos) {
-    return make_error(ErrorCode::kInvalid, "{}: a store is a folder or a postgres:// address", place);
+    return make_error(ErrorCode::kInvalid,
+                      "the store's address (FLYWHEEL_STORE) begins with \"{}\": a store is a folder or an "
+                      "address that begins with postgres://",
+                      place.substr(0, place.find("://") + 3));
   }
   state->home = !files.empty() ? files : postgres ? env::home() : place;
   ASSIGN_OR_RETURN(state->blobs, BlobFolder::open(state->home));

@@ -235,6 +235,25 @@ TEST(StoreOpen, SaysWhatIsWrong) {
   EXPECT_EQ(Store::open(folder / "file").error().code, ErrorCode::kIo);
 }
 
+// Neither in our words nor in libpq's is any part of a password repeated.
+TEST(StoreOpen, NeverSaysAPassword) {
+  TempFolder folder;
+  for (const char* address :
+       {"postgres://u:pg%ZZSECRETpw@h/d", "postgres://u:pg@SECRETpw@h/d", "postgres://u:pg/SECRETpw@h/d",
+        "postgres://u:pg?SECRETpw@h/d", "postgres://u:pg:SECRETpw@[::1/d", "postgres://u:SECRETpw/d",
+        "postgresql:///d?pasword=SECRETpw", "postgre://u:SECRETpw@h/d", "POSTGRES://u:SECRETpw@h/d",
+        " postgres://u:SECRETpw@h/d", "'postgres://u:SECRETpw@h/d'", "host=127.0.0.1 password=SECRETpw",
+        "password=SECRETpw port=1 options=a://b"}) {
+    const auto opened = Store::open(address, folder.path());
+    ASSERT_FALSE(opened.ok()) << address;
+    EXPECT_EQ(opened.error().code, ErrorCode::kInvalid) << address;
+    EXPECT_EQ(opened.error().message.find("SECRET"), std::string::npos) << opened.error().message;
+    EXPECT_THAT(opened.error().message, HasSubstr("postgres://")) << address;
+  }
+  EXPECT_EQ(Store::open("postgres://u:a%40%2F%25@/d?host=/nowhere", folder.path()).error().code,
+            ErrorCode::kUnavailable);
+}
+
 TEST(StoreOpen, RefusesANewerSchema) {
   TempFolder folder;
   (void)Store::open(folder.path()).value();
