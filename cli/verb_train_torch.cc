@@ -6,6 +6,7 @@
 #include "base/config_places.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/memory.h"
 #include "base/progress.h"
 #include "cli.h"
 #include "launch.h"
@@ -58,8 +59,7 @@ void check_memory(const train::TrainConfig& config) {
   if (!config.mesh.hosts.empty()) return;
   std::optional<std::string> refusal;
   try {
-    refusal =
-        train::memory_refusal(config, train::decoder_to_plan(config, ""), train::available_memory_bytes());
+    refusal = train::memory_refusal(config, train::decoder_to_plan(config, ""), available_memory_bytes());
   } catch (const UserError&) {
     return;
   }

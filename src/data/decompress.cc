@@ -12,8 +12,7 @@ namespace {
 constexpr size_t kStepBytes = size_t{1} << 20;
 
 Error too_large(int64_t max_bytes) {
-  return make_error(ErrorCode::kInvalid, "more than {} bytes when decompressed; input.max_file_bytes",
-                    max_bytes);
+  return make_error(ErrorCode::kFull, "more than {} bytes when decompressed", max_bytes);
 }
 
 }  // namespace

@@ -15,6 +15,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr int64_t kMaxFileBytes = int64_t{4} << 30;
+
 constexpr std::pair<const char*, InputKind> kEndings[] = {
     {".html", InputKind::kHtml},  {".htm", InputKind::kHtml},       {".xhtml", InputKind::kHtml},
     {".txt", InputKind::kText},   {".text", InputKind::kText},      {".md", InputKind::kText},
@@ -119,7 +121,12 @@ class Lister {
       const std::string relative = it->path().lexically_relative(root_).string();
       const bool left_out = matches(config_.exclude, relative);
       std::error_code problem;
-      switch (it->symlink_status(problem).type()) {
+      const fs::file_type type = it->symlink_status(problem).type();
+      if (problem) {  // what it is nobody knows: a folder, a file; its path may be too long for the system
+        if (!left_out) not_read(path, "cannot be looked at: " + problem.message());
+        continue;
+      }
+      switch (type) {
         case fs::file_type::directory:
           if (!left_out && (own_.empty() || relative != own_)) walk(it->path(), problem);
           if (problem) not_read(path, "cannot be listed: " + problem.message());
@@ -149,6 +156,9 @@ class Lister {
       ++list_.skipped["link to a folder of the input"];
       return;
     }
+    // One without a known ending may have been a folder of them.
+    if (broken && !left_out && !kind_of(path))
+      return not_read(path, "a link that leads nowhere: " + broken.message());
     const auto kind = wanted_kind(path, relative, left_out);
     if (!kind) return;
     if (broken) return not_read(path, "a link that leads nowhere: " + broken.message());
@@ -262,7 +272,7 @@ void check(const InputConfig& config) {
   }
   if (config.formats.empty()) throw UserError("input.formats", "at least one of html, text, jsonl, parquet");
   if (config.text_key.empty()) throw UserError("input.text_key", "a key is needed", "the default is text");
-  if (config.max_file_bytes < 1) throw UserError("input.max_file_bytes", "must be at least 1");
+  if (config.max_file_bytes.value_or(1) < 1) throw UserError("input.max_file_bytes", "must be at least 1");
   if (config.max_line_bytes < 1) throw UserError("input.max_line_bytes", "must be at least 1");
 }
 
@@ -289,22 +299,34 @@ bool is_compressed(const InputFile& file) {
   return file.path.ends_with(".gz") || file.path.ends_with(".zst");
 }
 
+void bound_by_memory(InputConfig& config, int threads, double free_bytes) {
+  constexpr int kCopies = 4;  // compressed bytes unpacked, as UTF-8, as a document, as its line of JSON
+  const auto share = static_cast<int64_t>(free_bytes / threads / kCopies);
+  config.max_held_bytes = std::clamp<int64_t>(share, 1, kMaxFileBytes);
+}
+
 Result<LoadedFile> load_input(const InputFile& file, const InputConfig& config) {
-  const auto too_large = [&](uint64_t size) {
-    return make_error(ErrorCode::kInvalid, "{} bytes; input.max_file_bytes is {}", size,
-                      config.max_file_bytes);
+  // Lines and row groups of a file as it lies there are read where it is mapped.
+  const bool held = is_compressed(file) || file.kind == InputKind::kHtml || file.kind == InputKind::kText;
+  const int64_t max_bytes = config.max_file_bytes.value_or(held ? config.max_held_bytes : kMaxFileBytes);
+  const auto too_large = [&](const std::string& what) {
+    const bool by_memory = !config.max_file_bytes && max_bytes < kMaxFileBytes;
+    return make_error(ErrorCode::kFull, "{}; {}", what,
+                      by_memory
+                          ? "each thread has free memory here for a file of " + std::to_string(max_bytes) +
+                                " bytes; input.max_file_bytes sets another bound"
+                          : "input.max_file_bytes is " + std::to_string(max_bytes));
+  };
+  const auto unpacked = [&](Result<std::string> bytes) -> Result<LoadedFile> {
+    if (bytes.ok()) return LoadedFile(std::move(bytes).value());
+    return bytes.error().code == ErrorCode::kFull ? too_large(bytes.error().message) : bytes.error();
   };
   CHECK(file.remote == nullptr || !file.local.empty(), "{} was not fetched", file.path);
   ASSIGN_OR_RETURN(MappedFile raw, MappedFile::open(file.remote == nullptr ? file.path : file.local));
-  if (file.path.ends_with(".gz")) {
-    ASSIGN_OR_RETURN(std::string bytes, decompress_gzip(raw.bytes(), config.max_file_bytes));
-    return LoadedFile(std::move(bytes));
-  }
-  if (file.path.ends_with(".zst")) {
-    ASSIGN_OR_RETURN(std::string bytes, decompress_zstd(raw.bytes(), config.max_file_bytes));
-    return LoadedFile(std::move(bytes));
-  }
-  if (raw.bytes().size() > static_cast<size_t>(config.max_file_bytes)) return too_large(raw.bytes().size());
+  if (file.path.ends_with(".gz")) return unpacked(decompress_gzip(raw.bytes(), max_bytes));
+  if (file.path.ends_with(".zst")) return unpacked(decompress_zstd(raw.bytes(), max_bytes));
+  if (raw.bytes().size() > static_cast<size_t>(max_bytes))
+    return too_large(std::to_string(raw.bytes().size()) + " bytes");
   return LoadedFile(std::move(raw));
 }
 

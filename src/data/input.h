@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,20 +33,27 @@ struct InputConfig {
   // A file or folder is left out when its path or its name matches one: copies of the sources that
   // documentation generators leave, files for the browser, hidden files.
   std::vector<std::string> exclude = {"_sources", "_static", "_downloads", "genindex*", "search.html", ".*"};
-  std::string text_key = "text";              // in JSONL and Parquet
-  int64_t max_file_bytes = int64_t{4} << 30;  // decompressed; a larger file is quarantined
+  std::string text_key = "text";  // in JSONL and Parquet
+  // Decompressed; a larger file is quarantined. Without it 4 GiB; prepare() lowers that for what is held in
+  // memory as a whole (bound_by_memory).
+  std::optional<int64_t> max_file_bytes;
   int64_t max_line_bytes = int64_t{64} << 20;
   template <typename V>
   void fields(V& v) {
     v("formats", formats), v("include", include), v("exclude", exclude), v("text_key", text_key);
     v("max_file_bytes", max_file_bytes), v("max_line_bytes", max_line_bytes);
   }
+  int64_t max_held_bytes = int64_t{4} << 30;  // no key: of the machine, not of the dataset
 };
 
 enum class InputKind : uint8_t { kHtml, kText, kJsonl, kParquet };
 const char* input_kind_name(InputKind kind);
 // UserError for a value that cannot be.
 void check(const InputConfig& config);
+// A file that each of `threads` can hold at once in `free_bytes`, with the copies that reading makes of it.
+// What is larger is quarantined, and the reason says so: it is the only thing in which a dataset depends on
+// the machine. Where input.max_file_bytes is set, that alone counts.
+void bound_by_memory(InputConfig& config, int threads, double free_bytes);
 
 struct InputFile {
   std::string path;  // as documents name it; of a remote file its address without user and password
@@ -85,10 +93,10 @@ class LoadedFile {
 };
 
 bool is_compressed(const InputFile& file);
-// kInvalid for a broken or too large compressed file. A remote file must have been fetched.
+// kInvalid for a broken file, kFull for a too large one. A remote file must have been fetched.
 Result<LoadedFile> load_input(const InputFile& file, const InputConfig& config);
 
-// gzip (several members too, and zero bytes behind them) or zstd into memory.
+// gzip (several members too, and zero bytes behind them) or zstd into memory. kFull beyond `max_bytes`.
 Result<std::string> decompress_gzip(std::string_view bytes, int64_t max_bytes);
 Result<std::string> decompress_zstd(std::string_view bytes, int64_t max_bytes);
 

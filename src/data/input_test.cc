@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 
 #include "data/prepare.h"
 
@@ -100,15 +101,33 @@ TEST_F(InputFolder, AnEndingThatIsNoUtf8IsCountedByWhatCanBeShown) {
 TEST_F(InputFolder, DeadLinksLoopsAndPipesAreSaid) {
   link("nowhere.txt", "dead.txt");
   link("loop.txt", "loop.txt");
+  link("loop", "loop");
   ASSERT_EQ(mkfifo((input_ / "pipe.txt").c_str(), 0600), 0);
   link("pipe.txt", "to_pipe.txt");
   const InputList list = list_inputs({input_.path()}, {});
   EXPECT_THAT(files(list), ElementsAre("a.txt", "sub/b.txt"));
   EXPECT_THAT(not_read(list), UnorderedElementsAre(Pair("dead.txt", HasSubstr("leads nowhere")),
                                                    Pair("loop.txt", HasSubstr("leads nowhere")),
+                                                   Pair("loop", HasSubstr("leads nowhere")),
                                                    Pair("pipe.txt", HasSubstr("pipe")),
                                                    Pair("to_pipe.txt", HasSubstr("pipe"))));
   EXPECT_THROW(list_inputs({input_ / "pipe.txt"}, {}), UserError);
+}
+
+TEST_F(InputFolder, FoldersDeeperThanAPathMayBeAreSaid) {
+  const std::string before = std::filesystem::current_path().string(), name(200, 'd');
+  std::filesystem::current_path(input_.path());
+  for (int i = 0; i < 25; ++i) {  // 5,000 bytes; PATH_MAX is 4,096
+    ASSERT_EQ(::mkdir(name.c_str(), 0700), 0);
+    ASSERT_EQ(::chdir(name.c_str()), 0);
+  }
+  std::ofstream("deep.txt") << "unseen";
+  std::filesystem::current_path(before);
+  const InputList list = list_inputs({input_.path()}, {});
+  EXPECT_THAT(files(list), ElementsAre("a.txt", "sub/b.txt"));
+  ASSERT_EQ(list.not_read.size(), 1u);
+  EXPECT_THAT(list.not_read[0].reason, HasSubstr("File name too long"));
+  EXPECT_THAT(list.not_read[0].path, HasSubstr(name));
 }
 
 TEST_F(InputFolder, FoldersThatMayNotBeListedAreSaid) {

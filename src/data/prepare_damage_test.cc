@@ -1,10 +1,14 @@
 // Files that changed after they were written: none is reused, none is stored, none is given out by the store.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <map>
 
+#include "base/slowness_for_tests.h"
+#include "data/gzip_for_test.h"
 #include "data/prepare_for_test.h"
 #include "data/record_internal.h"
 #include "data/shards.h"
@@ -53,6 +57,35 @@ class PrepareDamage : public testing::Test {
   ThreadPool pool_{2};
   PrepareRequest request_;
 };
+
+// 4 MB that unpack to 2.5 GB, beside sound files, in a process that may take less.
+TEST_F(PrepareDamage, AFileThatUnpacksToMoreThanMemoryIsQuarantinedAlone) {
+  if (kSlowness > 1) GTEST_SKIP() << "a sanitizer needs the address space";
+  const std::string part = gzip([] {
+    std::string text;
+    while (text.size() < 1'000'000) text += "some words again ";
+    return text;
+  }());
+  std::string packed;
+  for (int i = 0; i < 2500; ++i) packed += part;
+  write_file(folder_ / "raw/bomb.txt.gz", packed).value();
+  request_.config.input.max_file_bytes = int64_t{1} << 40;  // asked for, so no bound of ours helps
+  request_.config.parquet = false;
+  const uint64_t pages = std::stoull(read_file("/proc/self/statm").value());
+  struct rlimit before {};
+  ASSERT_EQ(::getrlimit(RLIMIT_AS, &before), 0);
+  const struct rlimit tight {
+    pages* static_cast<uint64_t>(::sysconf(_SC_PAGESIZE)) + (uint64_t{768} << 20), before.rlim_max
+  };
+  ASSERT_EQ(::setrlimit(RLIMIT_AS, &tight), 0);
+  const Result<PrepareReport> report = run();
+  ASSERT_EQ(::setrlimit(RLIMIT_AS, &before), 0);
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  EXPECT_GT(report->stages.at(0).documents_out, 90);
+  const std::string quarantined = read_file(out("quarantined.jsonl")).value();
+  EXPECT_THAT(quarantined, HasSubstr("bomb.txt.gz"));
+  EXPECT_THAT(quarantined, HasSubstr("too little memory to read it"));
+}
 
 TEST_F(PrepareDamage, AChangedByteInAnyFileOfAStageMakesThatStageRunAgain) {
   ASSERT_TRUE(run().ok());

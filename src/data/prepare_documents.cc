@@ -1,7 +1,9 @@
 // The stages on documents: extract, clean, dedup.
 #include <map>
+#include <new>
 
 #include "base/config.h"
+#include "base/memory.h"
 #include "data/document.h"
 #include "data/parquet_internal.h"
 #include "data/reader.h"
@@ -122,6 +124,12 @@ Piece clean_piece(std::string_view chunk, const DataConfig& config) {
   return piece;
 }
 
+// Where a unit begins, as quarantined.jsonl says places.
+std::string unit_place(const ReadUnit& unit) {
+  if (unit.row_group >= 0) return fmt::format("row group {}", unit.row_group);
+  return unit.end > 0 ? fmt::format("line {}", unit.first_line) : "";
+}
+
 // Documents do not depend on what was not read; the report does.
 std::string with_not_read(const std::string& key, const InputList& inputs) {
   if (inputs.not_read.empty()) return key;
@@ -140,14 +148,16 @@ Result<void> extract_stage(StageContext& context, const InputList& inputs, const
     Piece not_read;
     for (const NotRead& one : inputs.not_read) not_read.quarantined.push_back({one.path, "", one.reason});
     RETURN_IF_ERROR(outputs.write(not_read, report));
-    const std::vector<ReadUnit> units = plan_units(inputs, config.input);
+    InputConfig bounded = config.input;
+    bound_by_memory(bounded, context.pool.size(), available_memory_bytes());
+    const std::vector<ReadUnit> units = plan_units(inputs, bounded);
     const auto n = static_cast<int64_t>(units.size());
     const auto cost = [&](int64_t i) {
       const ReadUnit& unit = units[static_cast<size_t>(i)];
       return static_cast<int64_t>(unit.end > 0 ? unit.end - unit.begin : inputs.files[unit.file].size_bytes);
     };
-    const auto produce = [&](int64_t i) {
-      UnitResult unit = read_unit(inputs, units[static_cast<size_t>(i)], config.input, config.extract);
+    const auto read = [&](const ReadUnit& to_read) {
+      UnitResult unit = read_unit(inputs, to_read, bounded, config.extract);
       Piece piece;
       for (const Document& document : unit.documents) piece.keep(document);
       piece.documents_in = static_cast<int64_t>(unit.documents.size() + unit.dropped.size());
@@ -156,6 +166,17 @@ Result<void> extract_stage(StageContext& context, const InputList& inputs, const
       piece.counts["texts in another encoding than UTF-8"] = unit.decoded;
       piece.counts["characters that could not be decoded"] = unit.replacements;
       return piece;
+    };
+    // One file of a dataset must not end it, however much it unpacks to.
+    const auto produce = [&](int64_t i) {
+      const ReadUnit& unit = units[static_cast<size_t>(i)];
+      try {
+        return read(unit);
+      } catch (const std::bad_alloc&) {
+        Piece piece;
+        piece.quarantined.push_back({inputs.files[unit.file].path, unit_place(unit), kTooLittleMemory});
+        return piece;
+      }
     };
     RETURN_IF_ERROR(for_each_ordered(n, context.pool, kWindowBytes / 8, cost, produce,
                                      [&](int64_t i, const Piece& piece) -> Result<void> {

@@ -1,6 +1,7 @@
 #include "data/reader.h"
 
 #include <algorithm>
+#include <new>
 
 #include "base/json.h"
 #include "data/charset.h"
@@ -165,6 +166,15 @@ void plan_jsonl(const InputList& inputs, size_t f, const InputConfig& config, st
   }
 }
 
+// A compressed file is unpacked to be planned; the other files are read all the same.
+Result<LoadedFile> load_or_fail(const InputFile& file, const InputConfig& config) {
+  try {
+    return load_input(file, config);
+  } catch (const std::bad_alloc&) {
+    return make_error(ErrorCode::kFull, "{}", kTooLittleMemory);
+  }
+}
+
 }  // namespace
 
 std::vector<ReadUnit> plan_units(const InputList& inputs, const InputConfig& config) {
@@ -174,7 +184,7 @@ std::vector<ReadUnit> plan_units(const InputList& inputs, const InputConfig& con
     if (file.kind == InputKind::kJsonl) {
       plan_jsonl(inputs, f, config, units);
     } else if (file.kind == InputKind::kParquet) {
-      Result<LoadedFile> loaded = load_input(file, config);
+      Result<LoadedFile> loaded = load_or_fail(file, config);
       Result<int> groups = loaded.ok() ? parquet_row_groups(loaded->bytes()) : Result<int>(loaded.error());
       if (!groups.ok()) units.push_back({.file = f, .problem = groups.error().message});
       for (int group = 0; groups.ok() && group < groups.value(); ++group)

@@ -19,6 +19,11 @@
 
 namespace flywheel::data {
 
+// Why a unit is quarantined for which memory did not suffice.
+inline constexpr const char* kTooLittleMemory =
+    "too little memory to read it; give more, or fewer threads, and set input.max_file_bytes to have it read "
+    "again";
+
 struct ReadUnit {
   size_t file = 0;
   uint64_t begin = 0, end = 0;  // bytes of a JSONL file: the lines that start in them; else the whole file
@@ -37,6 +42,7 @@ struct UnitResult {
 };
 
 std::vector<ReadUnit> plan_units(const InputList& inputs, const InputConfig& config);
+// std::bad_alloc where memory does not suffice for a unit.
 UnitResult read_unit(const InputList& inputs, const ReadUnit& unit, const InputConfig& config,
                      const ExtractConfig& extract);
 

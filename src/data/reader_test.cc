@@ -113,6 +113,26 @@ TEST(Reader, CompressedFilesWholeAndBroken) {
   EXPECT_THAT(all.quarantined[3].reason, HasSubstr("max_file_bytes"));
 }
 
+TEST(Reader, WhatMemoryDoesNotHoldIsQuarantinedUnlessTheConfigSaysItsBound) {
+  TempFolder folder;
+  std::string lines;
+  for (int i = 0; i < 200; ++i) lines += "{\"text\":\"a line\"}\n";
+  write_file(folder / "a.jsonl", lines).value();
+  write_file(folder / "b.jsonl.gz", gzip(lines)).value();
+  write_file(folder / "c.txt", std::string(2000, 'x')).value();
+  InputConfig config;
+  bound_by_memory(config, 2, 2 * 4 * 1000);
+  const UnitResult bounded = read_all(folder.path(), config);
+  EXPECT_EQ(bounded.documents.size(), 200u) << "lines are read where the file is mapped";
+  ASSERT_EQ(bounded.quarantined.size(), 2u);
+  for (const Quarantined& one : bounded.quarantined) {
+    EXPECT_THAT(one.reason, HasSubstr("a file of 1000 bytes"));
+    EXPECT_THAT(one.reason, HasSubstr("input.max_file_bytes"));
+  }
+  config.max_file_bytes = 1 << 20;
+  EXPECT_EQ(read_all(folder.path(), config).documents.size(), 401u);
+}
+
 TEST(Reader, FoldersPatternsAndWhatIsLeftOut) {
   TempFolder folder;
   for (const char* name :

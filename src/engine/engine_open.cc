@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "base/progress.h"
 #include "engine/engine_internal.h"
 #include "model/decoder_weights.h"
@@ -20,19 +21,12 @@ Result<std::optional<DType>> float_dtype(const char* key, const std::string& nam
   return make_error(ErrorCode::kInvalid, "{}: \"{}\" is not one of auto, f32, bf16, f16", key, name);
 }
 
-// Bytes that the system can still give, from MemAvailable; a large guess where /proc is not there.
-int64_t free_memory_bytes() {
-  const Result<std::string> text = read_file("/proc/meminfo");
-  const size_t at = text.ok() ? text.value().find("MemAvailable:") : std::string::npos;
-  if (at == std::string::npos) return int64_t{16} << 30;
-  return std::strtoll(text.value().c_str() + at + 13, nullptr, 10) * 1024;
-}
-
 // How many blocks, and how long a request may get.
 Result<ExecutorLimits> size_cache(const EngineConfig& config, const model::DecoderConfig& decoder,
                                   DType kv_dtype) {
   const kernels::KvLayout layout{kv_dtype, decoder.num_kv_heads, decoder.head_dim};
-  const int64_t block_bytes = layout.block_bytes() * decoder.num_layers, available = free_memory_bytes();
+  const int64_t block_bytes = layout.block_bytes() * decoder.num_layers,
+                available = static_cast<int64_t>(available_memory_bytes());
   const int64_t wanted_context =
       config.max_context_tokens > 0 ? config.max_context_tokens : decoder.max_positions;
   if (wanted_context > decoder.max_positions) {
@@ -72,7 +66,7 @@ Result<void> check_memory_for_weights(const model::OpenModel& model, const std::
         dtype ? kernels::row_bytes(*dtype, info->cols()) : kernels::row_bytes(info->dtype, info->cols());
     bytes += static_cast<double>(info->rows() * row);
   }
-  const auto available = static_cast<double>(free_memory_bytes());
+  const double available = available_memory_bytes();
   if (bytes < available) return {};
   return make_error(ErrorCode::kFull,
                     "{} needs {} for weights and {} are free; a quantized file of it is smaller", model.name,

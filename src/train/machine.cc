@@ -1,12 +1,9 @@
 #include "train/machine.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdlib>
 
 #include "base/cpu.h"
-#include "base/file.h"
+#include "base/memory.h"
 #include "kernels/peak.h"
 
 namespace flywheel::train {
@@ -25,27 +22,6 @@ std::vector<MachineSpec> known_machines() {
   MachineSpec h200 = h100;
   h200.name = "h200", h200.memory_gb = 141, h200.memory_gb_s = 4800;
   return {h100, h200};
-}
-
-// A number in a file of one line "12345", or of lines "Name: 12345 kB"; -1 where it is not there.
-double number_in(const std::string& path, const std::string& name) {
-  const auto text = read_file(path);
-  if (!text.ok()) return -1;
-  const size_t found = name.empty() ? 0 : text->find(name);
-  if (found == std::string::npos) return -1;
-  const char* begin = text->c_str() + found + name.size();
-  char* end = nullptr;
-  const double value = std::strtod(begin, &end);
-  return end == begin ? -1 : value;
-}
-
-// What a control group may still take; nothing where it has no limit. File pages that were not used of late
-// are counted as its use, but go when memory is wanted.
-void limit_by_group(double& available, const std::string& folder, const char* limit_file,
-                    const char* use_file) {
-  const double limit = number_in(folder + limit_file, ""), use = number_in(folder + use_file, "");
-  const double given_back = std::max(0.0, number_in(folder + "memory.stat", "inactive_file "));
-  if (limit > 0 && use >= 0) available = std::min(available, std::max(0.0, limit - use + given_back));
 }
 
 }  // namespace
@@ -84,15 +60,6 @@ MachineSpec load_machine(const std::string& path) {
               share(machine.memory_efficiency) && machine.overlap >= 0 && machine.overlap <= 1,
           "efficiencies and overlap are shares between 0 and 1");
   return machine;
-}
-
-double available_memory_bytes() {
-  double available = number_in("/proc/meminfo", "MemAvailable:") * 1024;
-  if (available < 0)
-    available = static_cast<double>(sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
-  limit_by_group(available, "/sys/fs/cgroup/", "memory.max", "memory.current");
-  limit_by_group(available, "/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes");
-  return available;
 }
 
 MachineSpec measure_machine(int64_t workers, ThreadPool& pool) {

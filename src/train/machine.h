@@ -60,9 +60,6 @@ MachineSpec load_machine(const std::string& path);
 // This host, shared out among `workers` processes: cores, memory and bandwidth. Takes about 0.3 s.
 MachineSpec measure_machine(int64_t workers, ThreadPool& pool);
 
-// Bytes that processes of this host may still take: free memory, and the control group's limit.
-double available_memory_bytes();
-
 }  // namespace flywheel::train
 
 template <>

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "base/metrics.h"
 #include "model/decoder.h"
 #include "runtime/collectives.h"
