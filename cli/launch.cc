@@ -240,6 +240,15 @@ int write_manifest(const LaunchFlags& flags, const LaunchJob& job) {
       "  head -c 32 /dev/urandom | base64 | kubectl create secret generic %s --from-file=secret=/dev/stdin\n"
       "  kubectl apply -f %s\n",
       flags.write.c_str(), job.workers, secret.c_str(), flags.write.c_str());
+  if (!env::store().empty()) {
+    std::fprintf(
+        stderr,
+        "FLYWHEEL_STORE is not in the manifest: without the Secret %s pods keep names and runs in the "
+        "claim. Before the second command:\n"
+        "  printf %%s \"$FLYWHEEL_STORE\" | kubectl create secret generic %s "
+        "--from-file=address=/dev/stdin\n",
+        runtime::kKubernetesStore, runtime::kKubernetesStore);
+  }
   return 0;
 }
 

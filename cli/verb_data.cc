@@ -32,6 +32,7 @@ int prepare(const Options& options) {
   data::PrepareRequest request;
   request.inputs = options.inputs;
   request.output = options.output;
+  while (request.output.size() > 1 && request.output.ends_with('/')) request.output.pop_back();
   ConfigPlaces places;
   request.config = places.load<data::DataConfig>(options.config, overrides);
   std::unique_ptr<ProgressBar> bar;
@@ -58,7 +59,7 @@ int prepare(const Options& options) {
   } else {
     std::printf("%s\n%s in %s; the documents are in %s/documents.jsonl, the tokens in %s/shards\n",
                 data::to_text(report).c_str(), human_bytes(static_cast<double>(report.bytes)).c_str(),
-                human_seconds(report.seconds).c_str(), options.output.c_str(), options.output.c_str());
+                human_seconds(report.seconds).c_str(), request.output.c_str(), request.output.c_str());
   }
   return 0;
 }

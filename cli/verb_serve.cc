@@ -26,7 +26,11 @@ int verb_serve(const std::vector<std::string>& args) {
   app.add_option("--host", host, "Address to listen on (default 127.0.0.1)");
   app.add_option("--port", port, "Port, 0 to 65535 (default 8000; 0: any free one)")
       ->check(CLI::Range(0, 65535));
-  app.add_option("--api-key", keys, "Ask for this key; may be given again")->allow_extra_args(false);
+  app.add_option(
+         "--api-key", keys,
+         "Ask for this key; may be given again. Every user of this machine can see it in ps: api_keys in the "
+         "file of --config is the way that they do not see")
+      ->allow_extra_args(false);
   app.add_flag("--show-config", show, "Print the resolved config and stop (docs/serve.md explains it)");
   app.footer(
       "  flywheel serve smollm2\n"

@@ -126,6 +126,14 @@ TEST(Kubernetes, TheJobBearsTheLossOfPodZero) {
     EXPECT_NE(manifest->find(line), std::string::npos) << *manifest;
 }
 
+TEST(Kubernetes, TheStoreComesFromASecretIfThereIsOne) {
+  const auto manifest = kubernetes_manifest(
+      {.name = "tiny", .image = "i", .claim = "home", .pods = 2, .files = {}, .command = {"flywheel"}});
+  ASSERT_TRUE(manifest.ok()) << manifest.error().message;
+  for (const char* line : {"name: \"FLYWHEEL_STORE\"", "name: \"flywheel-store\"", "optional: true"})
+    EXPECT_NE(manifest->find(line), std::string::npos) << *manifest;
+}
+
 // srun sends its environment over the network.
 TEST(LocalLauncher, APrefixBringsTheEnvironmentByStdinAlone) {
   const TempFolder folder;

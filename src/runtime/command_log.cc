@@ -94,7 +94,7 @@ Result<LogContent> read_log(const std::string& path) {
       return make_error(
           ErrorCode::kCorrupt,
           "{}: bad record at byte {} (a sound one follows at byte {}): the file was damaged after "
-          "it was written; restore it from a copy, or start a new run",
+          "it was written; restore it from a copy, or begin a new run with --new",
           path, at, later);
     }
   }

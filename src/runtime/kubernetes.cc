@@ -55,6 +55,9 @@ Json pod_of(const KubernetesJob& job) {
                       variable("FLYWHEEL_JOIN", "tcp://" + first + ":" + std::to_string(job.port)),
                       variable("FLYWHEEL_JOIN_SECRET_FILE", std::string(kJoin) + "/secret"),
                       variable("FLYWHEEL_HOME", kHome)};
+  // An address with a password: a manifest is read by many. Without that Secret the names are in the claim.
+  const Json store = {{"name", kKubernetesStore}, {"key", "address"}, {"optional", true}};
+  container["env"].push_back({{"name", "FLYWHEEL_STORE"}, {"valueFrom", {{"secretKeyRef", store}}}});
   container["ports"] = Json::array({{{"name", "join"}, {"containerPort", job.port}}});
   container["volumeMounts"] = {{{"name", "home"}, {"mountPath", kHome}},
                                {{"name", "files"}, {"mountPath", kKubernetesFiles}, {"readOnly", true}},

@@ -35,6 +35,8 @@ struct KubernetesJob {
 };
 
 Result<std::string> kubernetes_manifest(const KubernetesJob& job);
+// The Secret that pods take FLYWHEEL_STORE from, where it is there; its key is `address`.
+inline constexpr const char* kKubernetesStore = "flywheel-store";
 // The name of the Secret that the Job mounts; its key is `secret`.
 std::string kubernetes_secret(const std::string& job_name);
 

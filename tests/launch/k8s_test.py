@@ -55,7 +55,7 @@ def manifest(lab):
     assert service["selector"].items() <= pod["metadata"]["labels"].items(), "the service finds no pods"
     assert pod["spec"]["subdomain"] == made["Service"]["metadata"]["name"], "pods have no names"
     (container,) = pod["spec"]["containers"]
-    names = {variable["name"]: variable["value"] for variable in container["env"]}
+    names = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
     assert names["WORLD_SIZE"] == "4" and names["FLYWHEEL_JOIN"] == "tcp://tiny-0.tiny:7400", names
     secrets = [volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume]
     assert secrets == ["tiny-join"], secrets
@@ -85,7 +85,7 @@ def pods(lab):
     secret.write_bytes(subprocess.check_output("head -c 32 /dev/urandom | base64", shell=True))
     secret.chmod(0o440)  # as the manifest mounts it
     (container,) = made["Job"]["spec"]["template"]["spec"]["containers"]
-    names = {variable["name"]: variable["value"] for variable in container["env"]}
+    names = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
     names |= {"FLYWHEEL_JOIN": "tcp://127.0.0.1:7463", "FLYWHEEL_HOME": str(lab.home),
               "FLYWHEEL_JOIN_SECRET_FILE": str(secret)}
     command = container["command"][3:]
