@@ -1,10 +1,12 @@
 """Checkpoints of DeepSpeed's engine on two CPU processes, in ZeRO stages 0 to 3, and its own zero_to_fp32.py.
 
 Each engine trains a few steps in bf16 with two parameter groups, frozen weights, a buffer and tied embeddings, and
-saves. What we read must be what zero_to_fp32.py makes of it, bit for bit."""
+saves. What we read must be what zero_to_fp32.py makes of it, bit for bit. Odd seeds are untied; of stages 2 and 3 each run
+takes one of the two."""
 import json
 import os
 import pathlib
+import random
 import re
 import socket
 import subprocess
@@ -134,7 +136,7 @@ def main():
     program, flywheel = sys.argv[1:]
     scratch = pathlib.Path(tempfile.mkdtemp())
     made = {stage: one_stage(program, flywheel, scratch, stage, seed)
-            for stage, seed in ((0, 11), (1, 12), (2, 13), (2, 14), (3, 15), (3, 16))}
+            for stage, seed in ((0, 11), (1, 12), (2, random.choice((13, 14))), (3, random.choice((15, 16))))}
     other_names(program, scratch)
     check(not isinstance(imported(flywheel, made[3], scratch), str), imported(flywheel, made[3], scratch))
     refusals(program, scratch, made[3], made[2])
