@@ -156,8 +156,8 @@ class Lister {
       ++list_.skipped["link to a folder of the input"];
       return;
     }
-    // One without a known ending may have been a folder of them.
-    if (broken && !left_out && !kind_of(path))
+    // One without an ending may have been a folder.
+    if (broken && !left_out && fs::path(path).extension().empty())
       return not_read(path, "a link that leads nowhere: " + broken.message());
     const auto kind = wanted_kind(path, relative, left_out);
     if (!kind) return;
