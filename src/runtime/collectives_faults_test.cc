@@ -323,10 +323,17 @@ TEST(GlooKeys, AStrangerOnTheLineIsNoMember) {
     EXPECT_FALSE(strangers.empty());
     const auto connected =
         comm.value()->connect(peers.exchange(1, rank, 2, comm.value()->endpoint()), Deadline::after_ms(1500));
-    ASSERT_FALSE(connected.ok());
-    EXPECT_TRUE(connected.error().code == ErrorCode::kDeadline ||
-                connected.error().code == ErrorCode::kAborted)
-        << connected.error().to_string();
+    if (connected
+            .ok()) {  // some versions of Gloo leave the stranger waiting and take the member who comes next
+      float x = static_cast<float>(rank + 1);
+      const auto summed = comm.value()->run(AllReduce{of(std::span(&x, 1)), of(std::span(&x, 1))}, soon());
+      ASSERT_TRUE(summed.ok()) << summed.error().to_string();
+      EXPECT_EQ(x, 3.0f);
+    } else {
+      EXPECT_TRUE(connected.error().code == ErrorCode::kDeadline ||
+                  connected.error().code == ErrorCode::kAborted)
+          << connected.error().to_string();
+    }
     for (const int fd : strangers) ::close(fd);
   });
 }
