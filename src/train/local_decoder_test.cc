@@ -68,7 +68,7 @@ TEST(LocalDecoder, TheShardsOfAllRanksAreTheModel) {
         held.emplace_back(static_cast<size_t>(info.shape[0] * (info.shape.size() > 1 ? info.shape[1] : 1)),
                           0);
       }
-      for (const BlockRange blocks : {BlockRange{0, 2}, BlockRange{2, 3}, BlockRange{3, 4}}) {
+      for (const BlockRange& blocks : {BlockRange{0, 2}, BlockRange{2, 3}, BlockRange{3, 4}}) {
         for (int64_t rank = 0; rank < 2; ++rank) {
           const auto local =
               cut(decoder, {.tensor_size = 2, .tensor_rank = rank, .sequence_parallel = sequence_parallel},

@@ -48,8 +48,7 @@ void Pipeline::act(const Action& action, std::span<const Sequences> microbatches
   const int stage = schedule_.stage_of(worker_, action.chunk), last = schedule_.stages() - 1;
   const Network::Key key{action.microbatch, action.chunk};
   const Sequences& input = microbatches[static_cast<size_t>(action.microbatch)];
-  const Between before{action.microbatch, stage - 1}, here{action.microbatch, stage},
-      after{action.microbatch, stage + 1};
+  const Between before{action.microbatch, stage - 1}, here{action.microbatch, stage};
   const auto take = [](auto& from, const Between& which) {
     auto node = from.extract(which);
     CHECK(!node.empty(), "microbatch {} of stage {} has not come", which.microbatch, which.stage);
