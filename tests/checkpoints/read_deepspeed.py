@@ -26,16 +26,23 @@ def free_port():
         return s.getsockname()[1]
 
 
-def train(rank, port, stage, out, seed):
+def train(rank, port, jobs):
+    """As one of two processes: an engine for each job (stage, folder, seed), one after another."""
     os.environ.update(DS_ACCELERATOR="cpu", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
                       WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank), LOCAL_SIZE=str(WORLD))
     import deepspeed
     # Not its reductions in shared memory, which it would compile here and now: that needs Python's headers.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
-    if seed % 2 == 0:  # by the member's name, as Python 3.11.0 to 3.11.3 pickle an enumeration
-        stages = sys.modules["deepspeed.runtime.zero.config"].ZeroStageEnum
-        stages.__reduce_ex__ = lambda stage, protocol: (getattr, (type(stage), stage.name))
+    stages = sys.modules["deepspeed.runtime.zero.config"].ZeroStageEnum
+    own_way = stages.__reduce_ex__
     deepspeed.init_distributed("gloo")
+    for stage, out, seed in jobs:
+        # Even ones: by the member's name, as Python 3.11.0 to 3.11.3 pickle an enumeration.
+        stages.__reduce_ex__ = own_way if seed % 2 else lambda stage, protocol: (getattr, (type(stage), stage.name))
+        train_one(deepspeed, stage, out, seed)
+
+
+def train_one(deepspeed, stage, out, seed):
     torch.manual_seed(seed)
     model = Decoder(tied=seed % 2 == 0)
     model.register_buffer("model_steps", torch.arange(3))
@@ -56,19 +63,17 @@ def train(rank, port, stage, out, seed):
     engine.save_checkpoint(out, client_state={"epoch": 3})
 
 
-def run_engine(stage, out, seed):
+def run_engines(jobs):
     port = free_port()
-    workers = [subprocess.Popen([sys.executable, __file__, "train", str(rank), str(port), str(stage), str(out), str(seed)],
+    workers = [subprocess.Popen([sys.executable, __file__, "train", str(rank), str(port), json.dumps(jobs)],
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(WORLD)]
     for worker in workers:
         said, _ = worker.communicate(timeout=300)
         if worker.returncode != 0:
-            sys.exit(f"DeepSpeed's engine in stage {stage}:\n{said[-4000:]}")
+            sys.exit(f"DeepSpeed's engines, {jobs}:\n{said[-4000:]}")
 
 
-def one_stage(program, flywheel, scratch, stage, seed):
-    out = scratch / f"stage{stage}_{seed}"
-    run_engine(stage, out, seed)
+def one_stage(program, flywheel, scratch, stage, out, seed):
     label = f"stage {stage}, {'tied' if seed % 2 == 0 else 'untied'}"
     if stage == 0:  # no partitions: the model as it was saved
         saved = torch.load(out / "global_step3" / "mp_rank_00_model_states.pt", weights_only=False)["module"]
@@ -135,8 +140,10 @@ def refusals(program, scratch, stage3, stage2):
 def main():
     program, flywheel = sys.argv[1:]
     scratch = pathlib.Path(tempfile.mkdtemp())
-    made = {stage: one_stage(program, flywheel, scratch, stage, seed)
-            for stage, seed in ((0, 11), (1, 12), (2, random.choice((13, 14))), (3, random.choice((15, 16))))}
+    seeds = (11, 12, random.choice((13, 14)), random.choice((15, 16)))
+    jobs = [(stage, str(scratch / f"stage{stage}"), seed) for stage, seed in enumerate(seeds)]
+    run_engines(jobs)
+    made = {stage: one_stage(program, flywheel, scratch, stage, pathlib.Path(out), seed) for stage, out, seed in jobs}
     other_names(program, scratch)
     check(not isinstance(imported(flywheel, made[3], scratch), str), imported(flywheel, made[3], scratch))
     refusals(program, scratch, made[3], made[2])
@@ -145,7 +152,7 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1] == "train":
-        rank, port, stage, out, seed = sys.argv[2:]
-        train(int(rank), int(port), int(stage), out, int(seed))
+        rank, port, jobs = sys.argv[2:]
+        train(int(rank), int(port), json.loads(jobs))
     else:
         main()

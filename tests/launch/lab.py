@@ -146,11 +146,14 @@ class Lab:
                 assert key.encode() not in text, f"a key stands in {place}"
 
 
-def workers_of(run_id=None):
-    """Processes that are workers: pid and rank."""
+def workers_of(hosts=None):
+    """Processes that are workers: pid and environment. Of these hosts alone: other tests have workers too."""
     found = []
+    there = {pid for name in hosts.names for pid in hosts.processes(name)} if hosts else None
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
+            if there is not None and int(process.name) not in there:
+                continue
             if process.joinpath("cmdline").read_bytes().split(b"\0")[1:2] != [b"worker"]:
                 continue
             environment = dict(entry.split(b"=", 1) for entry in process.joinpath("environ").read_bytes().split(b"\0")

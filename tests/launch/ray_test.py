@@ -72,9 +72,9 @@ def train(lab, name, *words, token=TOKEN):
                      before=lab.ray.hosts.inside("n1"), environment={"RAY_AUTH_TOKEN": token})
 
 
-def spaces_of_workers():
+def spaces_of_workers(lab):
     found = {}
-    for pid, _ in workers_of():
+    for pid, _ in workers_of(lab.ray.hosts):
         try:
             found[pid] = os.readlink(f"/proc/{pid}/ns/net")
         except OSError:
@@ -85,9 +85,9 @@ def spaces_of_workers():
 def two_actors(lab):
     run = train(lab, "actors")
     lab.wait_for_checkpoint("actors-1", run)
-    spaces = spaces_of_workers()
+    spaces = spaces_of_workers(lab)
     assert len(spaces) == 2 and len(set(spaces.values())) == 2, f"workers are not on two nodes: {spaces}"
-    keys = [environment[b"FLYWHEEL_WORKER_KEYS"].decode()[i:i + 40] for _, environment in workers_of()
+    keys = [environment[b"FLYWHEEL_WORKER_KEYS"].decode()[i:i + 40] for _, environment in workers_of(lab.ray.hosts)
             for i in range(0, 160, 40)]
     lab.check_secret(keys, "actors-1")
     job = re.search(r"Ray job (\S+):", run.said()).group(1)
@@ -100,7 +100,7 @@ def an_actor_is_lost(lab):
     """SIGKILL to an actor's process: Ray starts it again, and it takes its seat."""
     run = train(lab, "killed")
     lab.wait_for_checkpoint("killed-1", run)
-    worker = next(iter(spaces_of_workers()))
+    worker = next(iter(spaces_of_workers(lab)))
     seat = int(pathlib.Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1])
     actor = int(pathlib.Path(f"/proc/{seat}/stat").read_text().rsplit(")", 1)[1].split()[1])
     assert b"Copy" in pathlib.Path(f"/proc/{actor}/cmdline").read_bytes(), "that is no actor"

@@ -105,7 +105,7 @@ def within_a_job(lab):
     """Under salloc: a worker on each node."""
     run = train(lab, "inside", before=["salloc", "--no-kill", "-N2", "-n2"])
     lab.wait_for_checkpoint("inside-1", run)
-    spaces = [os.readlink(f"/proc/{pid}/ns/net") for pid, environment in workers_of()
+    spaces = [os.readlink(f"/proc/{pid}/ns/net") for pid, environment in workers_of(lab.slurm.hosts)
               if environment.get(b"SLURM_JOB_ID")]
     assert len(spaces) == 2 and len(set(spaces)) == 2, f"workers are not on two nodes: {spaces}"
     assert not environments_with_keys(lab), environments_with_keys(lab)
