@@ -1,4 +1,4 @@
-# room(NAME [DEPS room...] [LIBS target...] [MODULE_LIBS target...] [TORCH])
+# room(NAME [DEPS room...] [LIBS target...] [MODULE_LIBS target...])
 #
 # Makes the target of one room from the folder's files:
 #   *.cc, *.cu             the static library flywheel_NAME
@@ -6,6 +6,8 @@
 #   *_test.cc              NAME_test, label "fast";  *_slow_test.cc  NAME_slow_test, label "slow"
 #   *_module.cc            flywheel_NAME_<file>.so in build/modules, loaded with dlopen: for a library that must not be
 #                          linked into the program. It sees no room, only MODULE_LIBS.
+#   *_torch.cc             together flywheel_NAME_torch.so in build/modules, the same for libtorch, whose start takes a
+#                          quarter of a second. It sees the room and calls the program's own functions.
 #   *_bench.cc             one program each, NAME_<file>
 #   *.h                    NAME_headers: each compiled alone (target check_headers builds all)
 #
@@ -113,8 +115,29 @@ function(flywheel_check_room room deps targets)
   endforeach()
 endfunction()
 
+# The module of a room's *_torch.cc. What it calls of the rooms is its program's: nothing of it is linked here, and
+# every program that links the room is told to keep those functions and to show them to the module.
+function(flywheel_torch_module name)
+  set(target flywheel_${name}_torch)
+  set(room flywheel_${name})
+  add_library(${target} MODULE ${ARGN})
+  set_target_properties(${target} PROPERTIES PREFIX "" CXX_VISIBILITY_PRESET hidden
+                        LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/modules)
+  target_include_directories(${target} PRIVATE $<TARGET_PROPERTY:${room},INCLUDE_DIRECTORIES>)
+  target_compile_definitions(${target} PRIVATE $<TARGET_PROPERTY:${room},COMPILE_DEFINITIONS>)
+  target_link_libraries(${target} PRIVATE spdlog::spdlog torch_deps)
+  target_precompile_headers(${target} PRIVATE <torch/torch.h>)
+  set(kept ${CMAKE_BINARY_DIR}/modules/${target}.kept)
+  add_custom_command(TARGET ${target} POST_BUILD BYPRODUCTS ${kept} VERBATIM
+                     COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DMODULE=$<TARGET_FILE:${target}> -DOUT=${kept}
+                             -P ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/kept_symbols.cmake)
+  target_link_options(${room} INTERFACE LINKER:@${kept})
+  set_property(TARGET ${room} APPEND PROPERTY INTERFACE_LINK_DEPENDS ${kept})
+  add_dependencies(${room} ${target})
+endfunction()
+
 function(room name)
-  cmake_parse_arguments(ROOM "TORCH" "" "DEPS;LIBS;MODULE_LIBS" ${ARGN})
+  cmake_parse_arguments(ROOM "" "" "DEPS;LIBS;MODULE_LIBS" ${ARGN})
   get_property(rooms GLOBAL PROPERTY FLYWHEEL_ROOMS)
   foreach(dep ${ROOM_DEPS})
     if(NOT dep IN_LIST rooms)
@@ -137,7 +160,8 @@ function(room name)
   file(GLOB tests CONFIGURE_DEPENDS ${dir}/*_test.cc)
   file(GLOB benches CONFIGURE_DEPENDS ${dir}/*_bench.cc)
   file(GLOB modules CONFIGURE_DEPENDS ${dir}/*_module.cc)
-  list(REMOVE_ITEM sources ${tests} ${benches} ${modules})
+  file(GLOB torch_sources CONFIGURE_DEPENDS ${dir}/*_torch.cc)
+  list(REMOVE_ITEM sources ${tests} ${benches} ${modules} ${torch_sources})
   if(slow_tests)
     list(REMOVE_ITEM tests ${slow_tests})
   endif()
@@ -150,7 +174,7 @@ function(room name)
   flywheel_isa_flags(${sources})
   file(GLOB private_sources CONFIGURE_DEPENDS ${dir}/*/*.cc ${dir}/*/*.h)  # programs beside the room
   flywheel_refuse_upward_includes(${name} ${sources} ${cuda_sources} ${headers} ${tests} ${slow_tests} ${benches}
-                                  ${modules} ${private_sources})
+                                  ${modules} ${torch_sources} ${private_sources})
 
   set(target flywheel_${name})
   set(include_root ${CMAKE_BINARY_DIR}/include/${name})
@@ -161,9 +185,6 @@ function(room name)
     set(scope PUBLIC)
     set(pch algorithm array atomic chrono cstdint cstring functional map memory mutex optional span string
             string_view thread unordered_map utility vector)
-    if(ROOM_TORCH)
-      list(PREPEND pch torch/torch.h)  # first: base/check.h takes the name CHECK back afterwards
-    endif()
     list(TRANSFORM pch REPLACE "^(.+)$" "$<$<COMPILE_LANGUAGE:CXX>:<\\1$<ANGLE-R>>" OUTPUT_VARIABLE guarded)
     target_precompile_headers(${target} PRIVATE ${guarded})
   else()
@@ -172,11 +193,6 @@ function(room name)
   endif()
   target_include_directories(${target} ${scope} ${include_root})
   target_include_directories(${target} BEFORE ${scope} ${FLYWHEEL_FIRST_INCLUDES})
-  if(ROOM_TORCH)  # private: torch's headers stop here, its libraries go on to the programs
-    target_link_libraries(${target} PRIVATE torch_deps)
-    set(test_torch torch_deps)
-    set(test_pch <torch/torch.h>)
-  endif()
   list(TRANSFORM ROOM_DEPS PREPEND flywheel_ OUTPUT_VARIABLE dep_targets)
   target_link_libraries(${target} ${scope} ${dep_targets} ${ROOM_LIBS})
   set(targets ${target})
@@ -193,24 +209,30 @@ function(room name)
     list(APPEND targets ${module_target})
   endforeach()
 
+  if(torch_sources)
+    flywheel_torch_module(${name} ${torch_sources})
+    list(APPEND targets flywheel_${name}_torch)
+    set(headers_torch torch_deps)
+  endif()
+
   if(tests)
     add_executable(${name}_test ${tests})
-    target_link_libraries(${name}_test PRIVATE ${target} ${test_torch})
-    target_precompile_headers(${name}_test PRIVATE ${test_pch} <gtest/gtest.h> <gmock/gmock.h> <string> <vector>)
+    target_link_libraries(${name}_test PRIVATE ${target})
+    target_precompile_headers(${name}_test PRIVATE <gtest/gtest.h> <gmock/gmock.h> <string> <vector>)
     flywheel_test(${name}_test fast)
     list(APPEND targets ${name}_test)
   endif()
   if(slow_tests)
     add_executable(${name}_slow_test ${slow_tests})
-    target_link_libraries(${name}_slow_test PRIVATE ${target} ${test_torch})
-    target_precompile_headers(${name}_slow_test PRIVATE ${test_pch} <gtest/gtest.h> <gmock/gmock.h> <string> <vector>)
+    target_link_libraries(${name}_slow_test PRIVATE ${target})
+    target_precompile_headers(${name}_slow_test PRIVATE <gtest/gtest.h> <gmock/gmock.h> <string> <vector>)
     flywheel_test(${name}_slow_test slow)
     list(APPEND targets ${name}_slow_test)
   endif()
   foreach(bench ${benches})
     get_filename_component(bench_name ${bench} NAME_WE)
     add_executable(${name}_${bench_name} ${bench})
-    target_link_libraries(${name}_${bench_name} PRIVATE ${target} ${test_torch})
+    target_link_libraries(${name}_${bench_name} PRIVATE ${target})
     list(APPEND targets ${name}_${bench_name})
   endforeach()
 
@@ -224,7 +246,7 @@ function(room name)
   endforeach()
   if(alone)
     add_library(${name}_headers OBJECT EXCLUDE_FROM_ALL ${alone})
-    target_link_libraries(${name}_headers PRIVATE ${target} ${test_torch})
+    target_link_libraries(${name}_headers PRIVATE ${target} ${headers_torch})
     target_compile_options(${name}_headers PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O0>)
     add_dependencies(check_headers ${name}_headers)
   endif()

@@ -1,6 +1,6 @@
-// A test that hangs says where before ctest ends it, which nobody would know afterwards: after five minutes the stacks
-// of this process's threads and of its descendants' that run the same program (workers), as "module(+offset)" for
-// addr2line, and what any other descendant waits for in the kernel.
+// A test that hangs says where before ctest ends it, which nobody would know afterwards: after five minutes
+// the stacks of this process's threads and of its descendants' that run the same program (workers), as
+// "module(+offset)" for addr2line, and what any other descendant waits for in the kernel.
 #include <dirent.h>
 #include <execinfo.h>
 #include <fcntl.h>
@@ -23,7 +23,8 @@ namespace {
 
 constexpr unsigned kPatienceSeconds = 300;
 constexpr std::chrono::milliseconds kForOneStack{200};
-constexpr const char* kFileName = "FLYWHEEL_TEST_STACKS";  // in the environment, so that workers write there too
+constexpr const char* kFileName =
+    "FLYWHEEL_TEST_STACKS";  // in the environment, so that workers write there too
 
 const int kSignal = SIGRTMAX - 1;
 
@@ -88,14 +89,16 @@ void describe(int pid, const std::string& program) {
   }
 }
 
-// In a process of its own, since the one that hangs may hold any lock. No thread: tests fork and change namespaces.
+// In a process of its own, since the one that hangs may hold any lock. No thread: tests fork and change
+// namespaces.
 void on_alarm(int) {
   if (::fork() != 0) return;
   const int hanging = ::getppid();
   char path[4096] = {};
   if (::readlink("/proc/self/exe", path, sizeof path - 1) > 0) {
     const testing::TestInfo* test = testing::UnitTest::GetInstance()->current_test_info();
-    std::fprintf(stderr, "%s.%s has run for %u s:\n", test->test_suite_name(), test->name(), kPatienceSeconds);
+    std::fprintf(stderr, "%s.%s has run for %u s:\n", test->test_suite_name(), test->name(),
+                 kPatienceSeconds);
     describe(hanging, path);
     std::fputs(text_of(g_file).c_str(), stderr);
   }

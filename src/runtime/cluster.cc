@@ -5,7 +5,7 @@
 #include "runtime/addresses.h"
 #include "runtime/cluster_internal.h"
 #include "runtime/hosts_launcher.h"
-#include "runtime/modules_internal.h"
+#include "runtime/modules.h"
 
 namespace flywheel::runtime {
 

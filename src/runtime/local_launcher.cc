@@ -12,7 +12,7 @@
 #include "base/posix.h"
 #include "base/process_liveness.h"
 #include "runtime/launcher.h"
-#include "runtime/modules_internal.h"
+#include "runtime/modules.h"
 
 namespace flywheel::runtime {
 namespace {

@@ -6,7 +6,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "runtime/cluster_internal.h"
-#include "runtime/modules_internal.h"
+#include "runtime/modules.h"
 
 namespace flywheel::runtime {
 namespace {

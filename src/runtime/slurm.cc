@@ -11,7 +11,7 @@
 #include "runtime/cluster.h"
 #include "runtime/cluster_internal.h"
 #include "runtime/hosts_launcher.h"
-#include "runtime/modules_internal.h"
+#include "runtime/modules.h"
 
 namespace flywheel::runtime {
 namespace {

@@ -15,7 +15,7 @@
 
 #include "base/env.h"
 #include "base/log.h"
-#include "runtime/modules_internal.h"
+#include "runtime/modules.h"
 #include "runtime/wire.h"
 
 namespace flywheel::runtime {

@@ -7,12 +7,15 @@
 // backward() and weight_gradients() for its chunks and microbatches in any order that a schedule asks for
 // (pipeline.h); what a microbatch needs for its gradient is kept until then.
 //
+// libtorch keeps the order of gradients. It is a module of its own (network_torch.cc), loaded with the first
+// network: a quarter of a second that only workers pay.
+//
 // Ownership: borrows decoder, parameters, links and mover. Threads: one at a time. Errors: those of an
 // exchange are in links.failed; results are then worthless.
 //
 //   const LocalDecoder decoder = whole(describe(config));
-//   Network network(decoder, parameters, links, {}, pool);
-//   double loss = network.train({.sequences = 4, .length = 256, .tokens = ...});   // adds to gradients
+//   const auto network = Network::make(decoder, parameters, links, {}, pool);
+//   double loss = network->train({.sequences = 4, .length = 256, .tokens = ...});   // adds to gradients
 #pragma once
 
 #include <cstdint>
@@ -39,14 +42,19 @@ class Network {
     bool splits_backward = false;            // backward() leaves gradients of weights to weight_gradients()
     BucketMover* mover = nullptr;  // told of each segment that is entered and left; null: all is here
   };
-  Network(const LocalDecoder& decoder, Parameters& parameters, Links& links, Options options,
-          ThreadPool& pool);
-  ~Network();
+  // Throws a UserError where libtorch cannot be loaded.
+  static std::unique_ptr<Network> make(const LocalDecoder& decoder, Parameters& parameters, Links& links,
+                                       Options options, ThreadPool& pool);
+  Network() = default;
+  virtual ~Network() = default;
+  Network(const Network&) = delete;
+  Network& operator=(const Network&) = delete;
 
   // Sum of the losses of all tokens, in nats; its gradient times `loss_scale` is added to the parameters'.
   double train(const Sequences& input, float loss_scale = 1);
   // The same sum without gradients. logprobs, if not null, gets [sequences * length].
-  double evaluate(const Sequences& input, float* logprobs = nullptr);
+  virtual double evaluate(const Sequences& input, float* logprobs) = 0;
+  double evaluate(const Sequences& input) { return evaluate(input, nullptr); }
 
   // One chunk of one microbatch.
   struct Key {
@@ -56,25 +64,21 @@ class Network {
   };
   enum class Gradient : uint8_t { kNone, kWanted };
   // Values that pass from chunk to chunk for such a batch: [rows, hidden_size] of the residual stream.
-  int64_t stream_values(const Sequences& input) const;
+  virtual int64_t stream_values(const Sequences& input) const = 0;
   // `in`: what the chunk before made (empty for the first); copied. Returns this chunk's output, empty for
   // the last, whose loss is added to loss(). Good until release(); without gradient, until the next forward.
   // `loss_scale`: what the gradients of the last chunk's loss are multiplied by.
-  std::span<const float> forward(Key key, const Sequences& input, std::span<const float> in,
-                                 Gradient gradient, float loss_scale = 1);
+  virtual std::span<const float> forward(Key key, const Sequences& input, std::span<const float> in,
+                                         Gradient gradient, float loss_scale) = 0;
   // `gradient`: of forward()'s output (empty for the last chunk). Returns that of its input (empty for the
   // first), good until release().
-  std::span<const float> backward(Key key, std::span<const float> gradient);
+  virtual std::span<const float> backward(Key key, std::span<const float> gradient) = 0;
   // What backward() left.
-  void weight_gradients(Key key);
-  void release(Key key);
-  void release_all();  // after a step that failed
+  virtual void weight_gradients(Key key) = 0;
+  virtual void release(Key key) = 0;
+  virtual void release_all() = 0;  // after a step that failed
   // Sum of the losses of the microbatches since the last call.
-  double take_loss();
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
+  virtual double take_loss() = 0;
 };
 
 }  // namespace flywheel::train

@@ -106,7 +106,7 @@ double Pipeline::evaluate(const Sequences& input) {
     const int from = stage > 0 ? schedule_.worker_of(stage - 1) : worker;
     if (from != worker) values = receive(network_.stream_values(input), from);
     const Network::Key key{0, schedule_.chunk_of(stage)};
-    const auto out = network_.forward(key, input, values, Network::Gradient::kNone);
+    const auto out = network_.forward(key, input, values, Network::Gradient::kNone, 1);
     values.assign(out.begin(), out.end());
     network_.release(key);
     if (next != worker) send(values, next);

@@ -64,8 +64,9 @@ void work(const TrainConfig& config, int rank, int steps, const Channel& up, con
   Links links{.pipeline = communicator.get()};
   Parameters parameters(local, kernels::DType::kF32, pool);
   parameters.initialize(1);
-  Network network(local, parameters, links, {.splits_backward = layout.schedule.splits_backward}, pool);
-  Pipeline pipeline(network, layout, rank, links);
+  const auto network =
+      Network::make(local, parameters, links, {.splits_backward = layout.schedule.splits_backward}, pool);
+  Pipeline pipeline(*network, layout, rank, links);
   Philox rng(7);
   std::vector<int32_t> tokens(static_cast<size_t>(config.batch.sequences * (kLength + 1)));
   for (int32_t& token : tokens) token = static_cast<int32_t>(rng.below(kVocabulary));

@@ -20,8 +20,8 @@
 #define FLYWHEEL_COUNTS_BYTES 1
 #endif
 
-// Every allocation of this program is counted, so that the most that there ever was is exact: who looks from time
-// to time misses the peak, and all the more on a busy machine.
+// Every allocation of this program is counted, so that the most that there ever was is exact: who looks from
+// time to time misses the peak, and all the more on a busy machine.
 namespace {
 
 std::atomic<int64_t> g_allocated = 0, g_most = 0;  // bytes

@@ -31,12 +31,12 @@ Trainer::Trainer(const TrainConfig& config, const Layout& layout, const MeshPlac
              {.overlap = config.mesh.overlap,
               .recompute = config.recompute == Recompute::kFull,
               .pipeline = place_.pipeline}),
-      network_(local_, parameters_, links_,
-               {.recompute = config.recompute,
-                .splits_backward = layout.schedule.splits_backward,
-                .mover = &mover_},
-               pool),
-      pipeline_(network_, layout, static_cast<int>(place_.pipeline), links_) {
+      network_(Network::make(local_, parameters_, links_,
+                             {.recompute = config.recompute,
+                              .splits_backward = layout.schedule.splits_backward,
+                              .mover = &mover_},
+                             pool)),
+      pipeline_(*network_, layout, static_cast<int>(place_.pipeline), links_) {
   CHECK(config.recompute != Recompute::kAuto, "a trainer is told what to compute again");
   if (config.precision == Precision::kFP16) loss_scale_ = first_loss_scale(config.loss_scale);
 }

@@ -91,7 +91,7 @@ class Trainer {
   Parameters parameters_;
   Optimizer optimizer_;
   BucketMover mover_;
-  Network network_;
+  std::unique_ptr<Network> network_;
   Pipeline pipeline_;
   int64_t next_step_ = 0, updates_ = 0;
   std::optional<LossScale> loss_scale_;  // of fp16

@@ -59,7 +59,7 @@ struct Trained {
       : decoder(model::describe(config_of(family))),
         local(train::whole(decoder)),
         parameters(local, dtype, pool),
-        network(local, parameters, alone, {}, pool) {
+        network(train::Network::make(local, parameters, alone, {}, pool)) {
     parameters.initialize(seed);
     // Biases of nought and norms of one would hide one that is left out.
     for (float& w : parameters.weights()) w = w * 3 + rng.normal() * 0.05f;
@@ -85,7 +85,7 @@ struct Trained {
   const train::LocalDecoder local;
   train::Parameters parameters;
   train::Links alone;
-  train::Network network;
+  std::unique_ptr<train::Network> network;
   const TempFolder folder;
   std::shared_ptr<const model::WeightSource> source;
 };
@@ -108,7 +108,7 @@ TEST_P(FamilyThroughExecutor, LogProbabilitiesAreEqualBitForBit) {
   // Two sequences in the trainer.
   Trained trained(family, dtype, seed, rng);
   std::vector<float> trainer(static_cast<size_t>(2 * length));
-  trained.network.evaluate({2, length, tokens}, trainer.data());
+  trained.network->evaluate({2, length, tokens}, trainer.data());
 
   // The first of them in the engine, from the exported files, chunk by chunk, with other work beside it.
   auto weights = model::load_decoder_weights(trained.decoder, trained.source, {}, trained.pool).value();
@@ -201,7 +201,7 @@ TEST_P(FamilyThroughEngine, GeneratedTokensHaveTheTrainersLogProbabilities) {
     ASSERT_EQ(call.tokens.size(), static_cast<size_t>(kPrompt + kOutput));
     const int64_t length = kPrompt + kOutput - 1;
     std::vector<float> trainer(static_cast<size_t>(length));
-    trained.network.evaluate({1, length, call.tokens}, trainer.data());
+    trained.network->evaluate({1, length, call.tokens}, trainer.data());
     for (int64_t t = 0; t < kOutput; ++t) {
       ASSERT_EQ(kernels::bits_of(call.logprobs[static_cast<size_t>(t)]),
                 kernels::bits_of(trainer[static_cast<size_t>(kPrompt - 1 + t)]))

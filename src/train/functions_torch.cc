@@ -1,4 +1,4 @@
-#include "train/functions.h"
+#include "train/functions_torch.h"
 
 #include <cmath>
 

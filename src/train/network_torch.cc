@@ -1,0 +1,363 @@
+// Built as a module: see network_module.h.
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <utility>
+
+#include "base/check.h"
+#include "train/functions_torch.h"
+#include "train/network_module.h"
+#include "train/segments.h"
+
+namespace flywheel::train {
+namespace {
+
+using model::Op;
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+using Values = std::map<int, Tensor>;  // by index into LocalDecoder::values
+
+// Selective recomputation: what makes this input of a product again, where a norm or swiglu has made it in
+// this segment. `known`: by value, those of the segment so far.
+using Known = std::map<int, Forgotten*>;
+Forgotten* forget(Pass& pass, const Segment& segment, int value, const Values& values, Known& known) {
+  const auto found = known.find(value);
+  if (found != known.end()) return found->second;
+  Forgotten* made = nullptr;
+  for (size_t i = segment.begin; i < segment.end; ++i) {
+    const LocalStep& step = pass.decoder.steps[i];
+    if (step.out != value) continue;
+    if (step.exchange == Exchange::kCopy) {
+      made = forget(pass, segment, step.in[0], values, known);
+    } else if (step.exchange == Exchange::kNone && step.op == Op::kRmsNorm) {
+      made = forget_norm(pass, values.at(step.in[0]), step.weight,
+                         pass.decoder.values[static_cast<size_t>(value)].width);
+    } else if (step.exchange == Exchange::kNone && step.op == Op::kSwiglu) {
+      made = forget_swiglu(pass, values.at(step.in[0]), values.at(step.in[1]));
+    }
+  }
+  return known[value] = made;
+}
+
+Tensor run_step(Pass& pass, const LocalStep& step, const Values& values, const Tensor& anchor,
+                Forgotten* forgotten) {
+  const auto in = [&](size_t i) -> const Tensor& { return values.at(step.in[i]); };
+  const int64_t width = pass.decoder.values[static_cast<size_t>(step.out)].width;
+  if (step.exchange != Exchange::kNone) return exchange(pass, in(0), step.exchange);
+  if (step.bias_alone) return add_bias(pass, in(0), step.bias);
+  switch (step.op) {
+    case Op::kEmbed:
+      return embed(pass, anchor, step.weight, width);
+    case Op::kRmsNorm:
+      return rms_norm(pass, in(0), step.weight, width);
+    case Op::kHeadNorm:
+      return rms_norm(pass, in(0), step.weight, pass.config.head_dim);
+    case Op::kLinear:
+      return linear(pass, in(0), step.weight, step.bias, forgotten);
+    case Op::kRope:
+      return rope(pass, in(0));
+    case Op::kAttention:
+      return attention(pass, in(0), in(1), in(2), step.window);
+    case Op::kSwiglu:
+      return swiglu(pass, in(0), in(1));
+    case Op::kAdd:
+      return add(pass, in(0), in(1));
+    case Op::kLogits:
+      return cross_entropy(pass, in(0), step.weight);
+  }
+  CHECK(false, "no step {}", static_cast<int>(step.op));
+}
+
+// Runs a segment; values that nothing after it reads are dropped (autograd keeps what it needs).
+void run_segment(Pass& pass, const Segment& segment, Values& values, const Tensor& anchor,
+                 bool selective = false) {
+  const auto& steps = pass.decoder.steps;
+  Known known;
+  for (size_t i = segment.begin; i < segment.end; ++i) {
+    Forgotten* forgotten = nullptr;
+    if (selective && steps[i].exchange == Exchange::kNone && steps[i].op == Op::kLinear)
+      forgotten = forget(pass, segment, steps[i].in[0], values, known);
+    values[steps[i].out] = run_step(pass, steps[i], values, anchor, forgotten);
+  }
+  pass.product_input = pass.product_rounded = Tensor();  // no other segment has the same factor
+  std::erase_if(values, [&](const auto& entry) {
+    return std::ranges::find(segment.out, entry.first) == segment.out.end();
+  });
+}
+
+// A layer whose inside is forgotten after forward and computed again before its gradient (Chen et al. 2016).
+struct LayerAgain : torch::autograd::Function<LayerAgain> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, Pass* pass, const Segment* segment) {
+    ctx->saved_data["pass"] = reinterpret_cast<int64_t>(pass);
+    ctx->saved_data["segment"] = reinterpret_cast<int64_t>(segment);
+    ctx->save_for_backward({x});
+    const torch::NoGradGuard no_grad;
+    Values values{{segment->in[0], x}};
+    run_segment(*pass, *segment, values, {});
+    return values.at(segment->out[0]);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    // NOLINTBEGIN(performance-no-int-to-ptr): autograd carries tensors and numbers
+    auto* pass = reinterpret_cast<Pass*>(ctx->saved_data["pass"].toInt());
+    auto* segment = reinterpret_cast<const Segment*>(ctx->saved_data["segment"].toInt());
+    // NOLINTEND(performance-no-int-to-ptr)
+    Tensor x = ctx->get_saved_variables()[0].detach();
+    x.requires_grad_(true);
+    {
+      const torch::AutoGradMode with_grad(true);
+      Values values{{segment->in[0], x}};
+      run_segment(*pass, *segment, values, {});
+      torch::autograd::backward({values.at(segment->out[0])}, {dy[0]});
+    }
+    return {x.grad(), Tensor(), Tensor()};
+  }
+};
+
+// The edge between two segments: on the way back, the one after it is done and the one before it is next.
+struct Edge : torch::autograd::Function<Edge> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const std::function<void()>* crossed) {
+    ctx->saved_data["crossed"] = reinterpret_cast<int64_t>(crossed);
+    return x.view_as(x);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): autograd carries tensors and numbers
+    (*reinterpret_cast<const std::function<void()>*>(ctx->saved_data["crossed"].toInt()))();
+    return {dy[0], Tensor()};
+  }
+};
+
+// One chunk of one microbatch, from its forward to release().
+struct Flight {
+  Pass pass;
+  Tensor in, out;
+};
+
+std::span<const float> as_span(const Tensor& t) {
+  return {t.data_ptr<float>(), static_cast<size_t>(t.numel())};
+}
+
+struct State {
+  using Key = Network::Key;
+  const LocalDecoder& decoder;
+  Parameters& parameters;
+  Links& links;
+  Network::Options options;
+  ThreadPool& pool;
+  std::vector<std::vector<Segment>> segments;             // by chunk
+  std::vector<std::vector<std::function<void()>>> edges;  // by chunk: before each segment but the first
+  kernels::RopeTable rope;
+  std::vector<uint8_t> cache;
+  std::map<Key, std::unique_ptr<Flight>> flights;
+  Pass* going_back = nullptr;  // the one whose backward() is under way
+  double loss = 0;
+
+  State(const LocalDecoder& decoder, Parameters& parameters, Links& links, const Network::Options& options,
+        ThreadPool& pool)
+      : decoder(decoder),
+        parameters(parameters),
+        links(links),
+        options(options),
+        pool(pool),
+        rope(model::rope_frequencies(decoder.config), decoder.config.max_positions) {
+    segments = segments_of(decoder);
+    for (size_t c = 0; c < segments.size(); ++c) {
+      edges.emplace_back();
+      for (size_t i = 1; i < segments[c].size(); ++i) {
+        edges[c].emplace_back([this, c, i] {
+          left(c, i);
+          visit_back(c, i - 1);
+        });
+      }
+    }
+  }
+
+  // On the way back: segment i of a chunk is next; it is done.
+  void visit_back(size_t chunk, size_t i) {
+    if (options.mover == nullptr) return;
+    const auto& of_chunk = segments[chunk];
+    options.mover->before(of_chunk[i].number, Visit::kBackward, i > 0 ? of_chunk[i - 1].number : -1);
+  }
+  void left(size_t chunk, size_t i) {
+    if (options.mover == nullptr) return;
+    const auto reduce = [mover = options.mover, number = segments[chunk][i].number] {
+      mover->reduce(number);
+    };
+    options.mover->after(segments[chunk][i].number, Visit::kBackward);
+    if (!options.splits_backward) return reduce();
+    going_back->weight_gradients.emplace_back(reduce);  // so that no more than a segment's buckets are open
+  }
+
+  std::unique_ptr<Flight> begin(const Sequences& input) {
+    CHECK(std::ssize(input.tokens) == input.sequences * (input.length + 1),
+          "{} tokens for {} sequences of {}", input.tokens.size(), input.sequences, input.length);
+    CHECK(input.length <= decoder.config.max_positions, "sequences of {}, at most {}", input.length,
+          decoder.config.max_positions);
+    auto flight = std::unique_ptr<Flight>(new Flight{.pass = {.parameters = parameters,
+                                                              .pool = pool,
+                                                              .decoder = decoder,
+                                                              .config = decoder.config,
+                                                              .rope = rope,
+                                                              .links = links,
+                                                              .cache = cache}});
+    Pass& pass = flight->pass;
+    pass.B = input.sequences, pass.T = input.length;
+    pass.splits_backward = options.splits_backward;
+    const int64_t blocks = (pass.T + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
+    const auto rows = static_cast<size_t>(pass.rows());
+    pass.ids.resize(rows), pass.targets.resize(rows), pass.positions.resize(rows);
+    pass.block_table.resize(static_cast<size_t>(pass.B * blocks));
+    for (size_t i = 0; i < pass.block_table.size(); ++i) pass.block_table[i] = static_cast<int32_t>(i);
+    for (int64_t b = 0; b < pass.B; ++b) {
+      pass.sequences.push_back({pass.block_table.data() + b * blocks, b * pass.T, pass.T, 0});
+      for (int64_t t = 0; t < pass.T; ++t)
+        pass.positions[static_cast<size_t>(b * pass.T + t)] = static_cast<int32_t>(t);
+      const auto row =
+          input.tokens.subspan(static_cast<size_t>(b * (pass.T + 1)), static_cast<size_t>(pass.T + 1));
+      std::copy(row.begin(), row.end() - 1, pass.ids.begin() + b * pass.T);
+      std::copy(row.begin() + 1, row.end(), pass.targets.begin() + b * pass.T);
+    }
+    return flight;
+  }
+
+  Tensor run_chunk(Pass& pass, int index, const Tensor& in) {
+    const Chunk& chunk = decoder.chunks[static_cast<size_t>(index)];
+    Values values;
+    if (chunk.in >= 0) values[chunk.in] = in;
+    const std::vector<Segment>& of_chunk = segments[static_cast<size_t>(index)];
+    const Visit visit = pass.with_gradient ? Visit::kForward : Visit::kEvaluate;
+    for (size_t i = 0; i < of_chunk.size(); ++i) {
+      const Segment& segment = of_chunk[i];
+      if (options.mover != nullptr) {
+        options.mover->before(segment.number, visit, i + 1 < of_chunk.size() ? of_chunk[i + 1].number : -1);
+        if (i > 0 && pass.with_gradient) {
+          CHECK(values.size() == 1, "{} values pass from segment to segment", values.size());
+          Tensor& stream = values.begin()->second;
+          stream = Edge::apply(stream, &edges[static_cast<size_t>(index)][i - 1]);
+        }
+      }
+      const bool layer = decoder.steps[segment.begin].layer >= 0;
+      if (pass.with_gradient && options.recompute == Recompute::kFull && layer) {
+        CHECK(segment.in.size() == 1 && segment.out.size() == 1, "a layer with {} inputs and {} outputs",
+              segment.in.size(), segment.out.size());
+        Tensor y = LayerAgain::apply(values.at(segment.in[0]), &pass, &segment);
+        values.clear();
+        values[segment.out[0]] = y;
+      } else {
+        run_segment(pass, segment, values, in,
+                    pass.with_gradient && options.recompute == Recompute::kSelective);
+      }
+      if (options.mover != nullptr) options.mover->after(segment.number, visit);
+    }
+    return values.at(chunk.out);
+  }
+};
+
+class TorchNetwork final : public Network {
+ public:
+  TorchNetwork(const LocalDecoder& decoder, Parameters& parameters, Links& links, const Options& options,
+               ThreadPool& pool);
+
+  double evaluate(const Sequences& input, float* logprobs) override;
+  int64_t stream_values(const Sequences& input) const override;
+  std::span<const float> forward(Key key, const Sequences& input, std::span<const float> in,
+                                 Gradient gradient, float loss_scale) override;
+  std::span<const float> backward(Key key, std::span<const float> gradient) override;
+  void weight_gradients(Key key) override;
+  void release(Key key) override { state_.flights.erase(key); }
+  void release_all() override { state_.flights.clear(); }
+  double take_loss() override { return std::exchange(state_.loss, 0.0); }
+
+ private:
+  State state_;
+};
+
+TorchNetwork::TorchNetwork(const LocalDecoder& decoder, Parameters& parameters, Links& links,
+                           const Options& options, ThreadPool& pool)
+    : state_(decoder, parameters, links, options, pool) {
+  at::set_num_threads(1);  // the kernels' pool has the cores; torch itself only adds and copies
+#ifdef __GLIBC__
+  // Every step allocates the same tensors: keep their memory instead of asking the kernel for zeroed pages
+  // again.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+#endif
+}
+
+int64_t TorchNetwork::stream_values(const Sequences& input) const {
+  const State& s = state_;
+  const int64_t rows = input.sequences * input.length;
+  return (s.decoder.split_rows ? rows / Links::size(s.links.tensor) : rows) * s.decoder.config.hidden_size;
+}
+
+std::span<const float> TorchNetwork::forward(Key key, const Sequences& input, std::span<const float> in,
+                                             Gradient gradient, float loss_scale) {
+  State& s = state_;
+  const Chunk& chunk = s.decoder.chunks.at(static_cast<size_t>(key.chunk));
+  auto& flight = s.flights[key] = s.begin(input);
+  flight->pass.with_gradient = gradient == Gradient::kWanted;
+  flight->pass.loss_scale = loss_scale;
+  const torch::AutoGradMode with_grad(flight->pass.with_gradient);
+  if (chunk.in >= 0) {
+    CHECK(std::ssize(in) == stream_values(input), "{} values from the chunk before, not {}", in.size(),
+          stream_values(input));
+    flight->in = torch::empty({std::ssize(in) / s.decoder.config.hidden_size, s.decoder.config.hidden_size});
+    std::ranges::copy(in, flight->in.data_ptr<float>());
+  } else {
+    flight->in = torch::empty({0});  // so that autograd has something to follow
+  }
+  flight->in.requires_grad_(flight->pass.with_gradient);
+  flight->out = s.run_chunk(flight->pass, key.chunk, flight->in);
+  s.loss += flight->pass.loss;
+  return flight->out.dim() == 0 ? std::span<const float>() : as_span(flight->out);
+}
+
+std::span<const float> TorchNetwork::backward(Key key, std::span<const float> gradient) {
+  Flight& flight = *state_.flights.at(key);
+  const auto chunk = static_cast<size_t>(key.chunk);
+  const torch::AutoGradMode with_grad(true);
+  state_.going_back = &flight.pass;
+  state_.visit_back(chunk, state_.segments[chunk].size() - 1);
+  if (flight.out.dim() == 0) {
+    flight.out.backward();
+  } else {
+    CHECK(std::ssize(gradient) == flight.out.numel(), "{} gradients of {} values", gradient.size(),
+          flight.out.numel());
+    Tensor own = torch::empty(flight.out.sizes());  // what is left for weight_gradients() may keep it
+    std::ranges::copy(gradient, own.data_ptr<float>());
+    flight.out.backward(own);
+  }
+  flight.out = Tensor();
+  state_.left(chunk, 0);
+  return flight.in.dim() == 1 ? std::span<const float>() : as_span(flight.in.grad());
+}
+
+void TorchNetwork::weight_gradients(Key key) {
+  std::vector<std::function<void()>> waiting = std::move(state_.flights.at(key)->pass.weight_gradients);
+  for (auto& make : waiting) std::exchange(make, nullptr)();  // and lets go of what it kept for it
+}
+
+double TorchNetwork::evaluate(const Sequences& input, float* logprobs) {
+  State& s = state_;
+  const auto flight = s.begin(input);
+  flight->pass.with_gradient = false;
+  flight->pass.logprobs = logprobs;
+  const torch::NoGradGuard no_grad;
+  s.run_chunk(flight->pass, 0, torch::empty({0}));
+  return flight->pass.loss;
+}
+
+}  // namespace
+}  // namespace flywheel::train
+
+extern "C" __attribute__((visibility("default"))) flywheel::train::Network* flywheel_make_network(
+    const flywheel::train::LocalDecoder& decoder, flywheel::train::Parameters& parameters,
+    flywheel::train::Links& links, const flywheel::train::Network::Options& options,
+    flywheel::ThreadPool& pool) {
+  return new flywheel::train::TorchNetwork(decoder, parameters, links, options, pool);
+}
