@@ -30,10 +30,10 @@ const int kSignal = SIGRTMAX - 1;
 
 char g_file[64];
 
-void answer(int signal, void (*handler)(int)) {
+void answer(int signal, void (*handler)(int), int flags = SA_RESTART) {
   struct sigaction action = {};
   action.sa_handler = handler;
-  action.sa_flags = SA_RESTART;
+  action.sa_flags = flags;
   ::sigaction(signal, &action, nullptr);
 }
 
@@ -47,6 +47,16 @@ void write_stack(int) {
     ::close(fd);
   }
   errno = saved;
+}
+
+// A handler that is reset when it is called: the signal comes again, and ends the process as it would have.
+void on_crash(int signal) {
+  void* frames[64];
+  const int count = ::backtrace(frames, 64);
+  constexpr char kWords[] = "crashed:\n";
+  [[maybe_unused]] const ssize_t said = ::write(STDERR_FILENO, kWords, sizeof kWords - 1);
+  ::backtrace_symbols_fd(frames, count, STDERR_FILENO);
+  ::raise(signal);
 }
 
 std::vector<int> numbers_in(const std::string& path) {
@@ -124,6 +134,9 @@ const bool g_ready = [] {
   ::backtrace(frame, 1);  // loads what it needs
   if (const char* file = std::getenv(kFileName)) std::snprintf(g_file, sizeof g_file, "%s", file);
   answer(kSignal, write_stack);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which say it better
+  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) answer(signal, on_crash, SA_RESETHAND);
+#endif
   testing::UnitTest::GetInstance()->listeners().Append(new Watch);
   return true;
 }();

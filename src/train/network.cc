@@ -2,7 +2,7 @@
 
 #include "base/config.h"
 #include "runtime/modules.h"
-#include "train/network_module.h"
+#include "train/network_internal.h"
 
 namespace flywheel::train {
 namespace {

@@ -1,4 +1,4 @@
-// Built as a module: see network_module.h.
+// Built as a module: see network_internal.h.
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -10,7 +10,7 @@
 
 #include "base/check.h"
 #include "train/functions_torch.h"
-#include "train/network_module.h"
+#include "train/network_internal.h"
 #include "train/segments.h"
 
 namespace flywheel::train {

@@ -45,10 +45,10 @@ def random_text():
 def texts():
     """Whole files, and pieces: a long one of each file, lines, random strings."""
     whole = [read_text(data / "text" / name) for name in ("wikitext-2/test.txt", "wagahaiwa_nekodearu.txt")]
-    starts = [rng.randrange(len(text) - 100_000) for text in whole]
-    pieces = [text[start:start + 100_000] for text, start in zip(whole, starts)]
+    starts = [rng.randrange(len(text) - 30_000) for text in whole]
+    pieces = [text[start:start + 30_000] for text, start in zip(whole, starts)]
     pieces += [line for text in whole for line in rng.sample(text.split("\n"), 300)]
-    return whole, pieces + [random_text() for _ in range(1500)] + ["", " ", "\n"]
+    return whole, pieces + [random_text() for _ in range(800)] + ["", " ", "\n"]
 
 
 def byte_offsets(text, spans):
