@@ -2,6 +2,8 @@
 BUILD ?= build
 CMAKE_FLAGS ?=
 JOBS ?= $(shell nproc)
+# Tests at once. One more than cores: some wait, for a lost node or for a daemon to start.
+TEST_JOBS ?= $(shell expr $$(nproc) + 1)
 SHELL := /bin/bash
 # Versions differ in layout: 14 decides wherever it is.
 CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
@@ -28,7 +30,7 @@ demo: build ## turn the wheel once on real data: data, train (with a kill), stor
 test: build ## every test that needs no GPU
 	@ninja -C $(BUILD) -j $(JOBS) check_headers
 	@tests/make_peers
-	@cd $(BUILD) && ctest -j $(JOBS) --output-on-failure --no-tests=error -LE gpu
+	@cd $(BUILD) && ctest -j $(TEST_JOBS) --output-on-failure --no-tests=error -LE gpu
 
 bench: build ## every benchmark beside its peer; writes docs/benchmarks.md
 	@bench/all
