@@ -16,7 +16,8 @@ help: ## list the targets
 
 setup: ## install what is missing (Debian packages, .venv)
 	@{ cmp -s <(cat scripts/packages.txt scripts/setup) .cache/setup.done && [ -x .venv/bin/pip ] && \
-	  compgen -G '.venv/lib/python3*/site-packages/pyarrow/libarrow.so' > /dev/null; } || scripts/setup
+	  compgen -G '.venv/lib/python3*/site-packages/pyarrow/libarrow.so' > /dev/null && \
+	  compgen -G '.venv/lib/python3*/site-packages/torch/lib/libtorch_cpu.so' > /dev/null; } || scripts/setup
 
 $(BUILD)/build.ninja: | setup
 	@cmake -G Ninja -S . -B $(BUILD) $(CMAKE_FLAGS) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }; mv $(BUILD).log $(BUILD)/configure.log

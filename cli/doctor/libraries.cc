@@ -17,6 +17,9 @@
 #include "local_sources.h"
 #include "runtime/host_transport.h"
 #include "store/store.h"
+#ifdef FLYWHEEL_TORCH
+#include "train/network.h"
+#endif
 
 namespace flywheel::cli::doctor {
 namespace {
@@ -49,6 +52,16 @@ std::string gloo_state(Report& report) {
   return "does not load";
 }
 
+#ifdef FLYWHEEL_TORCH
+// The same of libtorch, which workers load.
+std::string torch_state(Report& report) {
+  const auto ready = train::Network::load();
+  if (ready.ok()) return FLYWHEEL_TORCH_VERSION;
+  report.problems.push_back({ready.error().message, "`make setup`, then `make build`"});
+  return "does not load";
+}
+#endif
+
 std::string postgres_server() {
   std::error_code error;
   std::string newest;
@@ -64,7 +77,7 @@ std::string postgres_server() {
 void look_at_libraries(Report& report) {
   OrderedJson& libraries = report.json["libraries"] = OrderedJson::object();
 #ifdef FLYWHEEL_TORCH
-  libraries["libtorch"] = FLYWHEEL_TORCH_VERSION;
+  libraries["libtorch"] = torch_state(report);
   report.json["torch"] = true;
 #else
   report.json["torch"] = false;

@@ -78,6 +78,7 @@ struct MeshOptions {
   std::vector<Host> hosts;  // ranks are dealt in blocks, and keep copies for each other across hosts; empty:
                             // this machine
   std::map<std::string, std::string> env;  // for its workers
+  std::vector<std::string> needs;          // of its workers (operation.h): who lacks one does not come up
 };
 
 struct CallOptions {

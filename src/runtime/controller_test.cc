@@ -123,6 +123,27 @@ TEST(Controller, AWorkerThatIsStoppedWhileItStartsIsReplaced) {
   EXPECT_GE(launcher->started(), 3);  // on a busy machine another one may be late with its heartbeat
 }
 
+// A want of the machine is no result: when it is mended the run goes on.
+TEST(Controller, AWorkerThatLacksWhatItNeedsDoesNotComeUp) {
+  const TempFolder folder;
+  const std::string library = folder / "library";
+  const MeshOptions mesh_options{.env = {{"FLYWHEEL_TEST_NEEDS", library}}, .needs = {"test.file"}};
+  const auto where = [&]() -> Result<std::string> {
+    ControllerOptions options = options_in(folder);
+    options.launcher = make_local_launcher({.log_folder = folder / "logs"});
+    ASSIGN_OR_RETURN(const auto controller, Controller::open(options));
+    ASSIGN_OR_RETURN(const Mesh mesh, controller->mesh("m", {{"data", 2}}, mesh_options));
+    return mesh.call("test.where").get(1);
+  };
+  const auto lacking = where();
+  ASSERT_FALSE(lacking.ok());
+  EXPECT_EQ(lacking.error().code, ErrorCode::kUnavailable);
+  EXPECT_THAT(lacking.error().message, HasSubstr("does not come up"));
+  EXPECT_THAT(lacking.error().message, HasSubstr("the library of this test is not installed"));
+  ASSERT_TRUE(write_file(library, "").ok());
+  EXPECT_EQ(where().value(), "m 1");
+}
+
 TEST(Controller, ManyCallsInFlightComeBackInOrder) {
   const TempFolder folder;
   auto options = options_in(folder);

@@ -15,6 +15,11 @@ std::map<std::string, std::function<std::unique_ptr<State>()>>& states() {
   return all;
 }
 
+std::map<std::string, std::function<Result<void>()>>& needs() {
+  static std::map<std::string, std::function<Result<void>()>> all;
+  return all;
+}
+
 }  // namespace
 
 const char* kind_name(Kind kind) {
@@ -34,6 +39,10 @@ OperationRegistration::OperationRegistration(const std::string& name, Kind kind,
         name);
 }
 
+NeedRegistration::NeedRegistration(const std::string& name, std::function<Result<void>()> meet) {
+  CHECK(needs().emplace(name, std::move(meet)).second, "need {} registered twice", name);
+}
+
 StateRegistration::StateRegistration(const std::string& type, std::function<std::unique_ptr<State>()> make) {
   CHECK(states().emplace(type, std::move(make)).second, "state {} registered twice", type);
 }
@@ -49,6 +58,11 @@ Result<const Operation*> find_operation(const std::string& name) {
   const std::string near = nearest_name(name, operation_names());
   return make_error(ErrorCode::kNotFound, "no operation {} in this program{}", name,
                     near.empty() ? "" : "; did you mean " + near + "?");
+}
+
+Result<void> meet_need(const std::string& name) {
+  if (const auto found = needs().find(name); found != needs().end()) return found->second();
+  return make_error(ErrorCode::kNotFound, "no need {} in this program; REGISTER_NEED names them", name);
 }
 
 Result<std::unique_ptr<State>> make_state(const std::string& type) {

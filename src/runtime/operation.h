@@ -131,11 +131,18 @@ struct Operation {
 
 // kNotFound with the nearest name.
 Result<const Operation*> find_operation(const std::string& name);
+// What a worker must have before it is of any use to a mesh, such as a library (MeshOptions::needs). Its want
+// is the machine's, not a command's: no log keeps it as a result. The error of the need's own function, or
+// kNotFound.
+Result<void> meet_need(const std::string& name);
 std::vector<std::string> operation_names();
 Result<std::unique_ptr<State>> make_state(const std::string& type);
 
 struct OperationRegistration {
   OperationRegistration(const std::string& name, Kind kind, OperationFunction run);
+};
+struct NeedRegistration {
+  NeedRegistration(const std::string& name, std::function<Result<void>()> meet);
 };
 struct StateRegistration {
   StateRegistration(const std::string& type, std::function<std::unique_ptr<State>()> make);
@@ -147,6 +154,10 @@ struct StateRegistration {
   static const ::flywheel::runtime::OperationRegistration FLYWHEEL_CONCAT(operation_registration_, \
                                                                           __LINE__) {              \
     NAME, __VA_ARGS__                                                                              \
+  }
+#define REGISTER_NEED(NAME, ...)                                                                     \
+  static const ::flywheel::runtime::NeedRegistration FLYWHEEL_CONCAT(need_registration_, __LINE__) { \
+    NAME, __VA_ARGS__                                                                                \
   }
 #define REGISTER_STATE(NAME, TYPE)                                                                     \
   static const ::flywheel::runtime::StateRegistration FLYWHEEL_CONCAT(state_registration_, __LINE__) { \

@@ -121,6 +121,7 @@ void Core::start_worker(MeshState& mesh, int rank) {
   config.id = worker.id;
   config.heartbeat_ms = options.heartbeat_ms;
   config.lease_ms = options.lease_ms;
+  config.needs = mesh.options.needs;
   config.keys = transport->keys();
   WorkerSpec spec{fmt::format("{}/{}", mesh.name, rank), host, config.to_env()};
   spec.env.insert(mesh.options.env.begin(), mesh.options.env.end());

@@ -32,6 +32,11 @@ class Counter : public State {
 };
 REGISTER_STATE("test.counter", Counter);
 
+REGISTER_NEED("test.file", []() -> Result<void> {
+  if (path_exists(env::get("FLYWHEEL_TEST_NEEDS"))) return {};
+  return make_error(ErrorCode::kUnavailable, "the library of this test is not installed");
+});
+
 class Weights : public State {
  public:
   const char* type() const override { return "test.weights"; }

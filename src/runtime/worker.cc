@@ -9,6 +9,7 @@
 #include "base/env.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "runtime/operation.h"
 #include "runtime/snapshot_thread_internal.h"
 #include "runtime/supervisor.h"
 #include "runtime/worker_control_internal.h"
@@ -29,7 +30,8 @@ std::map<std::string, std::string> WorkerConfig::to_env() const {
                      {"rank", id.rank},
                      {"incarnation", id.incarnation},
                      {"heartbeat_ms", heartbeat_ms},
-                     {"lease_ms", lease_ms}};
+                     {"lease_ms", lease_ms},
+                     {"needs", needs}};
   return {{"FLYWHEEL_WORKER", json.dump()}, {"FLYWHEEL_WORKER_KEYS", keys.to_text()}};
 }
 
@@ -52,6 +54,7 @@ Result<WorkerConfig> WorkerConfig::from_env() {
     json.at("incarnation").get_to(config.id.incarnation);
     json.at("heartbeat_ms").get_to(config.heartbeat_ms);
     json.at("lease_ms").get_to(config.lease_ms);
+    json.at("needs").get_to(config.needs);
   } catch (const Json::exception& error) {
     return make_error(ErrorCode::kInvalid, "FLYWHEEL_WORKER: {}", error.what());
   }
@@ -212,6 +215,12 @@ class CommandLoop {
 }  // namespace
 
 int run_worker(const WorkerConfig& config) {
+  for (const std::string& need : config.needs) {
+    if (const auto met = meet_need(need); !met.ok()) {
+      LOG_ERROR("{}", met.error().message);
+      return 1;
+    }
+  }
   Transport transport(config.keys);
   Result<void> done;
   {

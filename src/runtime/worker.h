@@ -36,6 +36,7 @@ struct WorkerConfig {
   WorkerId id;
   int64_t heartbeat_ms = 100;
   int64_t lease_ms = 5000;
+  std::vector<std::string> needs;  // to be met before it says hello
   Keys keys;
   std::map<std::string, std::string> to_env() const;
   static Result<WorkerConfig> from_env();

@@ -7,19 +7,38 @@
 namespace flywheel::train {
 namespace {
 
-MakeNetwork* load() {
-  const auto found =
-      runtime::load_module("flywheel_train_torch.so", kMakeNetwork, runtime::SymbolsFirst::kProgram);
-  if (!found.ok()) throw UserError("libtorch", found.error().message, "`make setup && make build` brings it");
-  return reinterpret_cast<MakeNetwork*>(*found);
+constexpr const char* kFile = "flywheel_train_torch.so";
+
+Result<const TorchModule*> load_once() {
+  const auto found = runtime::load_module(kFile, kTorchModule, runtime::SymbolsFirst::kProgram);
+  if (!found.ok()) {
+    return make_error(ErrorCode::kUnavailable,
+                      "libtorch does not load ({}); `make setup && make build` brings it",
+                      found.error().message);
+  }
+  const TorchModule* module = reinterpret_cast<GetTorchModule*>(*found)();
+  if (module->layout == kTorchLayout) return module;
+  return make_error(ErrorCode::kUnavailable, "{} was built with another version of Flywheel: `make build`",
+                    kFile);
+}
+
+const Result<const TorchModule*>& torch_module() {
+  static const Result<const TorchModule*> loaded = load_once();
+  return loaded;
 }
 
 }  // namespace
 
+Result<void> Network::load() {
+  if (!torch_module().ok()) return torch_module().error();
+  return {};
+}
+
 std::unique_ptr<Network> Network::make(const LocalDecoder& decoder, Parameters& parameters, Links& links,
                                        Options options, ThreadPool& pool) {
-  static MakeNetwork* const make = load();
-  return std::unique_ptr<Network>(make(decoder, parameters, links, options, pool));
+  load().value_or_throw();
+  const TorchModule* module = torch_module().value();
+  return std::unique_ptr<Network>(module->make(decoder, parameters, links, options, pool));
 }
 
 double Network::train(const Sequences& input, float loss_scale) {

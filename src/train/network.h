@@ -7,8 +7,8 @@
 // backward() and weight_gradients() for its chunks and microbatches in any order that a schedule asks for
 // (pipeline.h); what a microbatch needs for its gradient is kept until then.
 //
-// libtorch keeps the order of gradients. It is a module of its own (network_torch.cc), loaded with the first
-// network: a quarter of a second that only workers pay.
+// libtorch keeps the order of gradients. It is in a module of its own (network_torch.cc): a quarter of a
+// second to load that only workers pay.
 //
 // Ownership: borrows decoder, parameters, links and mover. Threads: one at a time. Errors: those of an
 // exchange are in links.failed; results are then worthless.
@@ -22,6 +22,7 @@
 #include <memory>
 #include <span>
 
+#include "base/result.h"
 #include "train/bucket_mover.h"
 #include "train/links.h"
 #include "train/local_decoder.h"
@@ -42,7 +43,9 @@ class Network {
     bool splits_backward = false;            // backward() leaves gradients of weights to weight_gradients()
     BucketMover* mover = nullptr;  // told of each segment that is entered and left; null: all is here
   };
-  // Throws a UserError where libtorch cannot be loaded.
+  // Loads libtorch. kUnavailable: it is not there, or is another one than this program was built with.
+  static Result<void> load();
+  // Throws a UserError where it cannot be loaded.
   static std::unique_ptr<Network> make(const LocalDecoder& decoder, Parameters& parameters, Links& links,
                                        Options options, ThreadPool& pool);
   Network() = default;

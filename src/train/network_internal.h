@@ -8,8 +8,22 @@
 
 namespace flywheel::train {
 
-using MakeNetwork = Network*(const LocalDecoder& decoder, Parameters& parameters, Links& links,
-                             const Network::Options& options, ThreadPool& pool);
-constexpr const char* kMakeNetwork = "flywheel_make_network";  // the module's one symbol
+struct TorchModule {
+  uint64_t layout;
+  Network* (*make)(const LocalDecoder& decoder, Parameters& parameters, Links& links,
+                   const Network::Options& options, ThreadPool& pool);
+};
+using GetTorchModule = const TorchModule*();
+constexpr const char* kTorchModule = "flywheel_torch_module";  // of type GetTorchModule: its one symbol
+
+// Of what both sides use: a module that was built with another one is not this program's.
+template <typename... T>
+constexpr uint64_t layout_of() {
+  uint64_t layout = 1;
+  ((layout = layout * 1'000'003 + sizeof(T)), ...);
+  return layout;
+}
+constexpr uint64_t kTorchLayout =
+    layout_of<TorchModule, LocalDecoder, Parameters, Links, Network::Options, Sequences, BucketMover>();
 
 }  // namespace flywheel::train

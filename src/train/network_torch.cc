@@ -352,12 +352,16 @@ double TorchNetwork::evaluate(const Sequences& input, float* logprobs) {
   return flight->pass.loss;
 }
 
-}  // namespace
-}  // namespace flywheel::train
-
-extern "C" __attribute__((visibility("default"))) flywheel::train::Network* flywheel_make_network(
-    const flywheel::train::LocalDecoder& decoder, flywheel::train::Parameters& parameters,
-    flywheel::train::Links& links, const flywheel::train::Network::Options& options,
-    flywheel::ThreadPool& pool) {
-  return new flywheel::train::TorchNetwork(decoder, parameters, links, options, pool);
+Network* make(const LocalDecoder& decoder, Parameters& parameters, Links& links,
+              const Network::Options& options, ThreadPool& pool) {
+  return new TorchNetwork(decoder, parameters, links, options, pool);
 }
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const TorchModule* flywheel_torch_module() {
+  static constexpr TorchModule module = {kTorchLayout, make};
+  return &module;
+}
+
+}  // namespace flywheel::train

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "runtime/operation.h"
 #include "train/checkpoint_writer.h"
+#include "train/network.h"
 
 namespace flywheel::train {
 
@@ -15,6 +16,7 @@ using runtime::Call;
 using runtime::Communicator;
 using runtime::Kind;
 
+const char* const kLibtorch = "train.libtorch";
 const char* const kCreate = "train.create";
 const char* const kStep = "train.step";
 const char* const kEvaluate = "train.evaluate";
@@ -232,6 +234,8 @@ Result<Links> links(Call& call) {
   }
   return links;
 }
+
+REGISTER_NEED("train.libtorch", Network::load);
 
 REGISTER_OPERATION("train.create", Kind::kStateful, [](Call& call) -> Result<std::string> {
   auto trainer = std::make_unique<WorkerTrainer>();

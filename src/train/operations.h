@@ -22,6 +22,7 @@
 namespace flywheel::train {
 
 // Defined with the operations, so that a program which calls them is linked with them.
+extern const char* const kLibtorch;  // a need of workers
 extern const char* const kCreate;
 extern const char* const kStep;
 extern const char* const kEvaluate;
