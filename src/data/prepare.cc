@@ -107,6 +107,7 @@ Result<PrepareReport> prepare(const PrepareRequest& as_given, ThreadPool& pool) 
   if (request.output.empty()) throw UserError("--output", "a folder for the dataset is needed");
   check(request.config);
   store::check_name(request.config.name).value_or_throw("name");
+  if (request.store != nullptr) RETURN_IF_ERROR(check_names(request));
   const Stopwatch clock;
   InputList inputs = list_inputs(request.inputs, request.config.input, request.output);
   ASSIGN_OR_RETURN(const FileLock lock, take_output(request.output));

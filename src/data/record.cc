@@ -63,6 +63,23 @@ Result<void> check_earlier(store::Store& store, const store::Artifact& artifact,
                     artifact.ref(), artifact.ref());
 }
 
+std::string tokenizer_name(const PrepareRequest& request) {
+  return request.config.name + "-tokenizer";
+}
+
+bool taken_by_another(store::Store& store, const std::string& name, const std::string& kind) {
+  const auto there = store.resolve(name);
+  return there.ok() && there->kind != kind;
+}
+
+// The input's own, or one beside it where the dataset is called as its folder is.
+std::string free_source_name(const PrepareRequest& request, const std::string& input) {
+  const std::string name = source_name(input);
+  const bool taken = name == request.config.name || name == tokenizer_name(request) ||
+                     taken_by_another(*request.store, name, "source");
+  return taken ? name + "-source" : name;
+}
+
 }  // namespace
 
 std::string digest_of(const std::vector<HashedInput>& inputs) {
@@ -93,6 +110,17 @@ std::string source_name(const std::string& input) {
   return name.empty() ? "source" : name;
 }
 
+Result<void> check_names(const PrepareRequest& request) {
+  const std::pair<std::string, const char*> names[] = {{request.config.name, "dataset"},
+                                                       {tokenizer_name(request), "tokenizer"}};
+  for (const auto& [name, kind] : names) {
+    if (!taken_by_another(*request.store, name, kind)) continue;
+    return make_error(ErrorCode::kExists, "the store has a {} called {}; choose another --name for this {}",
+                      request.store->resolve(name)->kind, name, kind);
+  }
+  return {};
+}
+
 Result<void> record_artifacts(const PrepareRequest& request, const std::vector<HashedInput>& inputs,
                               const std::string& key, store::Run& run, PrepareReport& report) {
   store::Store& store = *request.store;
@@ -111,8 +139,8 @@ Result<void> record_artifacts(const PrepareRequest& request, const std::vector<H
       bytes += hashed.size_bytes;
     }
     ASSIGN_OR_RETURN(const store::Artifact source,
-                     store.put_source(source_name(input), absolute(input), digest_of(part), bytes,
-                                      {{"files", static_cast<int64_t>(part.size())}}));
+                     store.put_source(free_source_name(request, input), absolute(input), digest_of(part),
+                                      bytes, {{"files", static_cast<int64_t>(part.size())}}));
     RETURN_IF_ERROR(run.add_input(source.ref()));
     sources.push_back(source.ref());
   }
@@ -120,7 +148,7 @@ Result<void> record_artifacts(const PrepareRequest& request, const std::vector<H
   const auto local = [&](const std::string& file) { return request.output + "/" + file; };
   ASSIGN_OR_RETURN(const store::Artifact tokenizer,
                    store.put_artifact({.kind = "tokenizer",
-                                       .name = name + "-tokenizer",
+                                       .name = tokenizer_name(request),
                                        .files = {{"tokenizer.json", local("tokenizer/tokenizer.json")}},
                                        .inputs = sources,
                                        .run = run.id(),

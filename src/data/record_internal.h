@@ -21,5 +21,7 @@ Result<void> record_artifacts(const PrepareRequest& request, const std::vector<H
 
 // "/usr/share/doc/postgresql-doc-15/html" -> "postgresql-doc-15-html": the name of a source in the store.
 std::string source_name(const std::string& input);
+// Before any work: kExists where the store has something else under the dataset's or the tokenizer's name.
+Result<void> check_names(const PrepareRequest& request);
 
 }  // namespace flywheel::data

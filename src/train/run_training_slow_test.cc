@@ -10,6 +10,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <thread>
 
 #include <set>
 
@@ -218,6 +221,35 @@ std::vector<int64_t> steps_of_checkpoints(const std::string& run) {
 
 // Checkpoints at 10, 20 and 30; there is no room from step 5 to 25. That of step 10 has been given up by
 // then, because the next one waits for it.
+// The processes that this program has started itself.
+std::vector<pid_t> own_children() {
+  std::vector<pid_t> pids;
+  for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream children(thread.path() / "children");
+    for (pid_t pid = 0; children >> pid;) pids.push_back(pid);
+  }
+  return pids;
+}
+
+// More losses at one step than any other command is allowed.
+TEST_F(RunTraining, AWorkerKilledAgainAndAgainAtOneStepChangesNoBit) {
+  config_.steps = 400;
+  config_.evaluate.every_steps = 0;
+  const TrainReport undisturbed = run();
+  std::jthread killer;
+  const TrainReport killed = run({.on_step = [&](const Progress& p) {
+    if (p.step != 6 || killer.joinable()) return;
+    killer = std::jthread([] {
+      for (int kill_number = 0; kill_number < 8; ++kill_number) {
+        if (const std::vector<pid_t> pids = own_children(); !pids.empty()) kill(pids.back(), SIGKILL);
+        std::this_thread::sleep_for(std::chrono::milliseconds(250));
+      }
+    });
+  }});
+  EXPECT_GE(killed.recoveries, 3);
+  EXPECT_EQ(killed.sha256, undisturbed.sha256);
+}
+
 TEST_F(RunTraining, AFullDiskCostsCheckpointsAndNoMore) {
   ASSERT_NE(signal(SIGXFSZ, SIG_IGN), SIG_ERR);
   const TrainReport undisturbed = run();

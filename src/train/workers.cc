@@ -1,6 +1,7 @@
 #include "train/workers.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 
 #include "base/cpu.h"
@@ -22,6 +23,9 @@ Result<Workers> Workers::open(const TrainConfig& config, const Layout& layout,
       options.snapshot_interval_ms >= 0
           ? options.snapshot_interval_ms
           : snapshot_interval_ms(layout.decoder.num_parameters() / std::ssize(layout.holders()));
+  // Every step counts. A step that workers do not survive would have that for its result, and the log would
+  // keep it; so it ends the mesh instead, after more losses in a row, and the run can be gone on with.
+  own.max_recoveries_per_command = std::numeric_limits<int>::max();
   own.durable_interval_ms = std::max<int64_t>(30'000, 4 * own.watermark_interval_ms);
   const runtime::LocalLauncherOptions local{.command = options.command,
                                             .log_folder = options.folder + "/workers"};
