@@ -95,7 +95,9 @@ void describe(int pid, const std::string& program) {
     say(" thread " + std::to_string(tid) + " in " + text_of(thread + "/wchan") + ", system call " +
         text_of(thread + "/syscall"));
     if (answers && ::syscall(SYS_tgkill, pid, tid, kSignal) == 0) std::this_thread::sleep_for(kForOneStack);
-    for (const int child : numbers_in(thread + "/children")) describe(child, program);
+    for (const int child : numbers_in(thread + "/children")) {
+      if (child != ::getpid()) describe(child, program);
+    }
   }
 }
 
