@@ -33,7 +33,8 @@ Result<void*> load_module(const std::string& name, const char* entry, SymbolsFir
     if (found != nullptr) return found;
     failures += fmt::format("; {}", ::dlerror());
   }
-  return make_error(ErrorCode::kUnavailable, "no {} beside the program{}", name, failures);
+  if (failures.empty()) return make_error(ErrorCode::kUnavailable, "no {} beside the program", name);
+  return make_error(ErrorCode::kUnavailable, "{} does not load{}", name, failures);
 }
 
 }  // namespace flywheel::runtime

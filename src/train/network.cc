@@ -12,8 +12,7 @@ constexpr const char* kFile = "flywheel_train_torch.so";
 Result<const TorchModule*> load_once() {
   const auto found = runtime::load_module(kFile, kTorchModule, runtime::SymbolsFirst::kProgram);
   if (!found.ok()) {
-    return make_error(ErrorCode::kUnavailable,
-                      "libtorch does not load ({}); `make setup && make build` brings it",
+    return make_error(ErrorCode::kUnavailable, "{}; `make setup && make build` brings libtorch",
                       found.error().message);
   }
   const TorchModule* module = reinterpret_cast<GetTorchModule*>(*found)();
