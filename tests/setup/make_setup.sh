@@ -8,8 +8,9 @@ cp "$source/Makefile" .; cp "$source/scripts/packages.txt" scripts/
 cat > scripts/setup <<'S'
 #!/bin/bash
 echo called
-mkdir -p .venv/bin .venv/lib/python3.11/site-packages/pyarrow .cache
-touch .venv/bin/pip .venv/lib/python3.11/site-packages/pyarrow/libarrow.so; chmod +x .venv/bin/pip
+site=.venv/lib/python3.11/site-packages
+mkdir -p .venv/bin $site/pyarrow $site/torch/lib .cache
+touch .venv/bin/pip $site/pyarrow/libarrow.so $site/torch/lib/libtorch_cpu.so; chmod +x .venv/bin/pip
 cat scripts/packages.txt scripts/setup > .cache/setup.done
 S
 chmod +x scripts/setup
@@ -22,6 +23,7 @@ expect "from a clone" called
 expect "nothing to do" ""
 rm -r .venv; expect "without .venv, though it was done" called
 rm .venv/lib/python3.11/site-packages/pyarrow/libarrow.so; expect "with a .venv that lost a part" called
+rm -r .venv/lib/python3.11/site-packages/torch; expect "without libtorch" called
 rm -r .cache; expect "without its mark" called
 echo '# one more' >> scripts/packages.txt; expect "with another list of packages" called
 expect "nothing to do again" ""
