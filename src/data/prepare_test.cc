@@ -192,19 +192,19 @@ TEST(Prepare, EachNameHasArtifactsOfItsOwn) {
 // A dataset may be called as its folder is; a name that something else has is refused before any work.
 TEST(Prepare, NamesThatMeet) {
   TempFolder folder;
-  make_raw(folder / "raw");
+  make_raw(folder / "mix");
   store::Store store = store::Store::open(folder / "home").value();
   ThreadPool pool(2);
   PrepareRequest request{
-      .inputs = {folder / "raw"}, .output = folder / "out", .config = small_config(), .store = &store};
-  request.config.name = "raw";
-  EXPECT_EQ(prepare(request, pool).value().artifacts.at("dataset"), "raw:1");
-  EXPECT_THAT(store::draw_lineage(store.lineage("raw").value()), HasSubstr("raw-source:1"));
-  EXPECT_EQ(prepare(request, pool).value().artifacts.at("dataset"), "raw:1");
-  request.config.name = "raw-tokenizer", request.output = folder / "other";
+      .inputs = {folder / "mix"}, .output = folder / "out", .config = small_config(), .store = &store};
+  request.config.name = "mix";
+  EXPECT_EQ(prepare(request, pool).value().artifacts.at("dataset"), "mix:1");
+  EXPECT_THAT(store::draw_lineage(store.lineage("mix").value()), HasSubstr("mix-source:1"));
+  EXPECT_EQ(prepare(request, pool).value().artifacts.at("dataset"), "mix:1");
+  request.config.name = "mix-tokenizer", request.output = folder / "other";
   const auto refused = prepare(request, pool);
   ASSERT_FALSE(refused.ok());
-  EXPECT_THAT(refused.error().message, HasSubstr("the store has a tokenizer called raw-tokenizer"));
+  EXPECT_THAT(refused.error().message, HasSubstr("the store has a tokenizer called mix-tokenizer"));
   EXPECT_FALSE(path_exists(folder / "other"));
 }
 
