@@ -1,7 +1,6 @@
 // A test that hangs says where before ctest ends it, which nobody would know afterwards: after five minutes
 // the stacks of this process's threads and of its descendants' that run the same program (workers), as
 // "module(+offset)" for addr2line, and what any other descendant waits for in the kernel.
-#include <dirent.h>
 #include <execinfo.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -13,6 +12,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -71,12 +71,11 @@ std::string text_of(const std::string& path) {
 
 std::vector<int> threads_of(int pid) {
   std::vector<int> found;
-  DIR* folder = ::opendir(("/proc/" + std::to_string(pid) + "/task").c_str());
-  if (folder == nullptr) return found;
-  while (const dirent* entry = ::readdir(folder)) {  // NOLINT(concurrency-mt-unsafe): a folder of our own
-    if (const int tid = std::atoi(entry->d_name); tid > 0) found.push_back(tid);
+  std::error_code gone;
+  for (const auto& task :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task", gone)) {
+    found.push_back(std::stoi(task.path().filename()));
   }
-  ::closedir(folder);
   return found;
 }
 
