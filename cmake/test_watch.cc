@@ -1,6 +1,7 @@
-// A test that hangs says where before ctest ends it, which nobody would know afterwards: after five minutes
-// the stacks of this process's threads and of its descendants' that run the same program (workers), as
-// "module(+offset)" for addr2line, and what any other descendant waits for in the kernel.
+// A test that hangs or crashes says where, which nobody would know afterwards. After five minutes: the stacks
+// of this process's threads and of its descendants' that run the same program (workers), and what any other
+// descendant waits for in the kernel. At a crash: the stack of the thread. As "module(+offset)", for
+// addr2line.
 #include <execinfo.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
