@@ -115,14 +115,19 @@ function(flywheel_check_room room deps targets)
   endforeach()
 endfunction()
 
+# A shared library in build/modules, for runtime/modules.h to load; what it does not name stays its own.
+function(flywheel_add_module target)
+  add_library(${target} MODULE ${ARGN})
+  set_target_properties(${target} PROPERTIES PREFIX "" CXX_VISIBILITY_PRESET hidden
+                        LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/modules)
+endfunction()
+
 # The module of a room's *_torch.cc. What it calls of the rooms is its program's: nothing of it is linked here, and
 # every program that links the room is told to keep those functions and to show them to the module.
 function(flywheel_torch_module name)
   set(target flywheel_${name}_torch)
   set(room flywheel_${name})
-  add_library(${target} MODULE ${ARGN})
-  set_target_properties(${target} PROPERTIES PREFIX "" CXX_VISIBILITY_PRESET hidden
-                        LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/modules)
+  flywheel_add_module(${target} ${ARGN})
   target_include_directories(${target} PRIVATE $<TARGET_PROPERTY:${room},INCLUDE_DIRECTORIES>)
   target_compile_definitions(${target} PRIVATE $<TARGET_PROPERTY:${room},COMPILE_DEFINITIONS>)
   target_link_libraries(${target} PRIVATE spdlog::spdlog torch_deps)
@@ -200,9 +205,7 @@ function(room name)
   foreach(module ${modules})
     get_filename_component(module_name ${module} NAME_WE)
     set(module_target flywheel_${name}_${module_name})
-    add_library(${module_target} MODULE ${module})
-    set_target_properties(${module_target} PROPERTIES PREFIX "" CXX_VISIBILITY_PRESET hidden
-                          LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/modules)
+    flywheel_add_module(${module_target} ${module})
     target_include_directories(${module_target} PRIVATE ${include_root})
     target_link_libraries(${module_target} PRIVATE ${ROOM_MODULE_LIBS})
     add_dependencies(${target} ${module_target})
