@@ -124,7 +124,7 @@ void for_axes(const Planner::State& state, int64_t world, const std::function<bo
   }
 }
 
-AxesResult search_axes(Planner::State& state, const PlanMesh& axes) {
+AxesResult search_axes(Planner::State& state, const PlanMesh& axes, double good_enough) {
   AxesResult result;
   result.least.estimate.memory_bytes = std::numeric_limits<double>::infinity();
   const auto consider = [&](const PlanMesh& mesh) {
@@ -133,7 +133,7 @@ AxesResult search_axes(Planner::State& state, const PlanMesh& axes) {
     const Candidate candidate{mesh, e, score_of(e.step_seconds, mesh)};
     if (e.memory_bytes < result.least.estimate.memory_bytes) result.least = candidate;
     if (e.fits && (!result.best || candidate.score < result.best->score)) result.best = candidate;
-    return e.fits;
+    return candidate;
   };
   const std::vector<Recompute>& steps = state.recompute_steps();  // none, ever more, all, full
   for (const PlanMesh& order : orders(state.job, axes)) {
@@ -141,20 +141,24 @@ AxesResult search_axes(Planner::State& state, const PlanMesh& axes) {
     // beyond 1 (whose sharded update may be).
     bool enough = false, group_fits = false;
     int64_t group = -1;
-    std::vector<PlanMesh> too_large;
+    std::vector<Candidate> too_large;
     for (PlanMesh mesh : sharings(state, order)) {
       if (mesh.zero_group != group) group_fits = false, group = mesh.zero_group;
       if (group_fits && mesh.zero > 1) continue;
       mesh.recompute = Recompute::kNone;
-      const bool fits = consider(mesh);
+      const Candidate candidate = consider(mesh);
+      const bool fits = candidate.estimate.fits;
       group_fits |= fits, enough |= fits && mesh.zero <= 1;
-      if (!fits) too_large.push_back(mesh);
+      if (!fits) too_large.push_back(candidate);
     }
     if (enough) continue;
-    for (PlanMesh& mesh : too_large) {
+    for (const Candidate& candidate : too_large) {
+      // It is slower with recomputation than without.
+      if (candidate.score >= std::min(good_enough, result.best ? result.best->score : good_enough)) continue;
       const auto fits_with = [&](Recompute recompute) {
+        PlanMesh mesh = candidate.mesh;
         mesh.recompute = recompute;
-        return consider(mesh);
+        return consider(mesh).estimate.fits;
       };
       const size_t all = steps.size() - 2;
       if (!fits_with(steps[all])) {
@@ -179,12 +183,19 @@ Plan Planner::best(int64_t world, int count) {
   if (world < 1 || world > kMostWorkers)
     throw UserError("--world", fmt::format("{} workers; from 1 to {} are possible", world, kMostWorkers));
   Plan plan;
-  std::vector<Candidate> found;
+  const auto looked_at = static_cast<size_t>(4 * count);
+  std::vector<Candidate> found;  // the best of axes, as many as are looked at more closely; best first
+  double good_enough = std::numeric_limits<double>::infinity();  // to be among them
   std::optional<Candidate> least;
   for_axes(*state_, world, [&](const PlanMesh& axes) {
-    const AxesResult result = search_axes(*state_, axes);
+    const AxesResult result = search_axes(*state_, axes, good_enough);
     plan.considered += result.considered;
-    if (result.best) found.push_back(*result.best);
+    if (result.best) {
+      const auto worse = std::ranges::upper_bound(found, result.best->score, {}, &Candidate::score);
+      found.insert(worse, *result.best);
+      if (found.size() > looked_at) found.pop_back();
+      if (found.size() == looked_at) good_enough = found.back().score;
+    }
     if (result.considered > 0 &&
         (!least || result.least.estimate.memory_bytes < least->estimate.memory_bytes)) {
       least = result.least;
@@ -195,8 +206,6 @@ Plan Planner::best(int64_t world, int count) {
     refuse(*state_, world, least, plan);
     return plan;
   }
-  std::ranges::sort(found, {}, &Candidate::score);
-  found.resize(std::min(found.size(), static_cast<size_t>(4 * count)));
   for (const Candidate& candidate : found) {
     PlanMesh mesh = candidate.mesh;
     if (mesh.recompute != Recompute::kNone)

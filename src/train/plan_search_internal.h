@@ -6,6 +6,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <tuple>
@@ -60,7 +61,10 @@ struct AxesResult {
   Candidate least;
   int64_t considered = 0;
 };
-AxesResult search_axes(Planner::State& state, const PlanMesh& axes);
+// Recomputation is not tried where a mesh without it has a score of `good_enough` or more: with it, it has a
+// worse one.
+AxesResult search_axes(Planner::State& state, const PlanMesh& axes,
+                       double good_enough = std::numeric_limits<double>::infinity());
 
 // Calls visit for every product of axes of this world that may run, until it says false.
 void for_axes(const Planner::State& state, int64_t world, const std::function<bool(const PlanMesh&)>& visit);
