@@ -177,6 +177,15 @@ struct MeshStatus {
   double slowest_ratio = 0;
 };
 
+// What a run's log tells of the controllers that had it.
+struct Lives {
+  int taken_up = 0;  // times that a controller went on with what another one had begun, this one included
+  // Calls by operation that were computed once more: by the controllers before this one, and by this one to
+  // get to where they were. What it does again because of losses is its meshes' (Recovery).
+  std::map<std::string, int64_t> done_again;
+  std::map<std::string, int64_t> done_again_now;  // of these, by this one
+};
+
 class Mesh {
  public:
   Mesh() = default;
@@ -222,6 +231,8 @@ class Controller {
   Result<Mesh> mesh(const std::string& name, std::vector<Axis> axes, const MeshOptions& options = {});
   // An earlier controller wrote this log.
   bool resumed() const;
+  // When its meshes are open.
+  Lives lives() const;
   // Calls now are still matched with what the earlier controller logged.
   bool replaying() const;
   // The program's own child processes, beside its meshes: a sub-controller that evaluates, a data stage. One
