@@ -227,6 +227,7 @@ Result<Mesh> Controller::mesh(const std::string& name, std::vector<Axis> axes, c
   mesh.options = options;
   mesh.hang_ms = options.hang_ms;
   mesh.paces = Paces(shape.size());
+  mesh.budget = SnapshotBudget(core.options.watermark_cost);
   if (const auto logged = core.history.meshes.find(mesh.id); logged != core.history.meshes.end()) {
     const LoggedMesh& before = logged->second;
     if (before.record.name != name || !(before.record.shape == shape)) {

@@ -64,8 +64,8 @@ struct ControllerOptions {
   int64_t watermark_interval_ms = 1'000;  // between snapshots in memory, at least
   int64_t durable_interval_ms = 30'000;   // between those that go to disk as well
   uint64_t watermark_max_commands = 20'000;  // a snapshot at the latest after so many (they are replayed)
-  // Share of the time that snapshots may take: freezing, and making the bytes on a core that the next
-  // commands might have used.
+  // Share of the time that snapshots may take (snapshot_budget.h): freezing, and making the bytes on a core
+  // that the next commands might have used.
   double watermark_cost = 0.02;
   // The interval is at least the one of Young's formula (young.h), from what snapshots cost here and from how
   // long a worker is taken to run before it fails; the failures of this controller's life correct that.
@@ -165,6 +165,7 @@ struct MeshStatus {
   double last_recovery_seconds = 0;        // its seconds_to_replay; 0: none
   double last_freeze_seconds = 0;          // how long commands waited for the last snapshot
   double last_watermark_cost_seconds = 0;  // that, and the processor time of making its bytes
+  double watermarks_cost_seconds = 0;      // the sum of it over all that this controller has tried
   uint64_t watermarks = 0;
   double watermark_interval_seconds = 0;  // as it is now
   double young_interval_seconds = 0;      // what Young's formula says, used or not; 0: no snapshot yet
