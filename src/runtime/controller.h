@@ -63,7 +63,8 @@ struct ControllerOptions {
   int64_t lease_ms = 5'000;               // a worker that has not heard of its controller for this long ends
   int64_t watermark_interval_ms = 1'000;  // between snapshots in memory, at least
   int64_t durable_interval_ms = 30'000;   // between those that go to disk as well
-  uint64_t watermark_max_commands = 20'000;  // a snapshot at the latest after so many (they are replayed)
+  // A snapshot comes before its time after so many (they are replayed), if the last one is paid for.
+  uint64_t watermark_max_commands = 20'000;
   // Share of the time that snapshots may take (snapshot_budget.h): freezing, and making the bytes on a core
   // that the next commands might have used.
   double watermark_cost = 0.02;
