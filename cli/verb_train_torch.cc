@@ -40,6 +40,7 @@ Json to_json(const train::TrainReport& r) {
                {"recoveries", r.recoveries},
                {"recovery_seconds", r.recovery_seconds},
                {"lost_seconds", r.lost_seconds},
+               {"taken_up", r.taken_up},
                {"steps_done_again", r.steps_done_again},
                {"chart", r.chart}};
   if (r.validation_loss >= 0) json["validation_loss"] = r.validation_loss;
@@ -61,10 +62,12 @@ void print_report(const train::TrainReport& r) {
   std::printf("loss        %.4f", r.loss);
   if (r.validation_loss >= 0) std::printf(", validation %.4f", r.validation_loss);
   std::printf("\nspeed       %s\n", speed_text(r).c_str());
+  if (r.taken_up > 0) std::printf("taken up    %d times after its controller had ended\n", r.taken_up);
   if (r.recoveries > 0) {
-    std::printf("recovered   %d times, in %s; %ld steps were done again\n", r.recoveries,
-                human_seconds(r.lost_seconds).c_str(), static_cast<long>(r.steps_done_again));
+    std::printf("recovered   %d times%s, in %s\n", r.recoveries, r.taken_up > 0 ? " since then" : "",
+                human_seconds(r.lost_seconds).c_str());
   }
+  if (r.steps_done_again > 0) std::printf("done again  %ld steps\n", static_cast<long>(r.steps_done_again));
   for (const train::GuardEvent& event : r.guard_events)
     std::printf("guard       %s\n", train::describe(event).c_str());
   for (const train::MeshChange& change : r.mesh_changes)
@@ -194,7 +197,10 @@ int verb_train(const std::vector<std::string>& args) {
   bool show = false;
   app.add_flag("--show-config", show, "Print the resolved config and stop");
   app.footer(
-      "Ctrl-C or SIGTERM stops a run so that it can be resumed; the same command again goes on with it.\n\n"
+      "Ctrl-C or SIGTERM stops a run so that it can be resumed; the same command again goes on with it.\n"
+      "Of --json's line, seconds, tokens_per_second, limit_share, recoveries, recovery_seconds and\n"
+      "lost_seconds are of this start; all else is of the whole run, so is taken_up, how often it was gone\n"
+      "on with, and steps_done_again.\n\n"
       "  flywheel train examples/tiny.yaml                      2 workers on this machine\n"
       "  flywheel train examples/tiny.yaml --set mesh.data=4 --set optimizer.lr=3e-4\n"
       "  flywheel train examples/tiny.yaml --set mesh.zero=2     workers share state and gradients\n"

@@ -54,17 +54,20 @@ const char* isa_name(Isa isa) {
   return "unknown";
 }
 
-int usable_cores() {
+double usable_core_seconds() {
   cpu_set_t set;
-  int cores = static_cast<int>(std::thread::hardware_concurrency());
+  double cores = std::max(1u, std::thread::hardware_concurrency());
   if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
   std::ifstream quota_file("/sys/fs/cgroup/cpu.max");  // cgroup v2: "200000 100000" or "max 100000"
   std::string quota;
   double period = 0;
-  if (quota_file >> quota >> period && quota != "max" && period > 0) {
-    cores = std::min(cores, static_cast<int>(std::ceil(std::stod(quota) / period)));
-  }
-  return std::max(cores, 1);
+  if (quota_file >> quota >> period && quota != "max" && period > 0)
+    cores = std::min(cores, std::stod(quota) / period);
+  return cores;
+}
+
+int usable_cores() {
+  return std::max(1, static_cast<int>(std::ceil(usable_core_seconds())));
 }
 
 std::string cpu_model() {

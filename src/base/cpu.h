@@ -19,6 +19,9 @@ const char* isa_name(Isa isa);
 
 // Cores that this process may run on (affinity and cgroup quota).
 int usable_cores();
+// The processor time that these give in a second, in seconds: less than usable_cores() where a quota is no
+// whole number of cores.
+double usable_core_seconds();
 std::string cpu_model();
 
 }  // namespace flywheel
