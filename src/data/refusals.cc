@@ -18,6 +18,11 @@ bool in_quality(std::string_view rule) {
   return rule.starts_with("gopher_") || rule.starts_with("c4.") || rule == "max_replacement_ratio";
 }
 
+// Counts whole, shares and means to four digits.
+std::string number_text(double value) {
+  return value == std::floor(value) ? fmt::format("{:.0f}", value) : fmt::format("{:.4g}", value);
+}
+
 bool is_least(std::string_view rule) {
   return own_name(rule).starts_with("min_");
 }
@@ -66,10 +71,10 @@ std::string describe_refusals(const std::vector<Refusals>& rules, int64_t docume
   for (size_t i = 0; i < std::min(most_rules, rules.size()); ++i) {
     const Refusals& one = rules[i];
     out += fmt::format("{}{} dropped {} of {}", i == 0 ? "" : "; ", one.rule, one.documents, documents);
-    const std::string range = one.least == one.most ? fmt::format("{:.6g}", one.most)
-                                                    : fmt::format("{:.6g} to {:.6g}", one.least, one.most);
+    const std::string range = one.least == one.most ? number_text(one.most)
+                                                    : number_text(one.least) + " to " + number_text(one.most);
     if (is_least(one.rule) || is_most(one.rule))
-      out += fmt::format(" ({} where {:.6g} is the {})", range, one.threshold,
+      out += fmt::format(" ({} where {} is the {})", range, number_text(one.threshold),
                          is_least(one.rule) ? "least" : "most");
     if (const std::string past = override_past(one); !past.empty())
       out += ", `--set " + past + "` lets " + (one.documents == 1 ? "it" : "them") + " past";

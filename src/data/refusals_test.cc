@@ -30,6 +30,12 @@ TEST(Refusals, AreCountedByRuleWithWhatWasMeasured) {
       "gopher_quality.min_words dropped 2 of 3 (3 to 7 where 50 is the least), `--set "
       "quality.gopher_quality.min_words=3` lets them past; gopher_quality.max_words dropped 1 of 3 "
       "(202651 where 100000 is the most), `--set quality.gopher_quality.max_words=202651` lets it past");
+  EXPECT_THAT(describe_refusals(refusals(line("gopher_quality.max_words", 1234567, 100000)), 1),
+              testing::HasSubstr(
+                  "(1234567 where 100000 is the most), `--set quality.gopher_quality.max_words=1234567`"));
+  EXPECT_THAT(describe_refusals(refusals(line("gopher_repetition.max_duplicate_lines", 0.45678, 0.3)), 1),
+              testing::HasSubstr("(0.4568 where 0.3 is the most), `--set "
+                                 "quality.gopher_repetition.max_duplicate_lines=0.457` lets it past"));
   EXPECT_THAT(describe_refusals(rules, 3, 1), testing::EndsWith("lets them past; 1 more rules"));
 }
 
