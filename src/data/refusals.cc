@@ -18,9 +18,12 @@ bool in_quality(std::string_view rule) {
   return rule.starts_with("gopher_") || rule.starts_with("c4.") || rule == "max_replacement_ratio";
 }
 
-// Counts whole, shares and means to four digits.
+// Counts whole, shares to four places, as 0.25 and not 0.2500.
 std::string number_text(double value) {
-  return value == std::floor(value) ? fmt::format("{:.0f}", value) : fmt::format("{:.4g}", value);
+  if (value == std::floor(value)) return fmt::format("{:.0f}", value);
+  std::string text = fmt::format("{:.4f}", value);
+  text.erase(text.find_last_not_of('0') + 1);
+  return text;
 }
 
 bool is_least(std::string_view rule) {
@@ -61,8 +64,8 @@ std::vector<Refusals> refusals(std::string_view dropped_lines) {
 std::string override_past(const Refusals& rule) {
   if (!in_quality(rule.rule)) return "";
   const std::string key = "quality." + rule.rule + "=";
-  if (is_least(rule.rule)) return key + fmt::format("{}", std::floor(rule.least * 1000) / 1000);
-  if (is_most(rule.rule)) return key + fmt::format("{}", std::ceil(rule.most * 1000) / 1000);
+  if (is_least(rule.rule)) return key + number_text(std::floor(rule.least * 1000) / 1000);
+  if (is_most(rule.rule)) return key + number_text(std::ceil(rule.most * 1000) / 1000);
   return key + (rule.rule == "c4.blocked_words" ? "[]" : "false");
 }
 
