@@ -23,7 +23,7 @@ std::string number_text(double value) {
   if (value == std::floor(value)) return fmt::format("{:.0f}", value);
   std::string text = fmt::format("{:.4f}", value);
   text.erase(text.find_last_not_of('0') + 1);
-  return text;
+  return text.ends_with('.') ? "0" : text;  // of less than four places
 }
 
 bool is_least(std::string_view rule) {
