@@ -55,6 +55,8 @@ class EngineLoop {
   void admit(int64_t id);
   void add_chunk(const Chunk& chunk);
   void compute();
+  void take_row(Row& row);
+  void end_damaged(Sequence& sequence, int64_t tokens);
   void take_token(Sequence& sequence, GeneratedToken token);
   void publish_blocks(Sequence& sequence);
   void start_siblings(const Sequence& sequence);
@@ -83,6 +85,7 @@ class EngineLoop {
   Batch batch_;
   struct Row {
     Sequence* sequence;
+    int64_t prompt_position;  // of the prompt's token whose score its logits are for; 0: for a new token
     GeneratedToken token;
   };
   std::vector<Row> rows_;
