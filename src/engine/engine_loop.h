@@ -49,6 +49,12 @@ class EngineLoop {
 
  private:
   using SequencePtr = std::unique_ptr<Sequence>;
+  // Of logits, and what they gave.
+  struct Row {
+    Sequence* sequence;
+    int64_t prompt_position;  // of the prompt's token whose score its logits are for; 0: for a new token
+    GeneratedToken token;
+  };
   void find_prefixes();
   void carry_out(const Plan& plan);
   void preempt(int64_t id);
@@ -83,11 +89,6 @@ class EngineLoop {
   // Of the step in progress; kept so that nothing is allocated anew.
   SchedulerState state_;
   Batch batch_;
-  struct Row {
-    Sequence* sequence;
-    int64_t prompt_position;  // of the prompt's token whose score its logits are for; 0: for a new token
-    GeneratedToken token;
-  };
   std::vector<Row> rows_;
   std::vector<Sequence*> computed_;
 };
