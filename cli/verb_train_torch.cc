@@ -159,20 +159,27 @@ std::pair<int64_t, int64_t> parse_steps(const std::string& text) {
 
 // --trace FILE --trace-steps A-B stand for keys of the config: a run that is resumed must trace what it
 // traced.
-void take_trace_flags(train::TrainConfig& config, const std::string& file, const std::string& steps) {
+void take_trace_flags(train::TrainConfig& config, ConfigPlaces& places, const std::string& file,
+                      const std::string& steps) {
   train::TraceConfig& trace = config.trace;
   check_utf8("--trace", file);
   // As it is seen from here, wherever the run is gone on with.
-  if (!file.empty()) trace.file = file;
+  if (!file.empty()) trace.file = file, places.set("trace.file", "--trace");
   if (!trace.file.empty() && trace.file.find("://") == std::string::npos)
     trace.file = std::filesystem::absolute(trace.file).lexically_normal();
   if (steps.empty()) return;
   if (trace.file.empty()) throw UserError("--trace-steps", "says which steps --trace FILE has");
   std::tie(trace.first_step, trace.last_step) = parse_steps(steps);
+  for (const char* key : {"trace.first_step", "trace.last_step"}) places.set(key, "--trace-steps");
 }
 
 int verb_train(const std::vector<std::string>& args) {
-  App app{"Train a model on a mesh of workers."};
+  App app{
+      "Train a model on a mesh of workers.\n\n"
+      "Ctrl-C or SIGTERM stops a run so that it can be resumed; the same command again goes on with it.\n"
+      "Of --json's line, seconds, tokens_per_second, limit_share, recoveries, recovery_seconds and\n"
+      "lost_seconds are of this start; all else is of the whole run, so is taken_up, how often it was gone\n"
+      "on with, and steps_done_again."};
   std::string file, resume;
   std::vector<std::string> overrides;
   bool json = false, fresh = false;
@@ -197,10 +204,6 @@ int verb_train(const std::vector<std::string>& args) {
   bool show = false;
   app.add_flag("--show-config", show, "Print the resolved config and stop");
   app.footer(
-      "Ctrl-C or SIGTERM stops a run so that it can be resumed; the same command again goes on with it.\n"
-      "Of --json's line, seconds, tokens_per_second, limit_share, recoveries, recovery_seconds and\n"
-      "lost_seconds are of this start; all else is of the whole run, so is taken_up, how often it was gone\n"
-      "on with, and steps_done_again.\n\n"
       "  flywheel train examples/tiny.yaml                      2 workers on this machine\n"
       "  flywheel train examples/tiny.yaml --set mesh.data=4 --set optimizer.lr=3e-4\n"
       "  flywheel train examples/tiny.yaml --set mesh.zero=2     workers share state and gradients\n"
@@ -240,7 +243,7 @@ int verb_train(const std::vector<std::string>& args) {
   }
   if (!resume.empty() && !(trace_file + trace_steps).empty())
     throw UserError("--trace", "a run goes on with its own config");
-  take_trace_flags(config, trace_file, trace_steps);
+  take_trace_flags(config, places, trace_file, trace_steps);
   if (show) {
     std::printf("%s\n", dump_config(config).c_str());
     return 0;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace flywheel {
 
@@ -16,6 +17,12 @@ Isa isa();
 // What the machine has, whatever FLYWHEEL_ISA says (tests run every variant up to this).
 Isa machine_isa();
 const char* isa_name(Isa isa);
+
+// Of the parts of AVX-512 that kAvx512 means, those that the machine lacks: "BF16"; all of them where it has
+// no AVX-512.
+std::vector<std::string> missing_avx512();
+// Why kAvx512 is not used, for a person; empty where nothing is missing.
+std::string describe_missing_avx512(const std::vector<std::string>& missing);
 
 // Cores that this process may run on (affinity and cgroup quota).
 int usable_cores();
