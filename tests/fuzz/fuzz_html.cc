@@ -17,7 +17,7 @@ std::vector<std::string> seeds() {
       "<b>more</b> of it.</p><ul><li>one<li>two</ul><pre>code</pre><table><tr><th>a<td>b</table></article>"
       "<script>if (a < b) {}</script><footer class=\"footer\">(c)</footer></body></html>",
       "<?xml version='1.0' encoding='shift_jis'?><svg><![CDATA[x]]></svg><template><p>\x82\xA0</template>",
-      "\xFF\xFE<\0p\0>\0\x42\x30"};
+      std::string("\xFF\xFE<\0p\0>\0\x42\x30", 10)};
 }
 
 void run(std::string_view input) {
