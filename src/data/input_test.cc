@@ -137,7 +137,9 @@ TEST_F(InputFolder, FoldersThatMayNotBeListedAreSaid) {
   ASSERT_EQ(chmod(input_.path().c_str(), 0755), 0);
   ASSERT_EQ(chmod(closed.c_str(), 0), 0);
   const uid_t self = geteuid();
-  if (self == 0) ASSERT_EQ(seteuid(65534), 0);
+  if (self == 0) {
+    ASSERT_EQ(seteuid(65534), 0);
+  }
   InputList list;
   std::string error;
   try {

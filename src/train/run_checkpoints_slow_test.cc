@@ -26,7 +26,9 @@ TEST_F(RunTraining, KeepsTheLastCheckpointsAndThoseWithAliases) {
   config_.checkpoint = {.every_steps = 5, .keep = 2};
   auto store = store::Store::open().value();
   const TrainReport report = run({.on_step = [&](const Progress& p) {
-    if (p.step == 12) EXPECT_TRUE(store.set_alias("tiny-checkpoint:1", "best").ok());
+    if (p.step == 12) {
+      EXPECT_TRUE(store.set_alias("tiny-checkpoint:1", "best").ok());
+    }
   }});
   std::vector<int64_t> steps;
   const auto kept = store.list_artifacts({.kind = "checkpoint"}).value();
