@@ -257,7 +257,6 @@ TEST(Config, ANameThatBeginsAnotherOrIsWrittenOtherwiseIsNear) {
   EXPECT_EQ(nearest_name("grad", {"gradient_clipping", "grad_clip", "lr"}), "grad_clip");  // the least more
   EXPECT_EQ(nearest_name("learning_rate", {"lr", "le"}), "le");
   EXPECT_EQ(nearest_name("l", {"lr"}), "");
-  EXPECT_EQ(nearest_name("lr", {"l"}), "");
   EXPECT_EQ(nearest_name("steps", {"step", "steps_per_print"}), "step");  // one change is nearer
   EXPECT_EQ(nearest_name("Every-Steps", {"every_steps", "last_steps"}), "every_steps");
   EXPECT_EQ(nearest_name("min_lr", {"min-lr", "max-lr"}), "min-lr");

@@ -142,7 +142,10 @@ class LogCase {
       if (word.starts_with('"')) {
         std::string rest;
         std::getline(words, rest);
-        command.args = (word + rest).substr(1, (word + rest).size() - 2);
+        rest = word + rest;
+        const size_t end = rest.rfind('"');
+        command.args = rest.substr(1, end - 1);
+        words = std::istringstream(rest.substr(end + 1));
       }
     }
     return command;

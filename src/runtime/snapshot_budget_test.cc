@@ -24,13 +24,13 @@ struct Simulation {
   double calls_a_second = 0;        // 20,000 are many
   std::function<bool(int)> is_made = [](int) { return true; };
 
-  double seconds = 0;  // that have passed
+  double seconds = 0;           // that have passed
+  double since = 0, retry = 0;  // as Moment has them
   double last_cost = 0;
   int tries = 0, made = 0;
   SnapshotBudget budget{kShare};
 
   void run(double until) {
-    double since = 0, retry = 0;
     while (seconds < until) {
       seconds += kTick, since += kTick;
       const double young = young_interval_seconds(last_cost, mtbf);
