@@ -1,0 +1,14 @@
+#include "kernels/device_table_internal.h"
+
+namespace flywheel::kernels::FLYWHEEL_DEVICE {
+
+const DeviceTable& device_table() {
+  static const DeviceTable table = [] {
+    DeviceTable made{};
+    add_norm(made);
+    return made;
+  }();
+  return table;
+}
+
+}  // namespace flywheel::kernels::FLYWHEEL_DEVICE
