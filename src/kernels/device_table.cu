@@ -6,6 +6,12 @@ const DeviceTable& device_table() {
   static const DeviceTable table = [] {
     DeviceTable made{};
     add_norm(made);
+    add_rope(made);
+    add_swiglu(made);
+    add_cross_entropy(made);
+    add_adamw(made);
+    add_embedding(made);
+    add_elementwise(made);
     return made;
   }();
   return table;
