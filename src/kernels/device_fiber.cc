@@ -117,7 +117,7 @@ void Fiber::Context::make() {
   top[0] = reinterpret_cast<void*>(&Context::main);
   top[1] = nullptr;
   for (int i = 1; i <= 6; ++i) top[-i] = nullptr;
-  own = top - 6;
+  own = static_cast<void*>(top - 6);
 #else
   getcontext(&own);
   own.uc_stack.ss_sp = stack;
