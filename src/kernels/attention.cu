@@ -60,22 +60,6 @@ __device__ inline void weigh(float (&scores)[kTilesOfWarp][kKeys / 8][4],
   }
 }
 
-// Keys that a query does not see get -infinity. `query` and `key` are those of the lane's first element.
-template <int N>
-__device__ inline void hide(float (&scores)[kTilesOfWarp][N][4], const Sight& sight, int query, int key) {
-  UNROLL for (int r = 0; r < kTilesOfWarp; ++r) {
-    UNROLL for (int half = 0; half < 2; ++half) {
-      const int t = query + r * 16 + half * 8, first = sight.first(t);
-      UNROLL for (int n = 0; n < N; ++n) {
-        UNROLL for (int i = 0; i < 2; ++i) {
-          const int column = key + n * 8 + i;
-          if (column > t || column < first) scores[r][n][2 * half + i] = -INFINITY;
-        }
-      }
-    }
-  }
-}
-
 template <int kDim>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     attention_forward(bf16* o, float* lse_BHT, DeviceAttention a) {

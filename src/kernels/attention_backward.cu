@@ -3,10 +3,9 @@
 //
 // Weights are computed again from lse. With delta[t] = sum_d dout[t][d] * o[t][d], P the weights and
 // dS = P * (dout * v^T - delta):   dv = P^T * dout   dk = scale * dS^T * q   dq = scale * dS * k
-//   attention_delta     delta; reads o and dout once
-//   attention_key_rows    a block holds some keys of one KV head and goes over the queries of all of its
-//   query
-//                         heads that see them. It computes scores transposed, so that weights are at once
+//   attention_delta       delta; reads o and dout once
+//   attention_key_rows    a block holds some keys of one KV head and goes over the queries that see them, of
+//                         all of its query heads. It computes scores transposed, so that weights are at once
 //                         operands of the next product, without a way through shared memory
 //   attention_query_rows  a block holds some queries of one head and goes over their keys
 // Tiles of the other side come in two stages: one is computed while the next is on its way.
@@ -31,7 +30,7 @@ template <int kDim>
 struct QueryRows {
   static constexpr int kTilesOfWarp = 2, kQueries = kAttentionWarps * kTilesOfWarp * 16;
   static constexpr int kKeys = 32;
-  static constexpr int64_t kBytes = tile_bytes<kDim>(2 * kQueries + 4 * kKeys);
+  static constexpr int64_t kBytes = tile_bytes<kDim>(2 * kQueries + 4 * kKeys) + 2 * kQueries * 4;
 };
 
 // 16 lanes a row of o and dout.
@@ -83,7 +82,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_key_rows(Gradi
       tiles = middle;
     }
   }
-  const int steps = tiles * group;
+  const int end_tile = first_tile + tiles;
   int head = kv_head * group, tile = first_tile;  // of the newest stage
   const auto load_stage = [&, b = b](int stage) {
     const int query = tile * kQueries;
@@ -99,7 +98,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_key_rows(Gradi
 
   load_tile<kKeys, kDim>(k_tile, rows_of(a.k, a, b, kv_head), a.k.stride, first_key, T, head_dim);
   load_tile<kKeys, kDim>(v_tile, rows_of(a.v, a, b, kv_head), a.v.stride, first_key, T, head_dim);
-  load_stage(0);
+  int left = tiles * group;  // in stage left % 2
+  load_stage(left % 2);
   cp_async_commit();
 
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -108,37 +108,30 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_key_rows(Gradi
   const float scale_log2 = a.scale * kLog2E;
   float dk[R][kDim / 8][4], dv[R][kDim / 8][4];
   set_zero(dk), set_zero(dv);
-  for (int step = 0; step < steps; ++step) {
+  for (; left > 0; --left) {
     const int query = tile * kQueries, last_query = query + kQueries - 1;
-    if (step + 1 < steps) {
-      if (++tile == first_tile + tiles) tile = first_tile, ++head;
-      load_stage((step + 1) % 2);
+    if (left > 1) {
+      if (++tile == end_tile) tile = first_tile, ++head;
+      load_stage((left - 1) % 2);
     }
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();  // this stage is there
     if (key <= last_query) {
-      const bf16* const q_tile = stages + step % 2 * Shape::kStageElements;
+      const bf16* const q_tile = stages + left % 2 * Shape::kStageElements;
       const bf16* const dout_tile = q_tile + kQueries * kTileStride<kDim>;
-      const float* const lse = values + step % 2 * 2 * kQueries + lane % 4 * 2;
+      const float* const lse = values + left % 2 * 2 * kQueries + lane % 4 * 2;
       const float* const delta = lse + kQueries;
       float weights[R][kQueries / 8][4];  // [key][query]
       set_zero(weights);
       add_product<kDim>(weights, k_tile + of_tile, q_tile);
       const bool all_see = key + R * 16 - 1 <= query && last_query < T && sight.first(last_query) <= key;
+      if (!all_see) hide_transposed(weights, sight, query + lane % 4 * 2, key + lane / 4);
       UNROLL for (int n = 0; n < kQueries / 8; ++n) {
-        UNROLL for (int i = 0; i < 2; ++i) {
-          const int t = query + n * 8 + lane % 4 * 2 + i;
-          const float offset = -lse[n * 8 + i] * kLog2E;
-          const int first = all_see ? 0 : sight.first(t);
-          UNROLL for (int r = 0; r < R; ++r) {
-            UNROLL for (int half = 0; half < 2; ++half) {
-              float& weight = weights[r][n][2 * half + i];
-              const int row = key + r * 16 + half * 8 + lane / 4;
-              const bool sees = all_see || (row <= t && row >= first && t < T);
-              weight = sees ? fast_exp2(fmaf(weight, scale_log2, offset)) : 0.0f;
-            }
-          }
+        UNROLL for (int i = 0; i < 4; ++i) {
+          const float offset = -lse[n * 8 + i % 2] * kLog2E;
+          UNROLL for (int r = 0; r < R; ++r) weights[r][n][i] =
+              fast_exp2(fmaf(weights[r][n][i], scale_log2, offset));
         }
       }
       add_weighted<kDim>(dv, weights, dout_tile);
@@ -176,6 +169,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_query_rows(Gra
   bf16* const dout_tile = q_tile + kQueries * kTileStride<kDim>;
   bf16* const stages = dout_tile + kQueries * kTileStride<kDim>;  // k and v each
   constexpr int kStageElements = 2 * kKeys * kTileStride<kDim>;
+  float* const lse = reinterpret_cast<float*>(stages + 2 * kStageElements);
+  float* const delta = lse + kQueries;
   const int T = static_cast<int>(a.T), head_dim = static_cast<int>(a.head_dim);
   const auto [b, head] = place_of_block(a.heads);
   const int kv_head = head / static_cast<int>(a.heads / a.kv_heads);
@@ -192,6 +187,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_query_rows(Gra
   };
   load_tile<kQueries, kDim>(q_tile, rows_of(a.q, a, b, head), a.q.stride, first_query, T, head_dim);
   load_tile<kQueries, kDim>(dout_tile, rows_of(d.dout, a, b, head), d.dout.stride, first_query, T, head_dim);
+  load_values(lse, d.lse_BHT + (b * a.heads + head) * a.T, first_query, T, kQueries);
+  load_values(delta, d.delta_BHT + (b * a.heads + head) * a.T, first_query, T, kQueries);
   load_stage(first_key);
   cp_async_commit();
 
@@ -200,16 +197,6 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_query_rows(Gra
   const int of_tile = first_row * kTileStride<kDim>;
   const int hidden_before = sight.first(last_query);
   const float scale_log2 = a.scale * kLog2E;
-  float offset[R][2], delta[R][2], scale[R][2];
-  UNROLL for (int r = 0; r < R; ++r) {
-    UNROLL for (int half = 0; half < 2; ++half) {
-      const int t = query + r * 16 + half * 8 + lane / 4;
-      const int64_t at = (b * a.heads + head) * a.T + t;
-      offset[r][half] = t < T ? -d.lse_BHT[at] * kLog2E : 0;
-      delta[r][half] = t < T ? d.delta_BHT[at] : 0;
-      scale[r][half] = a.scale;
-    }
-  }
   float dq[R][kDim / 8][4];
   set_zero(dq);
   for (int key = first_key; key < end; key += kKeys) {
@@ -224,15 +211,15 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_query_rows(Gra
       add_product<kDim>(weights, q_tile + of_tile, k_tile);
       add_product<kDim>(of_scores, dout_tile + of_tile, k_tile + kKeys * kTileStride<kDim>);
       const bool all_see = key + kKeys - 1 <= query && key >= hidden_before;
+      if (!all_see) hide(weights, sight, query + lane / 4, key + lane % 4 * 2);
       UNROLL for (int r = 0; r < R; ++r) {
         UNROLL for (int half = 0; half < 2; ++half) {
-          const int t = query + r * 16 + half * 8 + lane / 4, first = all_see ? 0 : sight.first(t);
+          const int row = first_row + r * 16 + half * 8 + lane / 4;
+          const float offset = -lse[row] * kLog2E, change = delta[row];
           UNROLL for (int n = 0; n < kKeys / 8; ++n) {
             UNROLL for (int i = 2 * half; i < 2 * half + 2; ++i) {
-              const int column = key + n * 8 + lane % 4 * 2 + i % 2;
-              const float weight = fast_exp2(fmaf(weights[r][n][i], scale_log2, offset[r][half]));
-              const bool sees = all_see || (column <= t && column >= first);
-              of_scores[r][n][i] = sees ? weight * (of_scores[r][n][i] - delta[r][half]) : 0.0f;
+              of_scores[r][n][i] =
+                  fast_exp2(fmaf(weights[r][n][i], scale_log2, offset)) * (of_scores[r][n][i] - change);
             }
           }
         }
@@ -242,6 +229,10 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_query_rows(Gra
     __syncthreads();  // nobody reads this stage any more
   }
   cp_async_wait<0>();
+  float scale[R][2];
+  UNROLL for (int r = 0; r < R; ++r) {
+    UNROLL for (int half = 0; half < 2; ++half) scale[r][half] = a.scale;
+  }
   const Place place = place_of_block(a.heads);
   store_rows<kDim>(rows_of(d.dq, a, place.b, place.head), d.dq.stride, q_tile + of_tile, dq, scale, query, T,
                    head_dim);

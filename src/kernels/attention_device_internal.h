@@ -104,7 +104,8 @@ __device__ inline void add_product(float (&sums)[R][N][4], const bf16* a, const 
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const bf16* a_row = a + lane % 16 * kTileStride<kDim> + lane / 16 * 8;
   const bf16* b_row = b + (lane % 8 + lane / 16 * 8) * kTileStride<kDim> + lane / 8 % 2 * 8;
-  UNROLL for (int k = 0; k < kDim; k += 16) {
+  // Unrolled, operands of later steps would be loaded early into registers that sums need.
+  NO_UNROLL for (int k = 0; k < kDim; k += 16) {
     uint32_t of_a[R][4];
     UNROLL for (int r = 0; r < R; ++r) ldmatrix_x4(of_a[r], a_row, r * 16 * kTileStride<kDim> + k);
     UNROLL for (int n = 0; n < N; n += 2) {
@@ -137,6 +138,39 @@ __device__ inline void add_weighted(float (&sums)[R][kDim / 8][4], const float (
       UNROLL for (int r = 0; r < R; ++r) {
         mma_m16n8k16(sums[r][n], of_p[r], of_b[0], of_b[1]);
         mma_m16n8k16(sums[r][n + 1], of_p[r], of_b[2], of_b[3]);
+      }
+    }
+  }
+}
+
+// Scores of keys that a query does not see become -infinity. `query` and `key` are those of the lane's first
+// element.
+template <int R, int N>
+__device__ inline void hide(float (&scores)[R][N][4], const Sight& sight, int query, int key) {
+  UNROLL for (int r = 0; r < R; ++r) {
+    UNROLL for (int half = 0; half < 2; ++half) {
+      const int t = query + r * 16 + half * 8, first = sight.first(t);
+      UNROLL for (int n = 0; n < N; ++n) {
+        UNROLL for (int i = 0; i < 2; ++i) {
+          const int column = key + n * 8 + i;
+          if (column > t || column < first) scores[r][n][2 * half + i] = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
+// The same of scores with keys in rows and queries in columns; queries that are not there see none.
+template <int R, int N>
+__device__ inline void hide_transposed(float (&scores)[R][N][4], const Sight& sight, int query, int key) {
+  UNROLL for (int n = 0; n < N; ++n) {
+    UNROLL for (int i = 0; i < 2; ++i) {
+      const int t = query + n * 8 + i, first = sight.first(t);
+      UNROLL for (int r = 0; r < R; ++r) {
+        UNROLL for (int half = 0; half < 2; ++half) {
+          const int row = key + r * 16 + half * 8;
+          if (row > t || row < first || t >= sight.tokens) scores[r][n][2 * half + i] = -INFINITY;
+        }
       }
     }
   }
