@@ -1,6 +1,7 @@
 // Device::open(): a GPU over device_cuda.cu.
 #include <cstring>
 
+#include "kernels/cublas_lt_internal.h"
 #include "kernels/device.h"
 #include "kernels/device_cuda_internal.h"
 
@@ -14,8 +15,12 @@ namespace {
 
 class Gpu : public Device {
  public:
-  Gpu(int index, void* stream) : index_(index), stream_(stream) {}
-  ~Gpu() override { cuda_close(index_, stream_); }
+  Gpu(int index, void* stream, CublasLt* cublas) : index_(index), stream_(stream), cublas_(cublas) {}
+  ~Gpu() override {
+    cuda_wait(index_, stream_);
+    cublas_close(cublas_);
+    cuda_close(index_, stream_);
+  }
 
   bool is_emulated() const override { return false; }
   std::string name() const override {
@@ -27,7 +32,7 @@ class Gpu : public Device {
   const DeviceTable& kernels() const override { return cuda::device_table(); }
   DeviceStream stream() const override {
     cuda_use(index_);
-    return {stream_, &failure_};
+    return {stream_, &failure_, cublas_};
   }
 
  private:
@@ -51,7 +56,7 @@ class Gpu : public Device {
     const LaunchFailure failure = std::exchange(failure_, {});
     if (failure.kernel != nullptr) {
       return make_error(ErrorCode::kUnavailable, "{}: launch of {}: {}", name(), failure.kernel,
-                        cuda_words(failure.error));
+                        failure.words != nullptr ? failure.words : cuda_words(failure.error));
     }
     if (error != nullptr) return make_error(ErrorCode::kUnavailable, "{}: {}", name(), error);
     return {};
@@ -63,6 +68,7 @@ class Gpu : public Device {
 
   int index_;
   void* stream_;
+  CublasLt* cublas_;
   mutable LaunchFailure failure_;
 };
 
@@ -82,7 +88,12 @@ Result<std::unique_ptr<Device>> Device::open(int index) {
   if (const char* error = cuda_open(index, &stream)) {
     return make_error(ErrorCode::kUnavailable, "GPU {}: {}", index, error);
   }
-  return std::unique_ptr<Device>(std::make_unique<Gpu>(index, stream));
+  CublasLt* cublas = nullptr;
+  if (const char* error = cublas_open(index, &cublas)) {
+    cuda_close(index, stream);
+    return make_error(ErrorCode::kUnavailable, "GPU {}: {}", index, error);
+  }
+  return std::unique_ptr<Device>(std::make_unique<Gpu>(index, stream, cublas));
 }
 #else
 int device_count() {

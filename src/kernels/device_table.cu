@@ -5,6 +5,9 @@ namespace flywheel::kernels::FLYWHEEL_DEVICE {
 const DeviceTable& device_table() {
   static const DeviceTable table = [] {
     DeviceTable made{};
+    add_attention(made);
+    add_attention_backward(made);
+    add_linear(made);
     add_norm(made);
     add_rope(made);
     add_swiglu(made);

@@ -26,13 +26,17 @@ struct bf16 {
 // The first launch that failed since the last synchronize().
 struct LaunchFailure {
   const char* kernel = nullptr;
-  int error = 0;  // a cudaError_t
+  int error = 0;                // a cudaError_t
+  const char* words = nullptr;  // in place of CUDA's for `error`
 };
+
+class CublasLt;  // cublas_lt_internal.h
 
 // Where work is started, in order. Opaque: a cudaStream_t, or the emulated device's queue.
 struct DeviceStream {
   void* handle = nullptr;
   LaunchFailure* failure = nullptr;
+  CublasLt* cublas = nullptr;
 };
 
 // Rows of several heads: token t's H rows of D lie one after another at data + t * stride.
@@ -78,6 +82,18 @@ inline constexpr int64_t kRowParts = 1056, kNormParts = 1056;
 constexpr int64_t row_workspace(int64_t rows, int64_t width) {
   return (rows < kRowParts ? rows : kRowParts) * width;
 }
+
+// Causal attention of B sequences of T tokens, token t of sequence b in row b * T + t. Query head h reads KV
+// head h / (heads / kv_heads). head_dim up to 128; 64 and 128 leave nothing of a tile unused.
+struct DeviceAttention {
+  ConstRows q, k, v;  // may lie side by side in one matrix
+  // The position in its sequence at which each token's sample begins, never falling; null: 0.
+  const int32_t* begins_BT;
+  int64_t B, T, heads, kv_heads, head_dim;
+  float scale;  // of scores, usually 1 / sqrt(head_dim)
+  // > 0: a token sees itself and the window - 1 before it; 0: all before it in its sample.
+  int64_t window = 0;
+};
 
 struct DeviceTable {
   // norm.cu, the maths of norm.h. D at most 16384.
@@ -145,6 +161,26 @@ struct DeviceTable {
                      int64_t n);  // a + factor b
   // *total += sum of x, in f64.
   void (*sum)(DeviceStream, double* total, const float* x, int64_t n);
+
+  // attention.cu. Writes o_BTHD (rows without gaps) and lse_BHT, log(sum(exp(scores))), which the gradient
+  // needs.
+  void (*attention)(DeviceStream, bf16* o_BTHD, float* lse_BHT, const DeviceAttention& a);
+  // attention_backward.cu. Writes dq, dk and dv; delta_BHT is working memory.
+  void (*attention_backward)(DeviceStream, Rows dq, Rows dk, Rows dv, float* delta_BHT, const bf16* dout_BTHD,
+                             const bf16* o_BTHD, const float* lse_BHT, const DeviceAttention& a);
+
+  // linear.cu, the maths of linear.h; rows without gaps, any M. On a GPU the first product of a shape looks
+  // for its algorithm, so each runs once before it is captured.
+  //
+  // y_MN = x_MK * w_NK^T + bias_N (null: none), rounded once.
+  void (*linear)(DeviceStream, bf16* y_MN, const bf16* x_MK, const bf16* w_NK, const bf16* bias_N, int64_t M,
+                 int64_t N, int64_t K);
+  // dx_MK = dy_MN * w_NK; `adds`: that and what was in dx.
+  void (*linear_dx)(DeviceStream, bf16* dx_MK, const bf16* dy_MN, const bf16* w_NK, int64_t M, int64_t N,
+                    int64_t K, bool adds);
+  // dw_NK += dy_MN^T * x_MK.
+  void (*linear_dw)(DeviceStream, float* dw_NK, const bf16* dy_MN, const bf16* x_MK, int64_t M, int64_t N,
+                    int64_t K);
 };
 
 }  // namespace flywheel::kernels

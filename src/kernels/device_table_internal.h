@@ -5,6 +5,9 @@
 
 namespace flywheel::kernels::FLYWHEEL_DEVICE {
 
+void add_attention(DeviceTable& table);
+void add_attention_backward(DeviceTable& table);
+void add_linear(DeviceTable& table);
 void add_norm(DeviceTable& table);
 void add_rope(DeviceTable& table);
 void add_swiglu(DeviceTable& table);
