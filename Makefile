@@ -6,7 +6,7 @@ JOBS ?= $(shell nproc)
 TEST_JOBS ?= $(shell expr $$(nproc) + 1)
 SHELL := /bin/bash
 # Versions differ in layout: 14 decides wherever it is.
-CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
+CLANG_FORMAT = $(shell command -v clang-format-14 || echo clang-format)
 
 .PHONY: help setup build program demo test bench lint format docs-check asan tsan fuzz clean
 .DEFAULT_GOAL := help
@@ -39,13 +39,13 @@ test: build ## every test that needs no GPU
 bench: build ## every benchmark beside its peer; writes docs/benchmarks.md
 	@bench/all
 
-lint: format-check docs-check names-check $(BUILD)/build.ninja ## format, docs and clang-tidy over everything
+lint: format-check docs-check names-check $(BUILD)/build.ninja ## layout, docs, names and clang-tidy over everything
 	@scripts/tidy --all
 
-format: ## clang-format everything in place
+format: setup ## clang-format everything in place
 	@git ls-files '*.cc' '*.h' '*.cu' | xargs $(CLANG_FORMAT) -i
 
-format-check:
+format-check: setup
 	@git ls-files '*.cc' '*.h' '*.cu' | xargs $(CLANG_FORMAT) --dry-run -Werror
 
 docs-check:
@@ -54,10 +54,10 @@ docs-check:
 names-check:
 	@scripts/check_names
 
-asan: setup ## the fast tests under AddressSanitizer and UBSan
+asan: setup ## the fast tests under AddressSanitizer and UBSan, without libtorch (the room train)
 	@$(MAKE) --no-print-directory sanitized BUILD=build-asan SANITIZER=address,undefined
 
-tsan: setup ## the fast tests under ThreadSanitizer
+tsan: setup ## the same under ThreadSanitizer
 	@$(MAKE) --no-print-directory sanitized BUILD=build-tsan SANITIZER=thread
 
 # What is not ours and cannot be mended here is named in cmake/sanitizers, each with its reason. die_after_fork=0: the
@@ -77,8 +77,8 @@ sanitized:
 	@cd $(BUILD) && $$(setarch -R true 2> /dev/null && echo setarch -R) ctest --output-on-failure --no-tests=error -L fast
 
 FUZZ_SECONDS ?= 60
-fuzz: setup ## every parser under libFuzzer, FUZZ_SECONDS (60) each; installs Clang if it is missing
+fuzz: setup ## each fuzzer of tests/fuzz with libFuzzer for FUZZ_SECONDS (60); installs Clang if it is missing
 	@tests/fuzz/run $(FUZZ_SECONDS)
 
-clean: ## remove what was built (not .venv)
+clean: ## remove what was built (build, build-*), not .venv
 	@rm -rf build build-*

@@ -50,15 +50,16 @@ class Sides:
                           str(self.threads), *options])
 
 
-def arguments(description):
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--build", default=str(ROOT / "build"))
-    parser.add_argument("--turns", type=int, default=3, help="how often each side runs")
-    return parser.parse_args()
+def parser(description):
+    out = argparse.ArgumentParser(description=description)
+    out.add_argument("--build", default=str(ROOT / "build"))
+    return out
 
 
 def speed(mode, tokens, limit):
-    args = arguments(f"{mode}: tokens a second, ours and llama.cpp by turns")
+    options = parser(f"{mode}: tokens a second, ours and llama.cpp by turns")
+    options.add_argument("--turns", type=int, default=3, help="how often each side runs")
+    args = options.parse_args()
     sides = Sides(args.build)
     print(f"{mode}, {tokens} tokens, SmolLM2-135M-Instruct Q4_1, {sides.threads} threads: tokens/s, best of a turn")
     print(f"{'turn':>4} {'flywheel':>10} {'llama.cpp':>10} {'ratio':>6}")

@@ -45,6 +45,21 @@ train::TrainConfig config_of(const ReshardOptions& options, const CheckpointRef&
                   "give the training config of its run");
 }
 
+// State of our own is written anew as it is, so that of its config the mesh alone can be another. What others
+// wrote is described by --config, and --set with it.
+void check_overrides(const ReshardOptions& options, const CheckpointRef& source) {
+  if (train::is_foreign_checkpoint(source.path)) return;
+  for (const std::string& assignment : options.overrides) {
+    const std::string key = assignment.substr(0, assignment.find('='));
+    if (key == "mesh" || key.starts_with("mesh.")) continue;
+    throw UserError("--set " + assignment,
+                    key +
+                        ": cannot be changed here: weights and optimizer state stay those of the model and "
+                        "method that they were made with, and only mesh: says how they are cut",
+                    "leave it away");
+  }
+}
+
 // The file of a checkpoint's folder that stands for it.
 std::string mark_of(const std::string& folder) {
   const auto format = model::training_format(folder);
@@ -89,6 +104,7 @@ int reshard(const ReshardOptions& options, bool json) {
   check_output(options, source);
   ConfigPlaces places;
   train::TrainConfig config = config_of(options, source, places);
+  check_overrides(options, source);
   // These are a run's, and of its own mesh: where state lies, who is compared, how few workers will do.
   config.offload = {}, config.digests = {}, config.elastic = {};
   places.blame([&] { train::check(config); });

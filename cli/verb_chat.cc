@@ -122,7 +122,7 @@ int verb_chat(const std::vector<std::string>& args) {
   app.footer(
       "  flywheel chat smollm2\n"
       "  flywheel chat smollm2 --system 'Answer in one sentence.' --temperature 0\n"
-      "  echo 'What is the capital of France?' | flywheel chat ./model.gguf --json\n");
+      "  echo 'Write one sentence about the sea.' | flywheel chat ./model.gguf --json\n");
   if (const auto exit = parse(app, "chat", args)) return *exit;
   check(options);
   check_utf8("--system", system);

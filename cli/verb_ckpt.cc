@@ -124,7 +124,7 @@ void add_reshard(Subcommands<Options>& subcommands, ReshardOptions& options) {
                    "A run, an artifact's name, or a checkpoint's folder; also one of DeepSpeed (ZeRO 1 to 3) "
                    "or of torch.distributed.checkpoint, with --config")
       ->required();
-  command->add_option("--set", options.overrides, "key=value over the run's config: --set mesh.data=4")
+  command->add_option("--set", options.overrides, "mesh.KEY=VALUE over the run's config: --set mesh.data=4")
       ->allow_extra_args(false);
   command->add_option("--out,-o", options.out, "A new folder for it");
   command->add_option("--name", options.name, "Make it an artifact of this name, with its lineage");

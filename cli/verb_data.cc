@@ -15,6 +15,7 @@
 #include "model/tokenizer.h"
 #include "store/store.h"
 #include "subcommands.h"
+#include "utf8.h"
 
 namespace flywheel::cli {
 namespace {
@@ -27,15 +28,23 @@ struct Options {
   bool json = false, no_store = false, verify = false;
 };
 
+// A flag that stands for a key of the config, over file and --set; a mistake in it is blamed on the flag.
+void take_flag(const std::string& given, std::string& value, const char* key, const char* flag,
+               ConfigPlaces& places) {
+  if (given.empty()) return;
+  check_utf8(flag, given);
+  value = given;
+  places.set(key, flag);
+}
+
 int prepare(const Options& options) {
-  std::vector<std::string> overrides = options.overrides;
-  if (!options.name.empty()) overrides.push_back("name=" + options.name);
   data::PrepareRequest request;
   request.inputs = options.inputs;
   request.output = options.output;
   while (request.output.size() > 1 && request.output.ends_with('/')) request.output.pop_back();
   ConfigPlaces places;
-  request.config = places.load<data::DataConfig>(options.config, overrides);
+  request.config = places.load<data::DataConfig>(options.config, options.overrides);
+  take_flag(options.name, request.config.name, "name", "--name", places);
   std::unique_ptr<ProgressBar> bar;
   std::string stage;
   request.progress = [&](const std::string& name, int64_t done, int64_t total) {
@@ -66,13 +75,12 @@ int prepare(const Options& options) {
 }
 
 int chat(const Options& options) {
-  std::vector<std::string> overrides = options.overrides;
-  if (!options.name.empty()) overrides.push_back("name=" + options.name);
-  if (!options.model.empty()) overrides.push_back("model=" + options.model);
   data::ChatRequest request{.inputs = options.inputs, .output = options.output};
   while (request.output.size() > 1 && request.output.ends_with('/')) request.output.pop_back();
   ConfigPlaces places;
-  request.config = places.load<data::ChatConfig>(options.config, overrides);
+  request.config = places.load<data::ChatConfig>(options.config, options.overrides);
+  take_flag(options.name, request.config.name, "name", "--name", places);
+  take_flag(options.model, request.config.model, "model", "--model", places);
   ProgressBar bar("chat", 0);
   request.progress = [&](int64_t done, int64_t total) {
     bar.set_total(total);

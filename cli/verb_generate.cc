@@ -43,6 +43,7 @@ int verb_generate(const std::vector<std::string>& args) {
     std::printf("%s\n", to_json(answer).dump().c_str());
   } else {
     std::printf("\n");
+    std::fflush(stdout);  // where both go to one place, the text ends before the figures
     std::fprintf(stderr, "%s\n", figures(answer).c_str());
   }
   if (answer.finish == engine::FinishReason::kError)

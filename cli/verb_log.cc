@@ -19,7 +19,7 @@ namespace {
 struct Options {
   std::string run;
   int64_t last = 0;
-  bool json = false, all_stacks = false;
+  bool json = false, all_stacks = false, wide = false;
 };
 
 // A run's name, its folder, or the log file itself.
@@ -48,6 +48,8 @@ Json line_json(const runtime::LogLine& line) {
   out["arguments"] = value_json(line.args);
   out["cursor"] = line.cursor;
   out["uses"] = line.uses;
+  out["generator_key"] = line.generator_key;
+  out["deadline_ms"] = line.deadline_ms;
   out["results"] = Json::array();
   for (const runtime::Outcome& outcome : line.outcomes) {
     Json one = {{"size_bytes", outcome.size_bytes}, {"digest", fmt::format("{:016x}", outcome.digest)}};
@@ -77,7 +79,8 @@ int show(const Options& options) {
     for (const auto& line : std::span(*lines).last(last)) out.push_back(line_json(line));
     print_json(out);
   } else {
-    std::printf("%s", runtime::log_table(*lines, last).c_str());
+    const auto columns = options.wide ? runtime::LogColumns::kAll : runtime::LogColumns::kUsual;
+    std::printf("%s", runtime::log_table(*lines, last, columns).c_str());
   }
   if (content->torn_bytes > 0) {
     std::fprintf(stderr, "%s ends with %zu bytes of an unfinished write, which the next start cuts off\n",
@@ -163,13 +166,17 @@ int verb_log(const std::vector<std::string>& args) {
       "  flywheel log show tiny-1\n  flywheel log show tiny-1 --last 20\n  flywheel log hang tiny-1\n");
   Options options;
   Subcommands<Options> subcommands(app, options);
-  CLI::App* command = subcommands.add("show", "Print the log as a table", show,
-                                      "  flywheel log show tiny-1                  a run by its id\n"
-                                      "  flywheel log show tiny-1 --last 20\n"
-                                      "  flywheel log show ~/.flywheel/runs/tiny-1 its folder\n");
+  CLI::App* command =
+      subcommands.add("show", "Print the log as a table", show,
+                      "  flywheel log show tiny-1                  a run by its id\n"
+                      "  flywheel log show tiny-1 --last 20\n"
+                      "  flywheel log show tiny-1 --wide           also keys of random numbers, deadlines\n"
+                      "  flywheel log show ~/.flywheel/runs/tiny-1 its folder\n");
   command->add_option("run", options.run, "Id of the run, its folder, or a log file")->required();
   command->add_option("--last", options.last, "Only the last N lines; the sum below is over all")
       ->check(at_least(1));
+  command->add_flag("--wide,-l", options.wide,
+                    "Also columns for place in the data, objects used, key of random numbers, deadline");
   command =
       subcommands.add("hang", "Who held up a command that did not end, and in what, with stacks", show_hang,
                       "  flywheel log hang tiny-1                  the newest finding\n"

@@ -1,10 +1,12 @@
 // flywheel models: pre-trained and trained models in the store.
+#include <algorithm>
 #include <cstdio>
 
 #include "base/file.h"
 #include "base/progress.h"
 #include "cli.h"
 #include "local_sources.h"
+#include "model/adapter.h"
 #include "model/pull.h"
 #include "subcommands.h"
 #include "table.h"
@@ -47,8 +49,20 @@ std::string parameters_of(const Artifact& artifact) {
   return count < 1e9 ? fmt::format("{:.1f} M", count / 1e6) : fmt::format("{:.2f} B", count / 1e9);
 }
 
+// What answers, alone or on the model that it was trained on.
+bool is_model(const Artifact& artifact) {
+  return artifact.kind == "model" || artifact.kind == "adapter";
+}
+
 // What the metadata does not say, from the files: a trained model's tells of its training.
 void complete(Store& store, Artifact& artifact) {
+  if (artifact.kind == "adapter") {
+    const auto path = store.path_of(artifact);
+    if (!path.ok()) return;
+    const auto adapter = model::read_adapter(model::adapter_folder(path.value()));
+    if (adapter.ok()) artifact.metadata["base"] = adapter->base, artifact.metadata["rank"] = adapter->rank;
+    return;
+  }
   if (artifact.metadata.contains("dtype") && artifact.metadata.contains("architecture")) return;
   const auto path = store.path_of(artifact);
   if (!path.ok()) return;  // removed, or damaged: `flywheel store verify` says which
@@ -107,16 +121,21 @@ int list(const Options& options) {
     return 0;
   }
   Store store = Store::open().value_or_throw();
-  std::vector<Artifact> models = store.list_artifacts({.kind = "model"}).value_or_throw();
+  std::vector<Artifact> models = store.list_artifacts({}).value_or_throw();
+  std::erase_if(models, [](const Artifact& artifact) { return !is_model(artifact); });
   Json out = Json::array();
+  const bool adapters =
+      std::ranges::any_of(models, [](const Artifact& artifact) { return artifact.kind == "adapter"; });
   std::vector<std::vector<std::string>> rows{
-      {"MODEL", "SIZE", "PARAMETERS", "DTYPE", "ARCHITECTURE", "FROM"}};
+      {"MODEL", "KIND", "SIZE", "PARAMETERS", "DTYPE", "ARCHITECTURE", "FROM"}};
+  if (adapters) rows[0].emplace_back("BASE");
   for (Artifact& artifact : models) {
     complete(store, artifact);
     out.push_back(to_json(artifact));
-    rows.push_back({artifact.ref(), human_bytes(static_cast<double>(artifact.size_bytes)),
+    rows.push_back({artifact.ref(), artifact.kind, human_bytes(static_cast<double>(artifact.size_bytes)),
                     parameters_of(artifact), text_of(artifact, "dtype"), text_of(artifact, "architecture"),
                     artifact.run.empty() ? text_of(artifact, "source") : "run " + artifact.run});
+    if (adapters) rows.back().push_back(text_of(artifact, "base"));
   }
   if (options.json)
     print_json(out);
@@ -129,8 +148,7 @@ int list(const Options& options) {
 int show(const Options& options) {
   Store store = Store::open().value_or_throw();
   Artifact artifact = store.resolve(options.ref).value_or_throw();
-  if (artifact.kind != "model")
-    throw UserError(options.ref, "is a " + artifact.kind, "see flywheel store show");
+  if (!is_model(artifact)) throw UserError(options.ref, "is a " + artifact.kind, "see flywheel store show");
   complete(store, artifact);
   const auto path = store.path_of(artifact);
   if (!path.ok()) return failed(path.error());
@@ -158,7 +176,7 @@ int show(const Options& options) {
 int remove(const Options& options) {
   Store store = Store::open().value_or_throw();
   const Artifact named = store.resolve(options.ref).value_or_throw();
-  if (named.kind != "model") throw UserError(options.ref, "is a " + named.kind, "see flywheel store remove");
+  if (!is_model(named)) throw UserError(options.ref, "is a " + named.kind, "see flywheel store remove");
   std::vector<Artifact> doomed{named};
   if (options.ref == named.name) doomed = store.list_artifacts({.name = named.name}).value_or_throw();
   Json removed = Json::array();
@@ -201,7 +219,7 @@ int verb_models(const std::vector<std::string>& args) {
                       "Which file, where there are several: a name or pattern with *");
   command->add_flag("--link", options.link,
                     "Local source: hard link instead of a copy; it becomes read-only");
-  command = subcommands.add("list", "The models that are there", list,
+  command = subcommands.add("list", "The models that are there, and adapters with the model below them", list,
                             "  flywheel models list\n"
                             "  flywheel models list --known            short names that can be pulled\n");
   command->add_flag("--known", options.known, "Short names that can be pulled, instead");

@@ -218,14 +218,18 @@ int verify(const Options& options) {
           {{"what", problem.what}, {"sha256", problem.sha256}, {"artifacts", problem.artifacts}});
     }
     print_json({{"artifacts_checked", report.artifacts_checked},
+                {"by_reference", report.by_reference},
                 {"blobs_checked", report.blobs_checked},
                 {"bytes_checked", report.bytes_checked},
                 {"problems", problems}});
   } else {
     for (const auto& problem : report.problems) std::printf("%s\n", problem.what.c_str());
+    const std::string by_reference =
+        report.by_reference == 0 ? "" : fmt::format(", {} by reference, not read;", report.by_reference);
     std::printf(
-        "%s artifacts, %s blobs, %s read: %s\n", human_count(report.artifacts_checked).c_str(),
-        human_count(report.blobs_checked).c_str(),
+        "%s artifacts%s %s blobs, %s read: %s\n",
+        human_count(report.artifacts_checked + report.by_reference).c_str(),
+        by_reference.empty() ? "," : by_reference.c_str(), human_count(report.blobs_checked).c_str(),
         human_bytes(static_cast<double>(report.bytes_checked)).c_str(),
         report.problems.empty() ? "all sound" : fmt::format("{} problems", report.problems.size()).c_str());
   }

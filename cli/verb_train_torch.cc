@@ -40,6 +40,7 @@ Json to_json(const train::TrainReport& r) {
                {"recoveries", r.recoveries},
                {"recovery_seconds", r.recovery_seconds},
                {"lost_seconds", r.lost_seconds},
+               {"taken_up", r.taken_up},
                {"steps_done_again", r.steps_done_again},
                {"chart", r.chart}};
   if (r.validation_loss >= 0) json["validation_loss"] = r.validation_loss;
@@ -61,10 +62,12 @@ void print_report(const train::TrainReport& r) {
   std::printf("loss        %.4f", r.loss);
   if (r.validation_loss >= 0) std::printf(", validation %.4f", r.validation_loss);
   std::printf("\nspeed       %s\n", speed_text(r).c_str());
+  if (r.taken_up > 0) std::printf("taken up    %d times after its controller had ended\n", r.taken_up);
   if (r.recoveries > 0) {
-    std::printf("recovered   %d times, in %s; %ld steps were done again\n", r.recoveries,
-                human_seconds(r.lost_seconds).c_str(), static_cast<long>(r.steps_done_again));
+    std::printf("recovered   %d times%s, in %s\n", r.recoveries, r.taken_up > 0 ? " since then" : "",
+                human_seconds(r.lost_seconds).c_str());
   }
+  if (r.steps_done_again > 0) std::printf("done again  %ld steps\n", static_cast<long>(r.steps_done_again));
   for (const train::GuardEvent& event : r.guard_events)
     std::printf("guard       %s\n", train::describe(event).c_str());
   for (const train::MeshChange& change : r.mesh_changes)
@@ -156,20 +159,27 @@ std::pair<int64_t, int64_t> parse_steps(const std::string& text) {
 
 // --trace FILE --trace-steps A-B stand for keys of the config: a run that is resumed must trace what it
 // traced.
-void take_trace_flags(train::TrainConfig& config, const std::string& file, const std::string& steps) {
+void take_trace_flags(train::TrainConfig& config, ConfigPlaces& places, const std::string& file,
+                      const std::string& steps) {
   train::TraceConfig& trace = config.trace;
   check_utf8("--trace", file);
   // As it is seen from here, wherever the run is gone on with.
-  if (!file.empty()) trace.file = file;
+  if (!file.empty()) trace.file = file, places.set("trace.file", "--trace");
   if (!trace.file.empty() && trace.file.find("://") == std::string::npos)
     trace.file = std::filesystem::absolute(trace.file).lexically_normal();
   if (steps.empty()) return;
   if (trace.file.empty()) throw UserError("--trace-steps", "says which steps --trace FILE has");
   std::tie(trace.first_step, trace.last_step) = parse_steps(steps);
+  for (const char* key : {"trace.first_step", "trace.last_step"}) places.set(key, "--trace-steps");
 }
 
 int verb_train(const std::vector<std::string>& args) {
-  App app{"Train a model on a mesh of workers."};
+  App app{
+      "Train a model on a mesh of workers.\n\n"
+      "Ctrl-C or SIGTERM stops a run so that it can be resumed; the same command again goes on with it.\n"
+      "Of --json's line, seconds, tokens_per_second, limit_share, recoveries, recovery_seconds and\n"
+      "lost_seconds are of this start; all else is of the whole run, so is taken_up, how often it was gone\n"
+      "on with, and steps_done_again."};
   std::string file, resume;
   std::vector<std::string> overrides;
   bool json = false, fresh = false;
@@ -194,7 +204,6 @@ int verb_train(const std::vector<std::string>& args) {
   bool show = false;
   app.add_flag("--show-config", show, "Print the resolved config and stop");
   app.footer(
-      "Ctrl-C or SIGTERM stops a run so that it can be resumed; the same command again goes on with it.\n\n"
       "  flywheel train examples/tiny.yaml                      2 workers on this machine\n"
       "  flywheel train examples/tiny.yaml --set mesh.data=4 --set optimizer.lr=3e-4\n"
       "  flywheel train examples/tiny.yaml --set mesh.zero=2     workers share state and gradients\n"
@@ -234,7 +243,7 @@ int verb_train(const std::vector<std::string>& args) {
   }
   if (!resume.empty() && !(trace_file + trace_steps).empty())
     throw UserError("--trace", "a run goes on with its own config");
-  take_trace_flags(config, trace_file, trace_steps);
+  take_trace_flags(config, places, trace_file, trace_steps);
   if (show) {
     std::printf("%s\n", dump_config(config).c_str());
     return 0;

@@ -73,7 +73,7 @@ train::TrainReport train_once(Context& context, bool kill) {
       recoveries = p.recoveries;
       std::fprintf(stderr, "\n");
       say("recovered",
-          fmt::format("a new worker took its place after {}; caught up by replay of the log after {}",
+          fmt::format("replay of the log began {} after the loss was noticed, and had caught up after {}",
                       human_seconds(p.recovery_seconds), human_seconds(p.lost_seconds)));
     }
   };

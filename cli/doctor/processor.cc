@@ -42,9 +42,15 @@ void look_at_processor(Report& report) {
     list += (list.empty() ? "" : " ") + std::string(name);
   }
   report.lines.emplace_back("processor", fmt::format("{}, {} cores", cpu_model(), usable_cores()));
-  report.lines.emplace_back(
-      "kernels",
-      fmt::format("use {}{}", isa_name(isa()), isa() == machine_isa() ? "" : ", held back by FLYWHEEL_ISA"));
+  const std::vector<std::string> missing = missing_avx512();
+  report.json["avx512_missing"] = missing;
+  std::string kernels = fmt::format("use {}", isa_name(isa()));
+  if (isa() != machine_isa()) {
+    kernels += ", held back by FLYWHEEL_ISA";
+  } else if (!missing.empty()) {
+    kernels += ": " + describe_missing_avx512(missing);
+  }
+  report.lines.emplace_back("kernels", kernels);
   report.lines.emplace_back("has", has);
   if (!lacks.empty()) report.lines.emplace_back("lacks", lacks);
   if (isa() == Isa::kBaseline) {

@@ -13,26 +13,52 @@
 
 namespace flywheel {
 
-std::string nearest_name(const std::string& name, const std::vector<std::string>& candidates) {
-  std::string best;
-  // Of a short name two changes make another word: foo is not aio.
-  const size_t allowed = name.size() < 2 ? 0 : name.size() < 5 ? 1 : std::max<size_t>(2, name.size() / 3);
-  size_t best_distance = allowed + 1;
-  for (const auto& candidate : candidates) {
-    std::vector<size_t> row(candidate.size() + 1);
-    for (size_t j = 0; j < row.size(); ++j) row[j] = j;
-    for (size_t i = 1; i <= name.size(); ++i) {
-      size_t diagonal = row[0];
-      row[0] = i;
-      for (size_t j = 1; j < row.size(); ++j) {
-        const size_t above = row[j];
-        row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (name[i - 1] == candidate[j - 1] ? 0 : 1)});
-        diagonal = above;
-      }
+namespace {
+
+// As names are compared: in small letters, and _ for -.
+std::string plain_name(std::string name) {
+  for (char& c : name) c = static_cast<char>(c == '-' ? '_' : c >= 'A' && c <= 'Z' ? c | 0x20 : c);
+  return name;
+}
+
+// Letters that change, come, go, or change places with their neighbour (optimal string alignment).
+size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> before(b.size() + 1), above(b.size() + 1), row(b.size() + 1);
+  for (size_t j = 0; j < row.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    before.swap(above), above.swap(row);
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      row[j] = std::min({above[j] + 1, row[j - 1] + 1, above[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        row[j] = std::min(row[j], before[j - 2] + 1);
     }
-    if (row.back() < best_distance) best_distance = row.back(), best = candidate;
   }
-  return best;
+  return row.back();
+}
+
+size_t letters_of(const std::string& name) {
+  return name.size() - std::min(name.find_first_not_of('_'), name.size());
+}
+
+}  // namespace
+
+std::string nearest_name(const std::string& given, const std::vector<std::string>& candidates) {
+  const std::string name = plain_name(given);
+  // Of a short name two changes make another word: foo is not aio, and train is not trace.
+  const size_t allowed = name.size() < 2 ? 0 : name.size() < 6 ? 1 : std::max<size_t>(2, name.size() / 3);
+  std::string best, begins;
+  size_t best_distance = allowed + 1, least_rest = SIZE_MAX;
+  for (const auto& candidate : candidates) {
+    const std::string known = plain_name(candidate);
+    const size_t distance = edit_distance(name, known);
+    if (distance < best_distance) best_distance = distance, best = candidate;
+    if (!name.starts_with(known) && !known.starts_with(name)) continue;
+    const bool shorter = name.size() < known.size();
+    const size_t rest = shorter ? known.size() - name.size() : name.size() - known.size();
+    if (letters_of(shorter ? name : known) >= 2 && rest < least_rest) least_rest = rest, begins = candidate;
+  }
+  return best.empty() ? begins : best;
 }
 
 std::string read_config_file(const std::string& path) {

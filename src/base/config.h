@@ -74,9 +74,11 @@ std::string config_name(const S& value) {
   return "[" + list + "]";
 }
 
-// The candidate nearest to `name` by edit distance; empty when none is near: one change in a name of up to 4
-// letters, two in up to 8, a third of longer ones.
-std::string nearest_name(const std::string& name, const std::vector<std::string>& candidates);
+// The candidate nearest to `given` by edit distance (two neighbours that changed places are one change), or
+// else one that begins with `given` or with which `given` begins, by two letters or more. Large and small
+// letters are alike, and so are - and _. Empty when none is near: one change in a name of up to 5 letters,
+// two in up to 8, a third of longer ones.
+std::string nearest_name(const std::string& given, const std::vector<std::string>& candidates);
 
 namespace config_internal {
 

@@ -247,6 +247,24 @@ TEST(Config, NearestName) {
   EXPECT_EQ(nearest_name("name", {"node"}), "");
   EXPECT_EQ(nearest_name("sotre", {"store"}), "store");  // two letters that changed places
   EXPECT_EQ(nearest_name("train_batch_sise", {"train_batch_size"}), "train_batch_size");
+  EXPECT_EQ(nearest_name("train", {"trace", "data"}), "");
+  EXPECT_EQ(nearest_name("trian", {"train", "trace"}), "train");
+  EXPECT_EQ(nearest_name("selectvie", {"selective", "full"}), "selective");
+}
+
+TEST(Config, ANameThatBeginsAnotherOrIsWrittenOtherwiseIsNear) {
+  EXPECT_EQ(nearest_name("lrate", {"betas", "lr"}), "lr");
+  EXPECT_EQ(nearest_name("grad", {"gradient_clipping", "grad_clip", "lr"}), "grad_clip");  // the least more
+  EXPECT_EQ(nearest_name("learning_rate", {"lr", "le"}), "le");
+  EXPECT_EQ(nearest_name("l", {"lr"}), "");
+  EXPECT_EQ(nearest_name("lr", {"l"}), "");
+  EXPECT_EQ(nearest_name("steps", {"step", "steps_per_print"}), "step");  // one change is nearer
+  EXPECT_EQ(nearest_name("Every-Steps", {"every_steps", "last_steps"}), "every_steps");
+  EXPECT_EQ(nearest_name("min_lr", {"min-lr", "max-lr"}), "min-lr");
+  EXPECT_EQ(nearest_name("BF16", {"f32", "bf16"}), "bf16");
+  EXPECT_EQ(nearest_name("--temp", {"--top-p", "--temperature"}), "--temperature");
+  EXPECT_EQ(nearest_name("--t", {"--temperature"}), "");
+  EXPECT_EQ(nearest_name("--", {"--temperature"}), "");
 }
 
 TEST(Config, ASecondDocumentIsRefusedWithItsLine) {

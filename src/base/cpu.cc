@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <thread>
 
 #include "base/env.h"
@@ -13,14 +14,40 @@
 
 namespace flywheel {
 
+namespace {
+
+constexpr const char* kAvx512Parts[] = {"F", "BW", "VL", "DQ", "VBMI", "VNNI", "BF16"};
+
+}  // namespace
+
+std::vector<std::string> missing_avx512() {
+#if defined(__x86_64__)
+  const bool has[] = {__builtin_cpu_supports("avx512f") != 0,    __builtin_cpu_supports("avx512bw") != 0,
+                      __builtin_cpu_supports("avx512vl") != 0,   __builtin_cpu_supports("avx512dq") != 0,
+                      __builtin_cpu_supports("avx512vbmi") != 0, __builtin_cpu_supports("avx512vnni") != 0,
+                      __builtin_cpu_supports("avx512bf16") != 0};
+  static_assert(std::size(has) == std::size(kAvx512Parts));
+#else
+  const bool has[std::size(kAvx512Parts)] = {};
+#endif
+  std::vector<std::string> missing;
+  for (size_t i = 0; i < std::size(has); ++i) {
+    if (!has[i]) missing.emplace_back(kAvx512Parts[i]);
+  }
+  return missing;
+}
+
+std::string describe_missing_avx512(const std::vector<std::string>& missing) {
+  if (missing.empty()) return "";
+  if (missing.size() == std::size(kAvx512Parts)) return "the processor has no AVX-512";
+  std::string list;
+  for (const std::string& part : missing) list += (list.empty() ? "" : ", ") + part;
+  return "of AVX-512 the processor lacks " + list + ", which its kernels need";
+}
+
 Isa machine_isa() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
-      __builtin_cpu_supports("avx512bf16")) {
-    return Isa::kAvx512;
-  }
+  if (missing_avx512().empty()) return Isa::kAvx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
 #endif
   return Isa::kBaseline;
@@ -54,17 +81,20 @@ const char* isa_name(Isa isa) {
   return "unknown";
 }
 
-int usable_cores() {
+double usable_core_seconds() {
   cpu_set_t set;
-  int cores = static_cast<int>(std::thread::hardware_concurrency());
+  double cores = std::max(1u, std::thread::hardware_concurrency());
   if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
   std::ifstream quota_file("/sys/fs/cgroup/cpu.max");  // cgroup v2: "200000 100000" or "max 100000"
   std::string quota;
   double period = 0;
-  if (quota_file >> quota >> period && quota != "max" && period > 0) {
-    cores = std::min(cores, static_cast<int>(std::ceil(std::stod(quota) / period)));
-  }
-  return std::max(cores, 1);
+  if (quota_file >> quota >> period && quota != "max" && period > 0)
+    cores = std::min(cores, std::stod(quota) / period);
+  return cores;
+}
+
+int usable_cores() {
+  return std::max(1, static_cast<int>(std::ceil(usable_core_seconds())));
 }
 
 std::string cpu_model() {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <ctime>
 
 namespace flywheel {
 
@@ -33,15 +34,33 @@ class Deadline {
   Clock::time_point at_;
 };
 
-// Seconds since construction or restart(), from the steady clock.
-class Stopwatch {
+// Processor time of the calling thread: stands still while the thread sleeps, or waits for its turn on a
+// machine that others use.
+struct ThreadClock {
+  using duration = std::chrono::nanoseconds;
+  using rep = duration::rep;
+  using period = duration::period;
+  using time_point = std::chrono::time_point<ThreadClock>;
+  static constexpr bool is_steady = true;
+  static time_point now() {
+    timespec used{};
+    (void)::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return time_point(std::chrono::seconds(used.tv_sec) + std::chrono::nanoseconds(used.tv_nsec));
+  }
+};
+
+// Seconds since construction or restart().
+template <typename Clock>
+class StopwatchOf {
  public:
-  Stopwatch() : start_(Deadline::Clock::now()) {}
-  double seconds() const { return std::chrono::duration<double>(Deadline::Clock::now() - start_).count(); }
-  void restart() { start_ = Deadline::Clock::now(); }
+  StopwatchOf() : start_(Clock::now()) {}
+  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  void restart() { start_ = Clock::now(); }
 
  private:
-  Deadline::Clock::time_point start_;
+  typename Clock::time_point start_;
 };
+using Stopwatch = StopwatchOf<Deadline::Clock>;
+using ThreadStopwatch = StopwatchOf<ThreadClock>;  // made and read by the thread that it measures
 
 }  // namespace flywheel

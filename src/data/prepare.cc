@@ -8,6 +8,7 @@
 #include "base/file_lock.h"
 #include "base/hash.h"
 #include "data/record_internal.h"
+#include "data/refusals.h"
 #include "data/stage_internal.h"
 
 namespace flywheel::data {
@@ -52,9 +53,13 @@ Result<void> run_stages(StageContext& context, const Keys& keys) {
       join_files(context.path("quarantined.jsonl"), {context.path("stages/extract.quarantined.jsonl")}));
   if (context.report.stages.back().documents_out == 0) {
     RETURN_IF_ERROR(write_report(context.request.output, context.report));
-    throw UserError(
-        "data", "no document is left after cleaning",
-        "`flywheel data report " + context.request.output + "` says why; loosen quality: in the config");
+    ASSIGN_OR_RETURN(const MappedFile dropped, MappedFile::open(context.path("dropped.jsonl")));
+    const std::vector<Refusals> rules = refusals(dropped.bytes());
+    throw UserError("data", "no document is left after cleaning",
+                    (rules.empty() ? "the input has none"
+                                   : describe_refusals(rules, context.report.stages.front().documents_in) +
+                                         " (another rule may refuse it then)") +
+                        "; `flywheel data report " + context.request.output + "` has them all");
   }
   RETURN_IF_ERROR(tokenizer_stage(context, keys.tokenizer));
   return shards_stage(context, keys.shards);

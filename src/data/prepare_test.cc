@@ -241,6 +241,10 @@ TEST(Prepare, ErrorsThatTheUserCanMend) {
   EXPECT_THAT(message(config, folder / "nothing"), HasSubstr("no such file or folder"));
   config.quality.gopher_quality.min_words = 100000;
   EXPECT_THAT(message(config, folder / "raw"), HasSubstr("no document is left"));
+  EXPECT_THAT(
+      message(config, folder / "raw"),
+      testing::ContainsRegex("gopher_quality.min_words dropped [0-9]+ of [0-9]+ .* where 100000 is the "
+                             "least.*--set quality.gopher_quality.min_words=[0-9]"));
   EXPECT_EQ(read_report(folder / "out")->stages[1].documents_out, 0);
   config = small_config();
   config.tokenizer.path = folder / "no-tokenizer.json";

@@ -1,5 +1,7 @@
 #include "engine/engine.h"
 
+#include <algorithm>
+
 #include "base/log.h"
 #include "base/posix.h"
 #include "engine/engine_internal.h"
@@ -48,7 +50,7 @@ Result<RequestId> Engine::Impl::submit(GenerationRequest request, EventCallback 
   RETURN_IF_ERROR(validate(request, vocab_size));
   const auto prompt = static_cast<int64_t>(request.prompt.size());
   const int64_t room = max_context_tokens - prompt;
-  if (room < 1) {
+  if (room < std::min<int64_t>(1, request.max_tokens.value_or(1))) {
     return make_error(ErrorCode::kInvalid,
                       "prompt: has {} tokens; the context holds {} with at least one to generate", prompt,
                       max_context_tokens);

@@ -61,14 +61,14 @@ bool EngineLoop::step() {
     int64_t own = 0;
     for (const BlockId block : s->blocks) own += blocks_.references(block) == 1;
     state_.running.push_back({s->id, static_cast<int64_t>(s->tokens.size()), s->computed,
-                              static_cast<int64_t>(s->blocks.size()), own});
+                              static_cast<int64_t>(s->blocks.size()), own, s->scores_prompt()});
   }
   for (size_t i = 0; i < prefixes_.size(); ++i) {
     const auto found = static_cast<int64_t>(prefixes_[i].size());
     int64_t unreferenced = 0;
     for (const BlockId block : prefixes_[i]) unreferenced += blocks_.references(block) == 0;
     state_.waiting.push_back({waiting_[i]->id, static_cast<int64_t>(waiting_[i]->tokens.size()),
-                              found * kBlockTokens, found, unreferenced});
+                              found * kBlockTokens, found, unreferenced, waiting_[i]->scores_prompt()});
   }
   state_.free_blocks = blocks_.free();
   carry_out(plan_step(state_, options_.limits));
@@ -82,14 +82,14 @@ bool EngineLoop::step() {
 }
 
 // Which blocks of those who may be admitted are in the cache. At least one token is left to compute: its
-// logits are what the sequence came for.
+// logits are what the sequence came for. One whose prompt is scored comes for those of all its tokens.
 void EngineLoop::find_prefixes() {
   const auto room = std::max<int64_t>(0, options_.limits.max_running - static_cast<int64_t>(running_.size()));
   prefixes_.resize(std::min(waiting_.size(), static_cast<size_t>(room)));
   for (size_t i = 0; i < prefixes_.size(); ++i) {
     prefixes_[i].clear();
-    if (!options_.prefix_cache) continue;
     Sequence& s = *waiting_[i];
+    if (!options_.prefix_cache || s.scores_prompt()) continue;
     s.hash_full_blocks(options_.hash_key);
     const size_t most = (s.tokens.size() - 1) / kBlockTokens;
     for (size_t block = 0; block < most; ++block) {
@@ -162,17 +162,20 @@ void EngineLoop::add_chunk(const Chunk& chunk) {
     s.blocks.push_back(block.value());
   }
   const auto first_row = static_cast<int64_t>(batch_.ids_T.size());
+  const auto prompt = static_cast<int64_t>(s.active->request.prompt.size());
   for (int64_t position = chunk.begin; position < chunk.end; ++position) {
+    const bool scores = s.scores_prompt() && position + 1 < prompt;
+    const bool last = position + 1 == static_cast<int64_t>(s.tokens.size());
+    if (scores || (last && s.active->max_tokens > 0)) {
+      batch_.logit_rows.push_back(static_cast<int32_t>(batch_.ids_T.size()));
+      rows_.push_back({&s, scores ? position + 1 : 0, {}});
+    }
     batch_.ids_T.push_back(s.tokens[static_cast<size_t>(position)]);
     batch_.positions_T.push_back(static_cast<int32_t>(position));
   }
   batch_.sequences.push_back({s.blocks.data(), first_row, chunk.end - chunk.begin, chunk.begin});
   s.computed = chunk.end;
   computed_.push_back(&s);
-  if (chunk.end == static_cast<int64_t>(s.tokens.size())) {
-    batch_.logit_rows.push_back(static_cast<int32_t>(batch_.ids_T.size()) - 1);
-    rows_.push_back({&s, {}});
-  }
 }
 
 void EngineLoop::compute() {
@@ -182,6 +185,12 @@ void EngineLoop::compute() {
   pool_.parallel_for(static_cast<int64_t>(rows_.size()), 1, [&](int64_t row, int64_t) {
     Row& r = rows_[static_cast<size_t>(row)];
     const ActiveRequest& active = *r.sequence->active;
+    const std::span<float> logits(const_cast<float*>(logits_RV) + row * vocab, static_cast<size_t>(vocab));
+    if (r.prompt_position > 0) {
+      r.token = score(logits, active.request.prompt[static_cast<size_t>(r.prompt_position)],
+                      *active.request.logprobs);
+      return;
+    }
     const bool too_early = r.sequence->output_tokens() < active.request.min_tokens;
     const SampleInput input{
         .params = active.request.sampling,
@@ -190,10 +199,33 @@ void EngineLoop::compute() {
         .logprobs = active.request.logprobs,
         .uniform =
             uniform_for(active.seed, r.sequence->index, static_cast<int64_t>(r.sequence->tokens.size()))};
-    r.token = sample({const_cast<float*>(logits_RV) + row * vocab, static_cast<size_t>(vocab)}, input);
+    r.token = sample(logits, input);
   });
   for (Sequence* s : computed_) publish_blocks(*s);
-  for (Row& row : rows_) take_token(*row.sequence, std::move(row.token));
+  for (Row& row : rows_) take_row(row);
+  for (Sequence* s : computed_) {  // those who came for the prompt alone
+    if (s->finished || s->active->max_tokens > 0 || s->computed < static_cast<int64_t>(s->tokens.size()))
+      continue;
+    if (s->index == 0) start_siblings(*s);
+    emit(*s, {}, FinishReason::kLength);
+  }
+}
+
+void EngineLoop::take_row(Row& row) {
+  Sequence& s = *row.sequence;
+  if (s.finished) return;  // an earlier row's logits were no numbers
+  if (row.prompt_position == 0) return take_token(s, std::move(row.token));
+  if (row.token.id == kNoToken) return end_damaged(s, row.prompt_position);
+  s.prompt_tokens[static_cast<size_t>(row.prompt_position)] = std::move(row.token);
+}
+
+// The logits after so many of its tokens are not numbers.
+void EngineLoop::end_damaged(Sequence& s, int64_t tokens) {
+  if (s.index == 0 && s.output_tokens() == 0) start_siblings(s);  // they will end in the same way
+  emit(s, {}, FinishReason::kError,
+       fmt::format("the model's logits are not numbers after {} tokens: its weights are damaged, or it was "
+                   "trained until they were no numbers any more",
+                   tokens));
 }
 
 void EngineLoop::publish_blocks(Sequence& s) {
@@ -207,14 +239,7 @@ void EngineLoop::publish_blocks(Sequence& s) {
 void EngineLoop::take_token(Sequence& s, GeneratedToken token) {
   ActiveRequest& active = *s.active;
   const TokenId id = token.id;
-  if (id == kNoToken) {
-    if (s.index == 0 && s.output_tokens() == 0) start_siblings(s);  // they will end in the same way
-    emit(s, {}, FinishReason::kError,
-         fmt::format("the model's logits are not numbers after {} tokens: its weights are damaged, or it was "
-                     "trained until they were no numbers any more",
-                     s.tokens.size()));
-    return;
-  }
+  if (id == kNoToken) return end_damaged(s, static_cast<int64_t>(s.tokens.size()));
   s.tokens.push_back(id);
   if (needs_counts(active.request.sampling)) s.counts.see_output(id);
   ++stats_.generated_tokens;
@@ -253,13 +278,17 @@ void EngineLoop::start_siblings(const Sequence& sequence) {
 
 void EngineLoop::emit(Sequence& s, OutputText::Piece piece, std::optional<FinishReason> finish,
                       const std::string& error) {
-  if (!finish && piece.text.empty() && piece.tokens.empty()) return;
+  // Nothing is given out of a prompt that was computed in part.
+  const bool prompt_ready =
+      s.scores_prompt() && finish != FinishReason::kCancelled && finish != FinishReason::kError;
+  if (!finish && !prompt_ready && piece.text.empty() && piece.tokens.empty()) return;
   ActiveRequest& active = *s.active;
   GenerationEvent event;
   event.request = active.id;
   event.index = s.index;
   event.text = std::move(piece.text);
   event.tokens = std::move(piece.tokens);
+  if (prompt_ready) event.prompt = std::move(s.prompt_tokens), s.prompt_out = true;
   event.finish = finish;
   event.error = error;
   event.stop_match = std::move(piece.stop_match);

@@ -49,12 +49,20 @@ class EngineLoop {
 
  private:
   using SequencePtr = std::unique_ptr<Sequence>;
+  // Of logits, and what they gave.
+  struct Row {
+    Sequence* sequence;
+    int64_t prompt_position;  // of the prompt's token whose score its logits are for; 0: for a new token
+    GeneratedToken token;
+  };
   void find_prefixes();
   void carry_out(const Plan& plan);
   void preempt(int64_t id);
   void admit(int64_t id);
   void add_chunk(const Chunk& chunk);
   void compute();
+  void take_row(Row& row);
+  void end_damaged(Sequence& sequence, int64_t tokens);
   void take_token(Sequence& sequence, GeneratedToken token);
   void publish_blocks(Sequence& sequence);
   void start_siblings(const Sequence& sequence);
@@ -81,10 +89,6 @@ class EngineLoop {
   // Of the step in progress; kept so that nothing is allocated anew.
   SchedulerState state_;
   Batch batch_;
-  struct Row {
-    Sequence* sequence;
-    GeneratedToken token;
-  };
   std::vector<Row> rows_;
   std::vector<Sequence*> computed_;
 };

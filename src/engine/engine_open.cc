@@ -126,7 +126,8 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config, model::
   auto executor = std::make_unique<Executor>(model.decoder, std::move(weights), limits, pool);
   const uint64_t seed = config.seed.value_or(entropy());
   const LoopOptions options{.limits = {.step_tokens = config.step_tokens,
-                                       .max_running = std::min(config.max_running, config.step_tokens)},
+                                       .max_running = std::min(config.max_running, config.step_tokens),
+                                       .step_rows = std::min(config.max_running, config.step_tokens)},
                             .prefix_cache = config.prefix_cache,
                             .hash_key = entropy()};
   return std::unique_ptr<Engine>(

@@ -21,6 +21,7 @@ struct Outcome {
   std::map<int, std::vector<GeneratedToken>> tokens;
   std::map<int, FinishReason> finish;
   std::map<int, int64_t> cached;
+  std::vector<GeneratedToken> prompt;
   std::string error;
 };
 
@@ -34,6 +35,12 @@ class Collector {
       auto& tokens = state->outcome.tokens[event.index];
       tokens.insert(tokens.end(), event.tokens.begin(), event.tokens.end());
       state->outcome.cached[event.index] = event.cached_tokens;
+      if (!event.prompt.empty()) {
+        EXPECT_EQ(event.index, 0);
+        EXPECT_TRUE(state->outcome.prompt.empty()) << "a prompt twice";
+        EXPECT_EQ(state->outcome.tokens.size(), 1u) << "another sequence came before";
+        state->outcome.prompt = event.prompt;
+      }
       if (event.finish) {
         EXPECT_EQ(state->outcome.finish.count(event.index), 0u) << "finished twice";
         state->outcome.finish[event.index] = *event.finish;
@@ -202,6 +209,74 @@ TEST(Engine, ResultsDoNotDependOnCompany) {
     EXPECT_GT(preemptions, 0u) << "the cache was not small enough to test anything";
     EXPECT_GT(hits, 0u);
   }
+}
+
+// A prompt's log-probabilities have the bits that its tokens had when they were generated: alone, in any
+// chunks, in company, with preemptions, and beside a prefix cache that holds it.
+TEST(Engine, APromptIsScoredAsItWasGenerated) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    SCOPED_TRACE(kernels::dtype_name(dtype));
+    const model::DecoderConfig config = tiny_config();
+    GenerationRequest written{
+        .prompt = {5, 6, 7}, .max_tokens = 70, .ignore_end_tokens = true, .logprobs = 2};
+    written.sampling.seed = 3;
+    auto alone = Engine::open({}, random_model(config, dtype, 5)).value();
+    const std::vector<GeneratedToken> generated = generate(*alone, written).tokens.at(0);
+    ASSERT_EQ(generated.size(), 70u);
+    GenerationRequest scored{
+        .prompt = written.prompt, .max_tokens = 0, .logprobs = 2, .prompt_logprobs = true};
+    for (const GeneratedToken& token : generated) scored.prompt.push_back(token.id);
+
+    const auto expect_scores = [&](const Outcome& outcome) {
+      ASSERT_EQ(outcome.prompt.size(), scored.prompt.size());
+      EXPECT_EQ(outcome.prompt[0].id, 5);
+      EXPECT_TRUE(outcome.prompt[0].top.empty());
+      for (size_t i = 0; i < generated.size(); ++i) {
+        const GeneratedToken &wanted = generated[i], &got = outcome.prompt[i + 3];
+        EXPECT_EQ(got.id, wanted.id);
+        EXPECT_EQ(kernels::bits_of(got.logprob), kernels::bits_of(wanted.logprob)) << i;
+        ASSERT_EQ(got.top.size(), 2u);
+        for (size_t t = 0; t < 2; ++t) {
+          EXPECT_EQ(got.top[t].id, wanted.top[t].id);
+          EXPECT_EQ(kernels::bits_of(got.top[t].logprob), kernels::bits_of(wanted.top[t].logprob));
+        }
+      }
+    };
+    for (const int64_t step_tokens : {1, 7, 512}) {
+      EngineConfig crowd = cramped(12, block_bytes(config, dtype));
+      crowd.step_tokens = step_tokens, crowd.max_running = 5;
+      auto engine = Engine::open(crowd, random_model(config, dtype, 5)).value();
+      GenerationRequest others = scored;  // with new tokens behind it, and twice
+      others.max_tokens = 6, others.n = 2, others.sampling.seed = 4;
+      GenerationRequest plain = others;
+      plain.prompt_logprobs = false;
+      std::vector<Collector> collectors(4);
+      const std::vector<GenerationRequest> requests = {plain, scored, others, scored};
+      for (size_t i = 0; i < requests.size(); ++i)
+        ASSERT_TRUE(engine->submit(requests[i], collectors[i].callback()).ok());
+      const Outcome of_plain = collectors[0].wait();
+      EXPECT_TRUE(of_plain.prompt.empty());
+      for (const size_t i : {1, 3}) {
+        const Outcome outcome = collectors[i].wait();
+        expect_scores(outcome);
+        EXPECT_TRUE(outcome.tokens.at(0).empty());
+        EXPECT_EQ(outcome.finish.at(0), FinishReason::kLength);
+      }
+      const Outcome both = collectors[2].wait();
+      expect_scores(both);
+      EXPECT_EQ(bits(both), bits(of_plain));
+      EXPECT_EQ(both.tokens.size(), 2u);
+    }
+  }
+  // A prompt of one token has nothing to score; without logprobs nobody says how many likeliest ones.
+  auto engine = Engine::open({}, random_model(tiny_config(), DType::kF32, 5)).value();
+  const Outcome one =
+      generate(*engine, {.prompt = {9}, .max_tokens = 0, .logprobs = 0, .prompt_logprobs = true});
+  ASSERT_EQ(one.prompt.size(), 1u);
+  EXPECT_EQ(one.prompt[0].id, 9);
+  const auto refused =
+      engine->submit({.prompt = {9}, .prompt_logprobs = true}, [](const GenerationEvent&) {});
+  EXPECT_THAT(refused.error().message, testing::StartsWith("prompt_logprobs: needs logprobs"));
 }
 
 TEST(Engine, CancelledAtAnyMomentGivesBackItsBlocks) {

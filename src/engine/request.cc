@@ -52,11 +52,14 @@ Result<void> validate(const GenerationRequest& request, int64_t vocab_size) {
     RETURN_IF_ERROR(is_token("logit_bias", id, vocab_size));
     RETURN_IF_ERROR(in_range("logit_bias", bias, -1000.0f, 1000.0f));
   }
-  if (request.max_tokens) RETURN_IF_ERROR(in_range<int64_t>("max_tokens", *request.max_tokens, 1, 1 << 30));
+  if (request.max_tokens) RETURN_IF_ERROR(in_range<int64_t>("max_tokens", *request.max_tokens, 0, 1 << 30));
   RETURN_IF_ERROR(
       in_range<int64_t>("min_tokens", request.min_tokens, 0, request.max_tokens.value_or(1 << 30)));
   RETURN_IF_ERROR(in_range("n", request.n, 1, 128));
   if (request.logprobs) RETURN_IF_ERROR(in_range("logprobs", *request.logprobs, 0, 100));
+  if (request.prompt_logprobs && !request.logprobs)
+    return make_error(ErrorCode::kInvalid,
+                      "prompt_logprobs: needs logprobs, which says how many likeliest ones");
   RETURN_IF_ERROR(in_range<size_t>("stop", request.stop.size(), 0, 64));
   for (const std::string& stop : request.stop) {
     if (!stop.empty() && stop.size() <= kMaxStopBytes) continue;

@@ -34,15 +34,19 @@ struct SamplingParams {
 struct GenerationRequest {
   std::vector<TokenId> prompt;  // at least one token
   SamplingParams sampling;
-  std::optional<int64_t> max_tokens;  // absent: as many as the model's context holds
-  int64_t min_tokens = 0;             // end tokens are not drawn before
-  std::vector<std::string> stop;      // the text ends before the first of these
-  std::vector<TokenId> stop_tokens;   // beside the model's end tokens
+  // Absent: as many as the model's context holds. 0: none, the prompt alone is computed.
+  std::optional<int64_t> max_tokens;
+  int64_t min_tokens = 0;            // end tokens are not drawn before
+  std::vector<std::string> stop;     // the text ends before the first of these
+  std::vector<TokenId> stop_tokens;  // beside the model's end tokens
   bool ignore_end_tokens = false;
   bool stop_in_output = false;  // keep the stop string or token in the text
   int n = 1;                    // sequences
   // Log-probabilities of the chosen token and of this many likeliest ones, before penalties and temperature.
   std::optional<int> logprobs;
+  // Those of the prompt's tokens as well, each given the ones before it; with `logprobs` alone. The prompt is
+  // computed whole for it, since the prefix cache keeps no logits.
+  bool prompt_logprobs = false;
 };
 
 enum class FinishReason { kStop, kLength, kCancelled, kError };
@@ -67,10 +71,13 @@ struct GenerationEvent {
   int index = 0;                       // which of the n sequences
   std::string text;                    // what is certain now: whole characters, no beginning of a stop string
   std::vector<GeneratedToken> tokens;  // those whose text is out with this event
-  std::optional<FinishReason> finish;  // set in the last event of a sequence, and only there
-  bool last = false;                   // the last event of the request
-  std::string error;                   // with kError: what went wrong
-  std::string stop_match;              // with kStop: the stop string that was met, or ""
+  // With prompt_logprobs, in the first event of sequence 0, which comes before any of the others': every
+  // token of the prompt. The first one, before which nothing stands, has no log-probability.
+  std::vector<GeneratedToken> prompt;
+  std::optional<FinishReason> finish;            // set in the last event of a sequence, and only there
+  bool last = false;                             // the last event of the request
+  std::string error;                             // with kError: what went wrong
+  std::string stop_match;                        // with kStop: the stop string that was met, or ""
   int64_t prompt_tokens = 0, cached_tokens = 0;  // cached: of the prompt, found in the prefix cache
   int64_t output_tokens = 0;                     // of this sequence so far
 };

@@ -166,4 +166,14 @@ GeneratedToken sample(std::span<float> logits, const SampleInput& input) {
   return token;
 }
 
+GeneratedToken score(std::span<const float> logits, TokenId id, int top) {
+  const float log_sum = kernels::log_sum_exp(logits.data(), static_cast<int64_t>(logits.size()));
+  GeneratedToken token;
+  token.id = id;
+  token.logprob = logits[static_cast<size_t>(id)] - log_sum;
+  token.top = likeliest(logits, log_sum, std::min(static_cast<size_t>(top), logits.size()));
+  if (std::isnan(token.logprob)) token.id = kNoToken;
+  return token;
+}
+
 }  // namespace flywheel::engine

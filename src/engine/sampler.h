@@ -45,6 +45,10 @@ struct SampleInput {
 // `logits` is overwritten.
 GeneratedToken sample(std::span<float> logits, const SampleInput& input);
 
+// A token that is given: its log-probability and those of the `top` likeliest ones, with the bits that
+// sample() has them. kNoToken where they are not numbers.
+GeneratedToken score(std::span<const float> logits, TokenId id, int top);
+
 // The random number for a token: element (seed, sequence, position) of the generator.
 float uniform_for(uint64_t seed, int index, int64_t position);
 

@@ -10,6 +10,7 @@ class Planner {
   Planner(const SchedulerState& state, const SchedulerLimits& limits)
       : state_(state), limits_(limits), free_(state.free_blocks), alive_(state.running.size()) {
     budget_ = limits.step_tokens;
+    spare_rows_ = limits.step_rows - static_cast<int64_t>(alive_);
     chunked_.assign(state.running.size(), false);
   }
 
@@ -33,10 +34,20 @@ class Planner {
   }
 
  private:
+  // Where the next chunk ends, by tokens and rows of logits; takes the rows beyond the sequence's own one.
+  int64_t end_of_chunk(const SchedulerSequence& s) {
+    int64_t tokens = std::min(s.tokens - s.computed, budget_);
+    if (s.every_row && tokens > 1) {
+      tokens = std::min(tokens, 1 + spare_rows_);
+      spare_rows_ -= tokens - 1;
+    }
+    return s.computed + tokens;
+  }
+
   // Gives running sequence i its next tokens, taking blocks from younger ones if it must.
   void serve(size_t i, std::vector<Chunk>& chunks) {
     const SchedulerSequence& s = state_.running[i];
-    const int64_t end = std::min(s.tokens, s.computed + budget_);
+    const int64_t end = end_of_chunk(s);
     if (end == s.computed) return;
     const int64_t new_blocks = std::max<int64_t>(0, blocks_for(end) - s.blocks);
     while (free_ < new_blocks) {
@@ -68,10 +79,11 @@ class Planner {
   void admit() {
     auto running = static_cast<int64_t>(alive_);
     for (const SchedulerSequence& s : state_.waiting) {
-      if (budget_ <= 0 || running >= limits_.max_running) return;
+      if (budget_ <= 0 || running >= limits_.max_running || spare_rows_ <= 0) return;
       const int64_t wanted = blocks_for(s.tokens) - s.blocks;
       if (wanted + s.own_blocks > free_) return;  // nobody overtakes the head of the queue
-      const int64_t end = std::min(s.tokens, s.computed + budget_);
+      --spare_rows_;
+      const int64_t end = end_of_chunk(s);
       const int64_t new_blocks = std::max<int64_t>(0, blocks_for(end) - s.blocks);
       plan_.admit.push_back(s.id);
       (s.tokens - s.computed == 1 ? plan_.decode : plan_.prefill)
@@ -86,6 +98,7 @@ class Planner {
   const SchedulerLimits& limits_;
   Plan plan_;
   int64_t free_, budget_;
+  int64_t spare_rows_;         // of logits, beside one for each that runs
   size_t alive_;               // running[0, alive_) are not preempted
   std::vector<bool> chunked_;  // has a chunk in this plan
 };

@@ -3,6 +3,8 @@
 // The policy, in order:
 //   1. Every running sequence whose tokens are all computed but the newest decodes one token.
 //   2. What is left of the token budget goes to prefill: running sequences first, oldest first, in chunks.
+//      One whose tokens' logits are all wanted takes no more of them than rows of logits are left beside one
+//      for each of the others.
 //   3. Waiting sequences are admitted, first come first served, when blocks for all their tokens are free; a
 //      preempted one waits at the head.
 // When a sequence needs a block and none is free, the youngest running one is preempted: its blocks come
@@ -30,6 +32,7 @@ struct SchedulerSequence {
   int64_t computed = 0;    // of them, in the cache (for a waiting one: found there by its prefix)
   int64_t blocks = 0;      // held (waiting: to be shared)
   int64_t own_blocks = 0;  // of them, free once this sequence lets go (waiting: counted in free_blocks now)
+  bool every_row = false;  // logits of all its tokens are wanted, not of the last one alone
 };
 
 struct SchedulerState {
@@ -40,7 +43,8 @@ struct SchedulerState {
 
 struct SchedulerLimits {
   int64_t step_tokens = 512;
-  int64_t max_running = 256;  // at most step_tokens
+  int64_t max_running = 256;             // at most step_tokens
+  int64_t step_rows = int64_t{1} << 30;  // of logits; at least max_running
 };
 
 struct Chunk {

@@ -163,6 +163,32 @@ TEST(Scheduler, DoesWhatTheFilesSay) {
   EXPECT_GE(files, 5);
 }
 
+// A sequence whose tokens' logits are all wanted takes the rows that are left beside one for each other.
+TEST(Scheduler, LogitsOfAllTokensAreTakenAsRowsAllow) {
+  const SchedulerLimits limits{.step_tokens = 64, .max_running = 8, .step_rows = 8};
+  SchedulerState state{.free_blocks = 100};
+  state.running.push_back({.id = 0, .tokens = 40, .computed = 39, .blocks = 3, .own_blocks = 3});
+  state.running.push_back({.id = 1, .tokens = 100, .every_row = true});
+  state.running.push_back({.id = 2, .tokens = 30});
+  state.waiting.push_back({.id = 3, .tokens = 5});
+  Plan plan = plan_step(state, limits);
+  ASSERT_EQ(plan.decode.size(), 1u);
+  ASSERT_EQ(plan.prefill.size(), 2u);
+  EXPECT_EQ(plan.prefill[0].id, 1);
+  EXPECT_EQ(plan.prefill[0].end, 6);  // its own row, and 5 of 8 that no other needs
+  EXPECT_EQ(plan.prefill[1].end, 30);
+  EXPECT_TRUE(plan.admit.empty());  // there is no row for it in this step
+  state.running[1].every_row = false;
+  plan = plan_step(state, limits);
+  EXPECT_EQ(plan.prefill[0].end, 63);
+
+  state.running.clear();
+  state.waiting = {{.id = 3, .tokens = 90, .every_row = true}, {.id = 4, .tokens = 5}};
+  plan = plan_step(state, limits);
+  ASSERT_EQ(plan.admit.size(), 1u);
+  EXPECT_EQ(plan.prefill[0].end, 8);
+}
+
 // Whatever comes: nothing is given twice, no step is empty while there is work, all finish.
 TEST(Scheduler, RandomLoadsAlwaysFinish) {
   for (uint64_t seed = 0; seed < 300; ++seed) {

@@ -17,6 +17,10 @@ Sequence::Sequence(int64_t id, std::shared_ptr<ActiveRequest> of, int index,
   tokens.reserve(most);
   blocks.reserve(most / kBlockTokens + 1);
   block_hashes.reserve(most / kBlockTokens + 1);
+  if (scores_prompt()) {
+    prompt_tokens.resize(tokens.size());
+    prompt_tokens[0].id = tokens[0];
+  }
   if (needs_counts(active->request.sampling)) {
     for (const TokenId token : tokens) counts.see_prompt(token);
   }

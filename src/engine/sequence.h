@@ -34,6 +34,9 @@ struct Sequence {
   int64_t output_tokens() const {
     return static_cast<int64_t>(tokens.size() - active->request.prompt.size());
   }
+  // Whether logits of the prompt's tokens are still to be had. Only the first of the request's sequences
+  // does.
+  bool scores_prompt() const { return active->request.prompt_logprobs && index == 0 && !prompt_out; }
   // Brings block_hashes up to all full blocks of `tokens`. A hash covers everything up to its block's end;
   // `key` is the engine's own, so that nobody can prepare two beginnings with one hash.
   void hash_full_blocks(uint64_t key);
@@ -49,6 +52,8 @@ struct Sequence {
   std::vector<BlockId> blocks;
   std::vector<uint64_t> block_hashes;
   size_t published_blocks = 0;
+  std::vector<GeneratedToken> prompt_tokens;  // scored, by position; empty where nobody asked
+  bool prompt_out = false;                    // they are out with an event
   TokenCounts counts;
   OutputText text;
   Stopwatch since_last_token;

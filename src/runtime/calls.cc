@@ -265,6 +265,7 @@ MeshStatus Mesh::status() const {
   status.last_recovery_seconds = mesh_->last_recovery.seconds_to_replay;
   status.last_freeze_seconds = mesh_->freeze_seconds;
   status.last_watermark_cost_seconds = mesh_->cost_seconds;
+  status.watermarks_cost_seconds = mesh_->budget.spent_seconds();
   status.watermarks = mesh_->watermarks;
   status.watermark_interval_seconds = core_->interval_seconds(*mesh_);
   status.young_interval_seconds = core_->young_seconds(*mesh_);

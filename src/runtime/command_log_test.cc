@@ -90,6 +90,8 @@ class LogCase {
       append_record(bytes, RecordType::kClose, CloseRecord{});
     } else if (verb == "last") {
       words >> last_;
+    } else if (verb == "wide") {
+      columns_ = LogColumns::kAll;
     } else if (verb == "sync") {
       write();
     } else if (verb == "cut") {
@@ -118,7 +120,7 @@ class LogCase {
     if (!content.ok()) return content.error().to_string() + "\n";
     const auto lines = log_lines(*content);
     if (!lines.ok()) return lines.error().to_string() + "\n";
-    std::string text = log_table(*lines, last_);
+    std::string text = log_table(*lines, last_, columns_);
     if (content->torn_bytes > 0) text += fmt::format("torn {} bytes\n", content->torn_bytes);
     return text;
   }
@@ -132,6 +134,8 @@ class LogCase {
     if (ranks != "all") command.ranks.push_back(std::stoi(ranks));
     while (words >> word) {
       if (word == "cursor") words >> command.cursor;
+      if (word == "key") words >> command.generator_key;
+      if (word == "deadline") words >> command.deadline_ms;
       if (word == "uses") {
         for (uint64_t used = 0; words >> used;) command.uses.push_back(used);
       }
@@ -175,6 +179,7 @@ class LogCase {
   std::string path_, waiting_;
   uint64_t epoch_ = 0;
   size_t last_ = SIZE_MAX;
+  LogColumns columns_ = LogColumns::kUsual;
 };
 
 TEST(CommandLog, TextCases) {

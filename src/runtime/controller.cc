@@ -186,6 +186,17 @@ bool Controller::resumed() const {
   return core_->history.takes > 0;
 }
 
+Lives Controller::lives() const {
+  std::scoped_lock lock(core_->mutex);
+  Lives lives{.taken_up = static_cast<int>(core_->history.takes)};
+  for (const auto& [id, mesh] : core_->history.meshes) {
+    for (const auto& [operation, times] : mesh.done_again.total()) lives.done_again[operation] += times;
+    if (mesh.closed) continue;  // it went back in an earlier life
+    for (const auto& [operation, times] : mesh.done_again.last()) lives.done_again_now[operation] += times;
+  }
+  return lives;
+}
+
 bool Controller::replaying() const {
   std::scoped_lock lock(core_->mutex);
   return core_->history.find(core_->next_sequence) != nullptr;
@@ -216,6 +227,7 @@ Result<Mesh> Controller::mesh(const std::string& name, std::vector<Axis> axes, c
   mesh.options = options;
   mesh.hang_ms = options.hang_ms;
   mesh.paces = Paces(shape.size());
+  mesh.budget = SnapshotBudget(core.options.watermark_cost);
   if (const auto logged = core.history.meshes.find(mesh.id); logged != core.history.meshes.end()) {
     const LoggedMesh& before = logged->second;
     if (before.record.name != name || !(before.record.shape == shape)) {

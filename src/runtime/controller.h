@@ -63,9 +63,10 @@ struct ControllerOptions {
   int64_t lease_ms = 5'000;               // a worker that has not heard of its controller for this long ends
   int64_t watermark_interval_ms = 1'000;  // between snapshots in memory, at least
   int64_t durable_interval_ms = 30'000;   // between those that go to disk as well
-  uint64_t watermark_max_commands = 20'000;  // a snapshot at the latest after so many (they are replayed)
-  // Share of the time that snapshots may take: freezing, and making the bytes on a core that the next
-  // commands might have used.
+  // A snapshot comes before its time after so many (they are replayed), if the last one is paid for.
+  uint64_t watermark_max_commands = 20'000;
+  // Share of the time that snapshots may take (snapshot_budget.h): freezing, and making the bytes on a core
+  // that the next commands might have used.
   double watermark_cost = 0.02;
   // The interval is at least the one of Young's formula (young.h), from what snapshots cost here and from how
   // long a worker is taken to run before it fails; the failures of this controller's life correct that.
@@ -165,6 +166,7 @@ struct MeshStatus {
   double last_recovery_seconds = 0;        // its seconds_to_replay; 0: none
   double last_freeze_seconds = 0;          // how long commands waited for the last snapshot
   double last_watermark_cost_seconds = 0;  // that, and the processor time of making its bytes
+  double watermarks_cost_seconds = 0;      // the sum of it over all that this controller has tried
   uint64_t watermarks = 0;
   double watermark_interval_seconds = 0;  // as it is now
   double young_interval_seconds = 0;      // what Young's formula says, used or not; 0: no snapshot yet
@@ -175,6 +177,15 @@ struct MeshStatus {
   // times as long as the median rank's. -1: not known.
   int slowest_rank = -1;
   double slowest_ratio = 0;
+};
+
+// What a run's log tells of the controllers that had it.
+struct Lives {
+  int taken_up = 0;  // times that a controller went on with what another one had begun, this one included
+  // Calls by operation that were computed once more: by the controllers before this one, and by this one to
+  // get to where they were. What it does again because of losses is its meshes' (Recovery).
+  std::map<std::string, int64_t> done_again;
+  std::map<std::string, int64_t> done_again_now;  // of these, by this one
 };
 
 class Mesh {
@@ -222,6 +233,8 @@ class Controller {
   Result<Mesh> mesh(const std::string& name, std::vector<Axis> axes, const MeshOptions& options = {});
   // An earlier controller wrote this log.
   bool resumed() const;
+  // When its meshes are open.
+  Lives lives() const;
   // Calls now are still matched with what the earlier controller logged.
   bool replaying() const;
   // The program's own child processes, beside its meshes: a sub-controller that evaluates, a data stage. One

@@ -32,6 +32,7 @@
 #include "runtime/history.h"
 #include "runtime/lines.h"
 #include "runtime/pace.h"
+#include "runtime/snapshot_budget.h"
 #include "runtime/socket_folder.h"
 #include "runtime/transport.h"
 #include "runtime/worker.h"
@@ -121,6 +122,7 @@ struct MeshState {
   double retry_after = 0;     // seconds: when a watermark that was not made is tried again; 0: none failed
   double freeze_seconds = 0;  // of the last snapshot: commands waited
   double cost_seconds = 0;    // that, and the processor time of making its bytes
+  SnapshotBudget budget;      // of what all of them cost
   uint64_t dispatched_since_watermark = 0, watermarks = 0;
   std::vector<uint64_t> durable_on_disk;  // those that can be had, oldest first; `durable` is the last
   std::vector<uint64_t> unusable;         // on disk too, but they could not be restored

@@ -1,10 +1,38 @@
 #include "runtime/history.h"
 
+#include <algorithm>
+
 namespace flywheel::runtime {
+
+void DoneAgain::go_back(const CallCounts& calls) {
+  if (new_result_) {
+    before_ = total();
+    last_.clear();
+    new_result_ = false;
+  }
+  for (const auto& [operation, times] : calls) last_[operation] = std::max(last_[operation], times);
+}
+
+CallCounts DoneAgain::total() const {
+  CallCounts all = before_;
+  for (const auto& [operation, times] : last_) all[operation] += times;
+  return all;
+}
 
 LoggedCall* History::find(uint64_t sequence) {
   if (sequence < first || sequence > last()) return nullptr;
   return &calls[sequence - first];
+}
+
+CallCounts History::after(uint32_t mesh, uint64_t watermark) const {
+  CallCounts counts;
+  for (size_t i = watermark >= first ? watermark - first + 1 : 0; i < calls.size(); ++i) {
+    const LoggedCall& call = calls[i];
+    if (call.command.mesh != mesh || call.command.kind == Kind::kNondeterministic || !call.result) continue;
+    if (std::ranges::any_of(call.result->outcomes, &Outcome::failed)) continue;
+    ++counts[call.command.operation];
+  }
+  return counts;
 }
 
 Result<History> read_history(const LogContent& content) {
@@ -42,7 +70,9 @@ Result<History> read_history(const LogContent& content) {
       case RecordType::kEpoch: {
         EpochRecord epoch;
         RETURN_IF_ERROR(read(epoch));
-        history.meshes[epoch.mesh].epoch = epoch.epoch;
+        LoggedMesh& mesh = history.meshes[epoch.mesh];
+        mesh.epoch = epoch.epoch;
+        mesh.done_again.go_back(history.after(epoch.mesh, epoch.watermark));
         break;
       }
       case RecordType::kCommand: {
@@ -60,7 +90,9 @@ Result<History> read_history(const LogContent& content) {
         LoggedCall* call = history.find(result.sequence);
         if (call == nullptr)
           return bad(fmt::format("a result of command {}, which is not there", result.sequence));
-        if (!call->result) call->result = std::move(result);
+        if (call->result) break;
+        call->result = std::move(result);
+        history.meshes[call->command.mesh].done_again.note_new_result();
         break;
       }
       case RecordType::kValue: {

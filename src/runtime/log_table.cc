@@ -64,11 +64,17 @@ std::string result_text(const std::vector<Outcome>& outcomes) {
   return all;
 }
 
-std::string arguments_text(const Command& command) {
+std::string uses_text(const std::vector<uint64_t>& uses) {
+  std::string text;
+  for (const uint64_t used : uses) text += fmt::format("{}#{}", text.empty() ? "" : ", ", used);
+  return text;
+}
+
+std::string arguments_text(const LogLine& command, bool has_cursor) {
   std::string text = preview(command.args);
   const auto add = [&](const std::string& more) { text += (text.empty() ? "" : ", ") + more; };
-  if (command.cursor != 0) add(fmt::format("cursor {}", command.cursor));
-  for (const uint64_t used : command.uses) add(fmt::format("#{}", used));
+  if (has_cursor) add(fmt::format("cursor {}", command.cursor));
+  if (!command.uses.empty()) add(uses_text(command.uses));
   return text;
 }
 
@@ -117,6 +123,7 @@ Result<std::vector<LogLine>> log_lines(const LogContent& content) {
   std::vector<LogLine> lines;
   std::map<uint64_t, size_t> line_of;  // sequence -> its line
   std::map<uint32_t, std::string> meshes;
+  std::set<std::string> reads_data;  // operations that were given a place in the data; the first one is 0
   for (const LogRecord& record : content.records) {
     LogLine line;
     line.offset = record.offset;
@@ -150,8 +157,9 @@ Result<std::vector<LogLine>> log_lines(const LogContent& content) {
         line.mesh = meshes[command.mesh];
         line.what = command.operation;
         line.slice = command.ranks.empty() ? "all" : ranks_text(command.ranks);
-        line.arguments = arguments_text(command);
         line.args = command.args, line.cursor = command.cursor, line.uses = command.uses;
+        line.generator_key = command.generator_key, line.deadline_ms = command.deadline_ms;
+        if (command.cursor != 0) reads_data.insert(command.operation);
         line.result = kNoResult;
         line_of[command.sequence] = lines.size();
         break;
@@ -189,26 +197,35 @@ Result<std::vector<LogLine>> log_lines(const LogContent& content) {
     }
     lines.push_back(std::move(line));
   }
+  for (LogLine& line : lines) {
+    if (line.sequence != 0) line.arguments = arguments_text(line, reads_data.contains(line.what));
+  }
   return lines;
 }
 
-std::string log_table(std::span<const LogLine> all, size_t last) {
+std::string log_table(std::span<const LogLine> all, size_t last, LogColumns columns) {
   const std::span<const LogLine> lines = all.last(std::min(last, all.size()));
-  using Row = std::array<std::string, 7>;
-  std::vector<Row> rows{{"#", "epoch", "mesh", "operation", "ranks", "arguments", "result"}};
+  using Row = std::array<std::string, 11>;
+  std::vector<Row> rows{{"#", "epoch", "mesh", "operation", "ranks", "arguments", "cursor", "uses",
+                         "generator key", "deadline", "result"}};
+  const bool wide = columns == LogColumns::kAll;
   std::set<std::string> meshes;
   for (const auto& line : lines) {
     if (!line.mesh.empty()) meshes.insert(line.mesh);
     if (line.sequence == 0) continue;
     rows.push_back({std::to_string(line.sequence), std::to_string(line.epoch), line.mesh, line.what,
-                    line.slice, line.arguments, line.result});
+                    line.slice, wide ? preview(line.args) : line.arguments, std::to_string(line.cursor),
+                    uses_text(line.uses), fmt::format("{:016x}", line.generator_key),
+                    line.deadline_ms > 0 ? human_seconds(static_cast<double>(line.deadline_ms) / 1e3) : "",
+                    line.result});
   }
   // Columns that say the same in every row are left out.
-  std::array<size_t, 7> width{};
+  std::array<size_t, 11> width{};
   const bool sliced = std::any_of(lines.begin(), lines.end(), [](const auto& line) {
     return !line.slice.empty() && line.slice != "all";
   });
-  const std::array<bool, 7> shown = {true, true, meshes.size() > 1, true, sliced, true, true};
+  const std::array<bool, 11> shown = {true, true, meshes.size() > 1, true, sliced, true, wide, wide, wide,
+                                      wide, true};
   for (const auto& row : rows) {
     for (size_t i = 0; i + 1 < row.size(); ++i) width[i] = std::max(width[i], row[i].size());
   }

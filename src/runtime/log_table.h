@@ -26,15 +26,22 @@ struct LogLine {
   std::string mesh, what, slice, arguments, result;  // long ones are cut: for people
   // A command's own, whole: for machines.
   std::string args;
-  uint64_t cursor = 0;
+  int64_t cursor = 0;
   std::vector<uint64_t> uses;
+  uint64_t generator_key = 0;
+  int64_t deadline_ms = 0;
   std::vector<Outcome> outcomes;  // of its ranks; none: no result
 };
 
 // One line per record; a command's result stands in its own line. kCorrupt as read_history.
 Result<std::vector<LogLine>> log_lines(const LogContent& content);
+// What of a command has a column: its cursor and the objects that it uses stand among its arguments, or each,
+// with the key of its random numbers and its deadline, in a column of its own.
+enum class LogColumns { kUsual, kAll };
+
 // With a head, columns aligned, and a last line that sums up. A result is its digest and what is known of it;
 // ranks that differ are told apart by |. `last`: only so many lines of it; the sum is over all of them.
-std::string log_table(std::span<const LogLine> lines, size_t last = SIZE_MAX);
+std::string log_table(std::span<const LogLine> lines, size_t last = SIZE_MAX,
+                      LogColumns columns = LogColumns::kUsual);
 
 }  // namespace flywheel::runtime

@@ -95,6 +95,9 @@ void Core::recover(MeshState& mesh, const std::set<int>& lost, const std::string
   mesh.phase = MeshState::Phase::kRestoring;
   if (!choose_restore_point(mesh)) return;
   aim_catch_up(mesh);
+  const auto logged = history.meshes.find(mesh.id);  // what an earlier controller left is computed again
+  if (logged != history.meshes.end() && !mesh.ran && !mesh.catch_up)
+    logged->second.done_again.go_back(history.after(mesh.id, mesh.restore_point));
   ++mesh.epoch;
   mesh.epoch_position =
       record(RecordType::kEpoch, EpochRecord{mesh.id, mesh.epoch, mesh.restore_point, reason});

@@ -179,6 +179,24 @@ TEST(Recovery, YoungsFormulaStretchesTheInterval) {
   EXPECT_NEAR(status.watermark_interval_seconds / status.young_interval_seconds, 1, 1e-3);
 }
 
+// Whatever else asks for them: each command here is as many as may be replayed.
+TEST(Recovery, SnapshotsTakeTheirShareOfTheTimeAtMost) {
+  const TempFolder folder;
+  auto options = options_in(folder / "run");
+  options.watermark_interval_ms = 1;
+  options.watermark_max_commands = 1;
+  options.watermark_cost = 0.02;
+  auto controller = Controller::open(options).value();
+  const Stopwatch clock;
+  const Mesh mesh = controller->mesh("m", {{"data", 2}}).value();
+  run_steps(mesh, 600);
+  const MeshStatus status = mesh.status();
+  EXPECT_GE(status.watermarks, 2u);
+  const double paid_for = status.watermarks_cost_seconds - status.last_watermark_cost_seconds;
+  EXPECT_GT(paid_for, 0);
+  EXPECT_LE(paid_for, 0.02 * clock.seconds()) << "of " << status.watermarks << " snapshots";
+}
+
 TEST(Recovery, AWorkerThatTheProgramGivesUpIsReplacedAndNoBitChanges) {
   const TempFolder folder;
   auto controller = Controller::open(options_in(folder / "run")).value();

@@ -1,22 +1,12 @@
-#include <ctime>
 #include <utility>
 
+#include "base/deadline.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/posix.h"
 #include "runtime/snapshot_thread_internal.h"
 
 namespace flywheel::runtime {
-namespace {
-
-// Processor time of the calling thread.
-int64_t thread_cpu_us() {
-  timespec now{};
-  (void)::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<int64_t>(now.tv_sec) * 1'000'000 + now.tv_nsec / 1000;
-}
-
-}  // namespace
 
 SnapshotThread::~SnapshotThread() {
   {
@@ -46,9 +36,9 @@ void SnapshotThread::loop() {
       job = std::move(jobs_.front());
       jobs_.pop_front();
     }
-    const int64_t begin_us = thread_cpu_us();
+    const ThreadStopwatch making;
     KeptMessage kept = keep(job);
-    kept.make_us = thread_cpu_us() - begin_us;
+    kept.make_us = static_cast<int64_t>(making.seconds() * 1e6);
     if (!send_(pack(MessageType::kKept, kept))) return;
   }
 }

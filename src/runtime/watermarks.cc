@@ -9,6 +9,16 @@
 #include "runtime/young.h"
 
 namespace flywheel::runtime {
+namespace {
+
+// Of the rank that it cost most, in seconds: commands wait for the slowest.
+double cost_of(const std::map<int, KeptMessage>& kept) {
+  int64_t cost_us = 0;
+  for (const auto& [rank, told] : kept) cost_us = std::max(cost_us, told.freeze_us + told.make_us);
+  return static_cast<double>(cost_us) * 1e-6;
+}
+
+}  // namespace
 
 std::string Core::watermark_folder(const MeshState& mesh, uint64_t watermark) const {
   return fmt::format("{}/watermarks/{}/{}", options.folder, mesh.name, watermark);
@@ -23,8 +33,8 @@ double Core::young_seconds(const MeshState& mesh) const {
 }
 
 double Core::interval_seconds(const MeshState& mesh) const {
-  double seconds = static_cast<double>(options.watermark_interval_ms) / 1000;
-  if (mesh.cost_seconds > 0) seconds = std::max(seconds, mesh.cost_seconds / options.watermark_cost);
+  const double seconds =
+      std::max(static_cast<double>(options.watermark_interval_ms) / 1000, mesh.budget.paid_after_seconds());
   return options.young_interval ? std::max(seconds, young_seconds(mesh)) : seconds;
 }
 
@@ -42,10 +52,12 @@ void Core::consider_watermark(MeshState& mesh) {
     mesh.want_durable = false;
     return;
   }
-  const double after = mesh.retry_after > 0 ? mesh.retry_after : interval_seconds(mesh);
-  const bool by_time = mesh.since_watermark.seconds() >= after;
-  if (!by_time && mesh.dispatched_since_watermark < options.watermark_max_commands && !mesh.want_durable)
-    return;
+  const double since = mesh.since_watermark.seconds();
+  const bool many = mesh.dispatched_since_watermark >= options.watermark_max_commands;
+  const bool due = mesh.budget.is_due(
+      {.since = since, .interval = interval_seconds(mesh), .retry = mesh.retry_after, .many_calls = many});
+  if (!due && !mesh.want_durable) return;
+  mesh.budget.begin(since);
   mesh.making = mesh.last_dispatched;
   mesh.making_durable = mesh.want_durable || mesh.since_durable.seconds() * 1000 >=
                                                  static_cast<double>(options.durable_interval_ms);
@@ -73,13 +85,16 @@ void Core::on_kept(const KeptMessage& kept) {
   if (!kept.error.empty()) {
     LOG_WARN("mesh {}: rank {} could not keep watermark {}: {}", mesh->name, kept.from.rank, kept.watermark,
              kept.error);
+    mesh->kept[kept.from.rank] = kept;
     return give_up_watermark(*mesh);
   }
   mesh->kept[kept.from.rank] = kept;
   if (mesh->kept.size() == mesh->workers.size()) complete_watermark(*mesh);
 }
 
+// What the ranks have told of their part counts, though nothing came of it.
 void Core::give_up_watermark(MeshState& mesh) {
+  mesh.budget.end(cost_of(mesh.kept));
   mesh.making = 0;
   mesh.retry_after = retry_seconds(mesh.retry_after, interval_seconds(mesh));
   mesh.since_watermark.restart();
@@ -91,7 +106,7 @@ void Core::complete_watermark(MeshState& mesh) {
   if (front < mesh.tail.size() && mesh.tail[front]->command.sequence <= mesh.making) return;
   WatermarkRecord done{mesh.id, mesh.making, mesh.making_durable, mesh.kept.begin()->second.replicated_digest,
                        0};
-  int64_t freeze_us = 0, cost_us = 0;
+  int64_t freeze_us = 0;
   for (const auto& [rank, kept] : mesh.kept) {
     if (kept.replicated_digest != done.replicated_digest) {
       return fail_mesh(
@@ -103,12 +118,12 @@ void Core::complete_watermark(MeshState& mesh) {
     done.durable = done.durable && kept.durable;
     done.bytes += kept.rank_bytes;
     freeze_us = std::max(freeze_us, kept.freeze_us);
-    cost_us = std::max(cost_us, kept.freeze_us + kept.make_us);
   }
   done.bytes += mesh.kept.begin()->second.replicated_bytes;
   record(RecordType::kWatermark, done);
   mesh.freeze_seconds = static_cast<double>(freeze_us) * 1e-6;
-  mesh.cost_seconds = static_cast<double>(cost_us) * 1e-6;
+  mesh.cost_seconds = cost_of(mesh.kept);
+  mesh.budget.end(mesh.cost_seconds);
   mesh.watermark = mesh.making;
   mesh.making = 0;
   mesh.retry_after = 0;

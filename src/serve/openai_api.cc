@@ -1,6 +1,7 @@
 #include "serve/openai_api.h"
 
 #include <chrono>
+#include <map>
 #include <random>
 
 #include "base/deadline.h"
@@ -64,7 +65,7 @@ void check_context(const ServedModel& served, const std::vector<model::TokenId>&
                    const GenerationFields& fields, const char* field) {
   const int64_t limit = served.engine->max_context_tokens(), length = static_cast<int64_t>(prompt.size());
   if (prompt.empty()) throw ApiError(400, std::string("'") + field + "' has no token", field);
-  if (length + std::max<int64_t>(fields.max_tokens.value_or(1), 1) > limit) {
+  if (length + fields.max_tokens.value_or(1) > limit) {
     throw ApiError(
         400,
         fmt::format("This model's maximum context length is {} tokens. However, you requested {} tokens "
@@ -124,11 +125,13 @@ class Call {
       if (!next) continue;
       if (auto failure = failure_of(next->event)) throw std::move(*failure);
       count(*next);
+      keep_prompt(*next, choices_per_prompt);
       Choice& choice = choices[static_cast<size_t>(next->choice)];
       choice.text += next->event.text;
       for (auto& token : next->event.tokens) choice.tokens.push_back(std::move(token));
       if (next->event.finish) choice.finish_reason = engine::finish_reason_name(*next->event.finish);
     }
+    for (size_t i = 0; i < choices.size(); ++i) begin_with_prompt(choices[i], i, choices_per_prompt);
     co_await exchange_.reply(200, kJson, to_wire(response_json(info_, choices, usage_, tokenizer_)));
   }
 
@@ -172,10 +175,14 @@ class Call {
   std::string chunk(ChoiceEvent& next, Growing& choice, int64_t choices_per_prompt) {
     if (const auto failure = failure_of(next.event)) return "data: " + failure->body() + "\n\n";
     count(next);
-    Choice piece{std::move(next.event.text), std::move(next.event.tokens), ""};
+    keep_prompt(next, choices_per_prompt);
+    Choice piece;
+    piece.text = std::move(next.event.text), piece.tokens = std::move(next.event.tokens);
     if (next.event.finish) piece.finish_reason = engine::finish_reason_name(*next.event.finish);
     if (!choice.begun) {
-      piece.text = echo_of(static_cast<size_t>(next.choice), choices_per_prompt) + piece.text;
+      const auto index = static_cast<size_t>(next.choice);
+      piece.text = echo_of(index, choices_per_prompt) + piece.text;
+      begin_with_prompt(piece, index, choices_per_prompt);
     } else if (piece.text.empty() && piece.tokens.empty() && piece.finish_reason.empty()) {
       return "";
     }
@@ -185,6 +192,21 @@ class Call {
 
   std::string echo_of(size_t choice, int64_t choices_per_prompt) const {
     return echoes_.empty() ? "" : echoes_[choice / static_cast<size_t>(choices_per_prompt)];
+  }
+
+  // The scores of a prompt come with the first of its choices, before any event of the others.
+  void keep_prompt(ChoiceEvent& next, int64_t choices_per_prompt) {
+    if (next.event.prompt.empty()) return;
+    prompts_[static_cast<size_t>(next.choice) / static_cast<size_t>(choices_per_prompt)] =
+        std::move(next.event.prompt);
+  }
+
+  // Puts them before the tokens of a choice that begins with its prompt.
+  void begin_with_prompt(Choice& choice, size_t index, int64_t choices_per_prompt) const {
+    const auto prompt = prompts_.find(index / static_cast<size_t>(choices_per_prompt));
+    if (prompt == prompts_.end()) return;
+    choice.tokens.insert(choice.tokens.begin(), prompt->second.begin(), prompt->second.end());
+    choice.from_beginning = true;
   }
 
   asio::awaitable<std::optional<ChoiceEvent>> first_event() {
@@ -226,6 +248,7 @@ class Call {
   const model::Tokenizer& tokenizer_;
   CallInfo info_;
   std::vector<std::string> echoes_;
+  std::map<size_t, std::vector<engine::GeneratedToken>> prompts_;  // scored, where they are asked for
   Generation generation_;
   Usage usage_;
   Stopwatch since_look_;
@@ -293,9 +316,6 @@ asio::awaitable<void> OpenaiApi::completions(HttpExchange& exchange) {
   const auto served = model_or_404(fields.model);
   const model::Tokenizer& tokenizer = *served->engine->model().tokenizer;
   if (!fields.max_tokens) fields.max_tokens = kDefaultCompletionTokens;
-  if (request.echo && fields.logprobs) {
-    throw ApiError(400, "'echo' together with 'logprobs' is not supported by this server", "echo");
-  }
   check_sequences(*served, static_cast<int64_t>(request.prompts.size()), fields.n);
   std::vector<std::string> echoes;
   std::vector<std::vector<model::TokenId>> prompts = co_await offload([&] {
@@ -309,7 +329,11 @@ asio::awaitable<void> OpenaiApi::completions(HttpExchange& exchange) {
   });
   Call call(exchange, *served, call_info(Api::kCompletions, fields), std::move(echoes));
   for (const auto& prompt : prompts) check_context(*served, prompt, fields, "prompt");
-  for (auto& prompt : prompts) call.submit(to_engine(fields, std::move(prompt)));
+  for (auto& prompt : prompts) {
+    engine::GenerationRequest to_submit = to_engine(fields, std::move(prompt));
+    to_submit.prompt_logprobs = request.echo && fields.logprobs;
+    call.submit(std::move(to_submit));
+  }
   if (fields.stream) {
     co_await call.stream(fields.n);
   } else {

@@ -242,7 +242,8 @@ CompletionRequest parse_completion_request(std::string_view body) {
   request.generation = read_generation(fields);
   request.prompts = read_prompts(fields.take("prompt"));
   request.echo = fields.boolean("echo", false);
-  request.generation.max_tokens = fields.integer("max_tokens", 1, INT32_MAX);
+  // With echo none at all: what the prompt is worth is asked for.
+  request.generation.max_tokens = fields.integer("max_tokens", request.echo ? 0 : 1, INT32_MAX);
   if (const auto logprobs = fields.integer("logprobs", 0, kMaxTopLogprobs)) {
     request.generation.logprobs = true;
     request.generation.top_logprobs = *logprobs;

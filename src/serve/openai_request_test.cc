@@ -110,6 +110,20 @@ const std::vector<std::string> kWholeRequests = {
         "frequency_penalty":-2,"presence_penalty":2,"repetition_penalty":1.5,"ignore_eos":true,"stop_token_ids":[1,2]})",
     R"({"model":"m","prompt":[[1,2],[3]],"stop":"x"})"};
 
+TEST(OpenaiRequest, NoTokenAtAllIsAskedForWithEchoAlone) {
+  const CompletionRequest scored =
+      parse_completion_request(R"({"model":"m","prompt":"a","echo":true,"max_tokens":0,"logprobs":1})");
+  EXPECT_TRUE(scored.echo);
+  EXPECT_EQ(scored.generation.max_tokens, 0);
+  EXPECT_TRUE(scored.generation.logprobs);
+  try {
+    parse_completion_request(R"({"model":"m","prompt":"a","max_tokens":0})");
+    FAIL();
+  } catch (const ApiError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("'max_tokens' must be from 1"));
+  }
+}
+
 TEST(OpenaiRequest, ANulThatAClientSentCutsNoMessage) {
   const std::string name("a\0b", 3);
   EXPECT_THAT(ApiError(404, "no model `" + name + "`").body(),

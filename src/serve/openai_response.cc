@@ -55,16 +55,22 @@ std::string token_name(const std::string& bytes) {
   return name;
 }
 
-OrderedJson completion_logprobs(const std::vector<engine::GeneratedToken>& tokens, const CallInfo& call,
-                                TextOffset& offset, const model::Tokenizer& tokenizer) {
+OrderedJson completion_logprobs(const Choice& choice, const CallInfo& call, TextOffset& offset,
+                                const model::Tokenizer& tokenizer) {
   OrderedJson out = {{"text_offset", OrderedJson::array()},
                      {"token_logprobs", OrderedJson::array()},
                      {"tokens", OrderedJson::array()},
                      {"top_logprobs", OrderedJson::array()}};
-  for (const auto& token : tokens) {
+  for (size_t i = 0; i < choice.tokens.size(); ++i) {
+    const engine::GeneratedToken& token = choice.tokens[i];
     out["text_offset"].push_back(offset.of_next(token.id));
-    out["token_logprobs"].push_back(token.logprob);
     out["tokens"].push_back(token_name(tokenizer.token_bytes(token.id)));
+    if (i == 0 && choice.from_beginning) {  // nothing stands before it
+      out["token_logprobs"].push_back(nullptr);
+      out["top_logprobs"].push_back(nullptr);
+      continue;
+    }
+    out["token_logprobs"].push_back(token.logprob);
     OrderedJson tops = OrderedJson::object();
     for (const auto& top : token.top) {
       if (static_cast<int64_t>(tops.size()) == call.top_logprobs) break;
@@ -79,7 +85,7 @@ OrderedJson logprobs_json(const CallInfo& call, const Choice& choice, TextOffset
                           const model::Tokenizer& tokenizer) {
   if (!call.logprobs) return nullptr;
   if (call.api == Api::kChat) return chat_logprobs(choice.tokens, call, tokenizer);
-  return completion_logprobs(choice.tokens, call, offset, tokenizer);
+  return completion_logprobs(choice, call, offset, tokenizer);
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ struct Usage {
 struct Choice {
   std::string text;
   std::vector<engine::GeneratedToken> tokens;
-  std::string finish_reason;  // "" while it grows
+  std::string finish_reason;    // "" while it grows
+  bool from_beginning = false;  // the first of `tokens` is the prompt's: it has no log-probability
 };
 
 // Where a choice's tokens begin in its text, in characters, as OpenAI counts them. Fed with every token in

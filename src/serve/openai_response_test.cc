@@ -78,6 +78,18 @@ TEST(CompletionLogprobs, OffsetsKeepStepWithIllFormedTextAndSpecialTokens) {
   EXPECT_EQ(whole(tokens, tokenizer)["text_offset"].dump(), "[0,1,2,3,4,4]");
 }
 
+// Of an echoed prompt the first token has nothing before it, and so no log-probability.
+TEST(CompletionLogprobs, AnEchoedPromptBeginsWithoutALogprob) {
+  const model::Tokenizer tokenizer = bytes_tokenizer();
+  Choice choice{"ab", tokens_of("ab"), "length"};
+  choice.from_beginning = true;
+  const OrderedJson got = response_json(kCall, {choice}, {}, tokenizer)["choices"][0]["logprobs"];
+  EXPECT_EQ(got["token_logprobs"].dump(), "[null,-1.0]");
+  EXPECT_EQ(got["top_logprobs"].dump(), "[null,{}]");
+  EXPECT_EQ(got["text_offset"].dump(), "[0,1]");
+  EXPECT_EQ(got["tokens"].dump(), R"(["a","b"])");
+}
+
 TEST(CompletionLogprobs, PartsOfCharactersStayDifferentKeys) {
   const model::Tokenizer tokenizer = bytes_tokenizer();
   const engine::GeneratedToken token{0xe3, -1, {{0xe3, -1}, {0xe4, -2}, {0xe5, -3}}};

@@ -68,6 +68,7 @@ struct VerifyReport {
     std::vector<std::string> artifacts;  // "tiny:3 model.safetensors"
   };
   int64_t blobs_checked = 0, artifacts_checked = 0;
+  int64_t by_reference = 0;  // sources: their data stays where it is, and is not read
   uint64_t bytes_checked = 0;
   std::vector<Problem> problems;
 };

@@ -52,6 +52,17 @@ TEST_P(StoreTest, FolderComesBackFileByFile) {
   EXPECT_TRUE(store().verify()->problems.empty());
 }
 
+TEST_P(StoreTest, WhatLiesElsewhereIsCountedAndNotRead) {
+  write("one", "1");
+  ASSERT_TRUE(store().put_artifact({.kind = "model", .name = "one", .path = folder_ / "one"}).ok());
+  ASSERT_TRUE(store().put_source("raw", "/nowhere/docs", sha256_hex("listing"), 40).ok());
+  const VerifyReport report = store().verify().value();
+  EXPECT_EQ(report.artifacts_checked, 1);
+  EXPECT_EQ(report.by_reference, 1);
+  EXPECT_EQ(report.blobs_checked, 1);
+  EXPECT_TRUE(report.problems.empty());
+}
+
 TEST_P(StoreTest, OneFileStaysAFile) {
   const Artifact made =
       store().put_artifact({.kind = "model", .name = "gguf", .path = write("model.gguf", "GGUF")}).value();

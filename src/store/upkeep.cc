@@ -222,6 +222,9 @@ class Verifier {
           blob.artifacts.push_back(artifact.ref());
         }
       }
+      ASSIGN_OR_RETURN(const Rows sources,
+                       db_.execute("SELECT id FROM artifact WHERE removed_ms = 0 AND kind = 'source'"));
+      report_.by_reference = std::ssize(sources);
       ASSIGN_OR_RETURN(const Rows series, db_.execute("SELECT run, name FROM metric"));
       for (const Row& row : series) RETURN_IF_ERROR(check_metric(row.text(0), row.text(1)));
       return {};

@@ -46,8 +46,10 @@ TrainMetrics::TrainMetrics(const std::string& run)
                 "Share of the machine's multiply-adds that went into the model")),
       snapshot_interval(
           gauge(run, "flywheel_train_snapshot_interval_seconds", "Time between snapshots in memory")),
-      steps_done_again(
-          counter(run, "flywheel_train_steps_done_again_total", "Steps computed once more after losses")),
+      taken_up(gauge(run, "flywheel_train_taken_up",
+                     "Times that a controller went on with what another one had begun")),
+      steps_done_again(counter(run, "flywheel_train_steps_done_again_total",
+                               "Steps computed once more after losses and when the run was taken up")),
       lost_seconds(histogram(run, "flywheel_train_recovery_lost_seconds",
                              "Time from noticing a loss until all was computed again", kRecoveryEdges)),
       step_seconds(histogram(run, "flywheel_train_step_seconds", "Time from step to step", kStepEdges)),

@@ -28,7 +28,8 @@ struct TrainMetrics {
   Gauge& tokens_per_second;     // flywheel_train_tokens_per_second, over the last ten seconds
   Gauge& mfu;                   // flywheel_train_mfu_ratio: model FLOPs utilization, 0 to 1
   Gauge& snapshot_interval;     // flywheel_train_snapshot_interval_seconds, as it is now
-  Counter& steps_done_again;    // flywheel_train_steps_done_again_total, after losses
+  Gauge& taken_up;              // flywheel_train_taken_up: how often a controller went on with the run
+  Counter& steps_done_again;    // flywheel_train_steps_done_again_total, after losses and when taken up
   Histogram& lost_seconds;      // flywheel_train_recovery_lost_seconds: noticing to all computed again
   Histogram& step_seconds;      // flywheel_train_step_seconds
   Histogram& recovery_seconds;  // flywheel_train_recovery_seconds: from noticing to replay under way

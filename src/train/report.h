@@ -21,11 +21,15 @@ struct TrainReport {
   std::string trace;                   // the file, where steps were traced
   int64_t parameters = 0, steps = 0, tokens = 0;
   double loss = 0, validation_loss = -1;  // -1: not evaluated
+  // Of this start, as the next three.
   double seconds = 0;
   std::optional<double> tokens_per_second, limit_share;  // nothing where the log answered all steps
   int recoveries = 0;
   double recovery_seconds = 0;  // of the last one, until replay was under way
   double lost_seconds = 0;      // by all of them, until all was computed again
+  // Of the whole run, as far as its log goes back: how often a controller went on with it, and the steps that
+  // were computed once more, for that and after losses.
+  int taken_up = 0;
   int64_t steps_done_again = 0;
   std::vector<double> losses;  // of every step; NaN of those that the guard skipped for it
   std::vector<int64_t> evaluation_steps;

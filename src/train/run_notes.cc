@@ -1,5 +1,6 @@
 #include "train/run_notes.h"
 
+#include <map>
 #include <utility>
 
 #include "base/file.h"
@@ -11,6 +12,11 @@ namespace flywheel::train {
 namespace {
 
 constexpr double kMetricsSeconds = 10;  // between two writes of metrics.prom
+
+int64_t steps_of(const std::map<std::string, int64_t>& calls) {
+  const auto steps = calls.find(kStep);
+  return steps == calls.end() ? 0 : steps->second;
+}
 
 }  // namespace
 
@@ -105,14 +111,25 @@ void RunNotes::note_routing(int64_t done, const RouterReport& router) {
   }
 }
 
+void RunNotes::note_lives(const runtime::Lives& lives) {
+  report_.taken_up = lives.taken_up;
+  metrics_.taken_up.set(lives.taken_up);
+  if (lives.taken_up == 0) return;
+  const int64_t now = steps_of(lives.done_again_now);
+  report_.steps_done_again += steps_of(lives.done_again);
+  metrics_.steps_done_again.add(static_cast<double>(now));
+  record_.run().log_metrics(steps_done(), {{"taken_up", static_cast<double>(lives.taken_up)},
+                                           {"taken_up_steps", static_cast<double>(now)}});
+  tell(steps_done(), fmt::format("the run was taken up again; steps that were done again: {}", now));
+}
+
 void RunNotes::note_recoveries(const runtime::MeshStatus& status, int64_t done) {
   metrics_.snapshot_interval.set(status.watermark_interval_seconds);
   const int news = status.recoveries - std::exchange(recoveries_of_mesh_, status.recoveries);
   if (news == 0) return;
   const runtime::Recovery& last = status.last_recovery;
   tell(done, fmt::format("a worker was lost; recovered by replay in {}", human_seconds(last.seconds)));
-  const auto again = last.done_again.find(kStep);
-  const int64_t steps = again == last.done_again.end() ? 0 : again->second;
+  const int64_t steps = steps_of(last.done_again);
   const bool from_disk = last.from == runtime::RestoredFrom::kDisk;
   metrics_.recoveries.add(news);
   metrics_.recovery_seconds.observe(last.seconds_to_replay);

@@ -57,6 +57,8 @@ class RunNotes {
     int64_t newest_checkpoint = 0;  // its step
   };
   void note_step(const StepResult& result, bool replayed, const MeshNow& mesh);
+  // What the run's earlier controllers have left. Once, when the log has answered all that it can.
+  void note_lives(const runtime::Lives& lives);
   // What losses have cost, where one is over since the last look.
   void note_recoveries(const runtime::MeshStatus& status, int64_t done);
   void note_evaluation(int64_t done, double loss);

@@ -204,9 +204,14 @@ class Program {
         ASSIGN_OR_RETURN(const GuardAction action, note_event(result, future.replayed()));
         if (action == GuardAction::kRewind) return rewind(result);
       }
+      if (!future.replayed()) note_lives();
       notes_.note_step(result, future.replayed(), {workers_->all().status(), saver_->newest().step});
     }
     return {};
+  }
+
+  void note_lives() {
+    if (!std::exchange(lives_noted_, true)) notes_.note_lives(workers_->controller().lives());
   }
 
   // The oldest step that was under way, with which an earlier controller ended: those behind it have not
@@ -324,6 +329,7 @@ class Program {
     report_.sha256 = saver_->sha256();
     report_.checkpoint = saver_->artifact();
     RETURN_IF_ERROR(compare_digests());
+    note_lives();  // of a run that lacked no step any more
     notes_.note_recoveries(workers_->all().status(), config_.steps);
     Json metadata = {{"loss", report_.loss},
                      {"parameters", report_.parameters},
@@ -370,6 +376,7 @@ class Program {
   std::optional<ElasticMesh> mesh_;
   std::deque<Future> in_flight_;  // steps called and not yet taken
   int64_t next_step_ = 0;
+  bool lives_noted_ = false;
 };
 
 }  // namespace

@@ -1,4 +1,5 @@
-"""bench/run with small benchmarks of our own: one that hangs is ended with all its processes, results are checked."""
+"""bench/run with small benchmarks of our own: one that hangs is ended with all its processes, results are checked.
+bench/all with one of them: each row names the machine that it was measured on."""
 import json
 import pathlib
 import shutil
@@ -68,6 +69,34 @@ class BenchRun(unittest.TestCase):
             self.assertEqual(done.returncode, 1, done.stdout)
             self.assertIn(said, done.stderr)
         self.assertIn("bench/mine: ", self.run_benchmark("echo no json").stderr)
+
+
+class BenchAll(unittest.TestCase):
+    OLD = "| old | x/s | 3 | 2 (peer) | 1.50 | - | 2020-01-02 | Some CPU, 4 cores, 8 GiB, avx512 |"
+
+    def test_rows_keep_their_machines(self):
+        with tempfile.TemporaryDirectory() as temporary:
+            root = pathlib.Path(temporary)
+            for folder in ("bench", "docs", "build/cli"):
+                (root / folder).mkdir(parents=True)
+            for name in ("run", "all"):
+                shutil.copy(RUN.parent / name, root / "bench" / name)
+            (root / "docs/benchmarks.md").write_text(self.OLD + "\n")
+            found = {"cpu": "CPU", "cores": 2, "memory_bytes": 24.0 * 2**30, "instruction_set": "avx2"}
+            programs = {"bench/old": "exit 3", "bench/new": f"echo a table; echo '{json.dumps(GOOD)}'",
+                        "build/cli/flywheel": f"echo '{json.dumps(found)}'; exit 1"}
+            for name, script in programs.items():
+                (root / name).write_text("#!/bin/bash\n" + script + "\n")
+                (root / name).chmod(0o755)
+            for names, code in ((["new"], 0), (["old"], 1)):
+                done = subprocess.run([root / "bench/all", *names], capture_output=True, text=True, timeout=60)
+                self.assertEqual(done.returncode, code, done.stderr)
+                page = (root / "docs/benchmarks.md").read_text()
+                self.assertRegex(page, r"(?m)^\| new \| things/s \|.* \| CPU, 2 cores, 24 GiB, avx2 \|$")
+                self.assertEqual(self.OLD in page, code == 0)
+            self.assertRegex(page, r"(?m)^\| old \| could not be measured .*\| CPU, 2 cores, 24 GiB, avx2 \|$")
+            done = subprocess.run([root / "bench/all", "--build", root / "nowhere"], capture_output=True, text=True)
+            self.assertIn("run `make build`", done.stderr)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 
 #include "base/check.h"
 #include "data/chat_sample.h"
+#include "fuzzer.h"
 #include "model/bpe_trainer.h"
-#include "seeds.h"
+
+namespace {
 
 std::vector<std::string> seeds() {
   return {
@@ -13,8 +15,6 @@ std::vector<std::string> seeds() {
       R"({"messages":[{"role":"user","content":[{"type":"text","text":"a"}]},{"role":"assistant","content":null,"weight":0},{"role":"assistant","content":"<|im_end|>"}],"tools":[{"type":"function","function":{"name":"f"}}]})",
       R"({"prompt":"2 + 2?","completion":[{"role":"assistant","content":"\n4 \u00e9"}]})"};
 }
-
-namespace {
 
 flywheel::data::ChatEncoder make_encoder() {
   using namespace flywheel;
@@ -34,13 +34,14 @@ flywheel::data::ChatEncoder make_encoder() {
   return data::ChatEncoder::create(model).value();
 }
 
-}  // namespace
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+void run(std::string_view input) {
   static const flywheel::data::ChatEncoder encoder = make_encoder();
-  const auto sample = encoder.encode({reinterpret_cast<const char*>(data), size});
-  if (!sample.ok()) return 0;
+  const auto sample = encoder.encode(input);
+  if (!sample.ok()) return;
   CHECK(sample->counts.size() == sample->tokens.size(), "{} counts of {} tokens", sample->counts.size(),
         sample->tokens.size());
-  return 0;
 }
+
+const FuzzerRegistration registration("chat_sample", seeds, run);
+
+}  // namespace

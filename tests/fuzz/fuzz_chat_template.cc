@@ -3,8 +3,10 @@
 #include <string_view>
 
 #include "base/check.h"
+#include "fuzzer.h"
 #include "model/chat_template.h"
-#include "seeds.h"
+
+namespace {
 
 std::vector<std::string> seeds() {
   return {
@@ -19,10 +21,10 @@ std::vector<std::string> seeds() {
       "{{ 2 ** 10 // 3 % 7 if x is defined else 'a' in 'abc' and not false }}{{ strftime_now('%Y') }}"};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+void run(std::string_view input) {
   using flywheel::OrderedJson;
-  const auto chat = flywheel::model::ChatTemplate::parse({reinterpret_cast<const char*>(data), size});
-  if (!chat.ok()) return 0;
+  const auto chat = flywheel::model::ChatTemplate::parse(input);
+  if (!chat.ok()) return;
   const OrderedJson messages = OrderedJson::parse(
       R"([{"role":"system","content":"be\nkind"},{"role":"user","content":[{"type":"text","text":"hi"}]},
           {"role":"assistant","content":null,"tool_calls":[{"id":"1","function":{"name":"f","arguments":{"a":1.5}}}]}])");
@@ -31,5 +33,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   options.max_text_bytes = size_t{1} << 20;
   const auto text = chat->render(messages, options);
   CHECK(!text.ok() || text->size() <= options.max_text_bytes, "{} bytes", text->size());
-  return 0;
 }
+
+const FuzzerRegistration registration("chat_template", seeds, run);
+
+}  // namespace

@@ -8,8 +8,8 @@
 
 #include "base/check.h"
 #include "base/hash.h"
+#include "fuzzer.h"
 #include "runtime/log_table.h"
-#include "seeds.h"
 
 using namespace flywheel::runtime;
 
@@ -45,8 +45,6 @@ void read(const std::string& file) {
   if (lines.ok()) (void)log_table(*lines);
 }
 
-}  // namespace
-
 std::vector<std::string> seeds() {
   std::string records;
   append_record(records, RecordType::kRun, RunRecord{.run = "r", .seed = 7});
@@ -72,10 +70,13 @@ std::vector<std::string> seeds() {
   return {file};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  std::string file(reinterpret_cast<const char*>(data), size);
+void run(std::string_view input) {
+  std::string file(input);
   read(file);
   make_sound(file);
   read(file);
-  return 0;
 }
+
+const FuzzerRegistration registration("command_log", seeds, run);
+
+}  // namespace

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "base/check.h"
-#include "seeds.h"
+#include "fuzzer.h"
 
 namespace {
 
@@ -31,8 +31,6 @@ struct Outer {
   }
 };
 
-}  // namespace
-
 std::vector<std::string> seeds() {
   return {
       "name: a run  # comment\non: yes\nsteps: 1e3\nseed: 18\nnote: null\nlabels: {a: b, c: \"d\\n\"}\n"
@@ -41,15 +39,18 @@ std::vector<std::string> seeds() {
       R"({"name": "json", "inner": [{"betas": []}]})"};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const std::string text(reinterpret_cast<const char*>(data), size);
+void run(std::string_view input) {
+  const std::string text(input);
   std::string dump;
   try {
     dump = flywheel::dump_config(flywheel::parse_config<Outer>("fuzz.yaml", text));
   } catch (const flywheel::UserError&) {
-    return 0;
+    return;
   }
   CHECK(flywheel::dump_config(flywheel::parse_config<Outer>("dump.yaml", dump)) == dump, "read again: {}",
         dump);
-  return 0;
 }
+
+const FuzzerRegistration registration("config", seeds, run);
+
+}  // namespace

@@ -7,7 +7,9 @@
 
 #include "base/check.h"
 #include "data/input.h"
-#include "seeds.h"
+#include "fuzzer.h"
+
+namespace {
 
 std::vector<std::string> seeds() {
   const std::string text = "some text, some text, some text";
@@ -26,12 +28,14 @@ std::vector<std::string> seeds() {
   return {gzip, gzip + gzip, zstd};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+void run(std::string_view input) {
   using namespace flywheel::data;
   constexpr int64_t kLimit = 1 << 16;
-  const std::string_view bytes(reinterpret_cast<const char*>(data), size);
-  for (const auto& content : {decompress_gzip(bytes, kLimit), decompress_zstd(bytes, kLimit)}) {
+  for (const auto& content : {decompress_gzip(input, kLimit), decompress_zstd(input, kLimit)}) {
     if (content.ok()) CHECK(content->size() <= kLimit, "{} bytes", content->size());
   }
-  return 0;
 }
+
+const FuzzerRegistration registration("decompress", seeds, run);
+
+}  // namespace

@@ -4,14 +4,16 @@
 #include <string_view>
 
 #include "base/check.h"
+#include "fuzzer.h"
 #include "model/gguf.h"
 #include "model/gguf_writer_for_tests.h"
 #include "model/tokenizer.h"
-#include "seeds.h"
 
 using flywheel::model::GgufFile;
 using flywheel::model::GgufType;
 using flywheel::model::GgufWriterForTests;
+
+namespace {
 
 std::vector<std::string> seeds() {
   std::vector<std::string> all;
@@ -37,18 +39,22 @@ std::vector<std::string> seeds() {
   return all;
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const auto file = GgufFile::parse({reinterpret_cast<const char*>(data), size}, "fuzz");
-  if (!file.ok()) return 0;
+void run(std::string_view input) {
+  const auto file = GgufFile::parse(input, "fuzz");
+  if (!file.ok()) return;
   for (const auto& [key, value] : file->metadata()) {
     (void)file->strings(key).ok();
     (void)file->integers(key).ok();
     (void)file->floats(key).ok();
   }
+  const auto* end = reinterpret_cast<const uint8_t*>(input.data() + input.size());
   for (const auto& tensor : file->tensors()) {
-    CHECK(tensor.bytes.data() + tensor.bytes.size() <= data + size, "{} ends behind the file", tensor.name);
+    CHECK(tensor.bytes.data() + tensor.bytes.size() <= end, "{} ends behind the file", tensor.name);
   }
   const auto tokenizer = flywheel::model::Tokenizer::from_gguf(*file);
   if (tokenizer.ok()) (void)tokenizer->decode(tokenizer->encode("ab Hello\n1"));
-  return 0;
 }
+
+const FuzzerRegistration registration("gguf", seeds, run);
+
+}  // namespace

@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "base/hash.h"
+#include "fuzzer.h"
 #include "runtime/hang.h"
-#include "seeds.h"
 
 using namespace flywheel::runtime;
 
@@ -29,8 +29,6 @@ void read(const std::string& file) {
   if (hang.ok()) (void)hang_text(*hang, true);
 }
 
-}  // namespace
-
 std::vector<std::string> seeds() {
   Hang hang{.run = "r", .mesh = "train", .shape = Shape({{"data", 2}}), .epoch = 1, .sequence = 17};
   hang.operation = "train.step";
@@ -43,10 +41,13 @@ std::vector<std::string> seeds() {
   return {hang_bytes(hang)};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  std::string file(reinterpret_cast<const char*>(data), size);
+void run(std::string_view input) {
+  std::string file(input);
   read(file);
   make_sound(file);
   read(file);
-  return 0;
 }
+
+const FuzzerRegistration registration("hang", seeds, run);
+
+}  // namespace

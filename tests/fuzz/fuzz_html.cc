@@ -5,7 +5,9 @@
 #include "base/check.h"
 #include "data/charset.h"
 #include "data/extract.h"
-#include "seeds.h"
+#include "fuzzer.h"
+
+namespace {
 
 std::vector<std::string> seeds() {
   return {
@@ -15,16 +17,19 @@ std::vector<std::string> seeds() {
       "<b>more</b> of it.</p><ul><li>one<li>two</ul><pre>code</pre><table><tr><th>a<td>b</table></article>"
       "<script>if (a < b) {}</script><footer class=\"footer\">(c)</footer></body></html>",
       "<?xml version='1.0' encoding='shift_jis'?><svg><![CDATA[x]]></svg><template><p>\x82\xA0</template>",
-      "\xFF\xFE<\0p\0>\0\x42\x30"};
+      std::string("\xFF\xFE<\0p\0>\0\x42\x30", 10)};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+void run(std::string_view input) {
   using namespace flywheel::data;
-  const DecodedText page = decode_text({reinterpret_cast<const char*>(data), size}, DeclaredCharset::kHtml);
+  const DecodedText page = decode_text(input, DeclaredCharset::kHtml);
   CHECK(valid_utf8_prefix(page.utf8) == page.utf8.size(), "decoded to no UTF-8");
   for (const bool main_content : {true, false}) {
     const auto result = extract_main(page.utf8, {.main_content = main_content});
     if (result.ok()) CHECK(valid_utf8_prefix(result->text) == result->text.size(), "extracted no UTF-8");
   }
-  return 0;
 }
+
+const FuzzerRegistration registration("html", seeds, run);
+
+}  // namespace

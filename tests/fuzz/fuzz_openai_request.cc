@@ -3,8 +3,10 @@
 #include <string_view>
 
 #include "base/check.h"
-#include "seeds.h"
+#include "fuzzer.h"
 #include "serve/openai_request.h"
+
+namespace {
 
 std::vector<std::string> seeds() {
   return {
@@ -14,18 +16,20 @@ std::vector<std::string> seeds() {
       R"({"model":"m","prompt":[[1,2],[3]],"frequency_penalty":-2,"presence_penalty":2,"ignore_eos":true})"};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+void run(std::string_view input) {
   using namespace flywheel::serve;
-  const std::string_view body(reinterpret_cast<const char*>(data), size);
   try {
-    CHECK(parse_chat_request(body).messages.is_array(), "no messages");
+    CHECK(parse_chat_request(input).messages.is_array(), "no messages");
   } catch (const ApiError& error) {
     CHECK(error.status == 400, "status {}", error.status);
   }
   try {
-    CHECK(!parse_completion_request(body).prompts.empty(), "no prompts");
+    CHECK(!parse_completion_request(input).prompts.empty(), "no prompts");
   } catch (const ApiError& error) {
     CHECK(error.status == 400, "status {}", error.status);
   }
-  return 0;
 }
+
+const FuzzerRegistration registration("openai_request", seeds, run);
+
+}  // namespace

@@ -4,8 +4,10 @@
 #include <string_view>
 
 #include "base/check.h"
+#include "fuzzer.h"
 #include "model/safetensors.h"
-#include "seeds.h"
+
+namespace {
 
 std::vector<std::string> seeds() {
   const std::string header =
@@ -16,14 +18,18 @@ std::vector<std::string> seeds() {
   return {length + header + std::string(14, '\x3F')};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+void run(std::string_view input) {
   using flywheel::model::SafetensorsFile;
-  const auto file = SafetensorsFile::parse({reinterpret_cast<const char*>(data), size}, "fuzz");
-  if (!file.ok()) return 0;
+  const auto file = SafetensorsFile::parse(input, "fuzz");
+  if (!file.ok()) return;
   (void)file->verify().ok();
+  const auto* end = reinterpret_cast<const uint8_t*>(input.data() + input.size());
   for (const auto& entry : file->entries()) {
-    CHECK(entry.bytes.data() + entry.bytes.size() <= data + size, "{} ends behind the file", entry.name);
+    CHECK(entry.bytes.data() + entry.bytes.size() <= end, "{} ends behind the file", entry.name);
     (void)file->tensor(entry.name).ok();
   }
-  return 0;
 }
+
+const FuzzerRegistration registration("safetensors", seeds, run);
+
+}  // namespace

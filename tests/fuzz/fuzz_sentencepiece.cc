@@ -1,5 +1,5 @@
 // SentencePiece models (protobuf): a value or an error; what loaded encodes and decodes anything.
-#include "seeds.h"
+#include "fuzzer.h"
 #include "tokenizer_use.h"
 
 namespace {
@@ -8,8 +8,6 @@ std::string field(int number, std::string_view bytes) {
   return std::string(1, static_cast<char>(number << 3 | 2)) + static_cast<char>(bytes.size()) +
          std::string(bytes);
 }
-
-}  // namespace
 
 std::vector<std::string> seeds() {
   std::string pieces;
@@ -22,9 +20,11 @@ std::vector<std::string> seeds() {
   return {pieces + field(2, "\x18\x01"), pieces + field(2, "\x18\x02") + normalizer};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const std::string_view input(reinterpret_cast<const char*>(data), size);
+void run(std::string_view input) {
   const auto tokenizer = flywheel::model::Tokenizer::from_sentencepiece(input);
   if (tokenizer.ok()) use_tokenizer(*tokenizer, input);
-  return 0;
 }
+
+const FuzzerRegistration registration("sentencepiece", seeds, run);
+
+}  // namespace

@@ -1,6 +1,8 @@
 // tokenizer.json: a value or an error; what loaded encodes and decodes anything.
-#include "seeds.h"
+#include "fuzzer.h"
 #include "tokenizer_use.h"
+
+namespace {
 
 std::vector<std::string> seeds() {
   return {
@@ -19,9 +21,11 @@ std::vector<std::string> seeds() {
 "model":{"type":"WordPiece","unk_token":"[UNK]","continuing_subword_prefix":"##","max_input_chars_per_word":100,"vocab":{"[UNK]":0,"<s>":1,"</s>":2,"hell":4,"##o":5}}})"};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const std::string_view input(reinterpret_cast<const char*>(data), size);
+void run(std::string_view input) {
   const auto tokenizer = flywheel::model::Tokenizer::from_json(input);
   if (tokenizer.ok()) use_tokenizer(*tokenizer, input);
-  return 0;
 }
+
+const FuzzerRegistration registration("tokenizer_json", seeds, run);
+
+}  // namespace

@@ -4,13 +4,15 @@
 #include <string_view>
 
 #include "base/check.h"
+#include "fuzzer.h"
 #include "model/torch_file.h"
 #include "model/zip_writer_for_tests.h"
-#include "seeds.h"
 
 using flywheel::model::PickleDocument;
 using flywheel::model::TorchFile;
 using P = flywheel::model::TorchPickleForTests;
+
+namespace {
 
 std::vector<std::string> seeds() {
   std::vector<std::string> out;
@@ -29,20 +31,23 @@ std::vector<std::string> seeds() {
   return out;
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const std::string_view bytes(reinterpret_cast<const char*>(data), size);
-  (void)PickleDocument::parse(bytes, "fuzz").ok();
-  const auto file = TorchFile::parse(bytes, "fuzz");
-  if (!file.ok()) return 0;
+void run(std::string_view input) {
+  (void)PickleDocument::parse(input, "fuzz").ok();
+  const auto file = TorchFile::parse(input, "fuzz");
+  if (!file.ok()) return;
   (void)file->verify().ok();
   const auto found = file->tensors_below(file->root());
-  if (!found.ok()) return 0;
+  if (!found.ok()) return;
+  const auto* end = reinterpret_cast<const uint8_t*>(input.data() + input.size());
   for (const auto& [name, node] : *found) {
     const auto tensor = file->tensor(*node, name);
     if (!tensor.ok()) continue;
-    CHECK(tensor->storage.empty() || tensor->storage.data() + tensor->storage.size() <= data + size,
+    CHECK(tensor->storage.empty() || tensor->storage.data() + tensor->storage.size() <= end,
           "{} ends behind the file", name);
     if (tensor->elements() < 1 << 16) (void)tensor->to_contiguous();
   }
-  return 0;
 }
+
+const FuzzerRegistration registration("torch", seeds, run);
+
+}  // namespace

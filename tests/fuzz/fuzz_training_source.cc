@@ -7,10 +7,10 @@
 #include <fstream>
 #include <string>
 
+#include "fuzzer.h"
 #include "model/dcp_writer_for_tests.h"
 #include "model/training_source.h"
 #include "model/zip_writer_for_tests.h"
-#include "seeds.h"
 
 using flywheel::model::DcpWriterForTests;
 using flywheel::model::ZipWriterForTests;
@@ -70,23 +70,20 @@ struct Folders {
   ~Folders() { std::filesystem::remove_all(root); }
 };
 
-}  // namespace
-
 std::vector<std::string> seeds() {
   return {kDeepSpeed + optimizer_states(), kDcp + dcp().metadata()};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+void run(std::string_view input) {
   static const Folders folders;
-  if (size == 0) return 0;
-  const bool is_dcp = data[0] == kDcp;
+  if (input.empty()) return;
+  const bool is_dcp = input[0] == kDcp;
   const std::string folder = folders.root + (is_dcp ? "/dcp" : "/deepspeed");
   const std::string path = folder + (is_dcp ? "/.metadata" : "/zero_pp_rank_0_mp_rank_00_optim_states.pt");
-  std::ofstream(path, std::ios::binary)
-      << std::string_view(reinterpret_cast<const char*>(data) + 1, size - 1);
+  std::ofstream(path, std::ios::binary) << input.substr(1);
   const auto training =
       is_dcp ? flywheel::model::open_dcp_training(folder) : flywheel::model::open_deepspeed_training(folder);
-  if (!training.ok()) return 0;
+  if (!training.ok()) return;
   for (const auto* source :
        {training->weights.get(), training->first_moments.get(), training->second_moments.get()}) {
     for (const auto& info : source->tensors()) {
@@ -96,5 +93,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       (void)source->copy(info.name, bytes).ok();
     }
   }
-  return 0;
 }
+
+const FuzzerRegistration registration("training_source", seeds, run);
+
+}  // namespace

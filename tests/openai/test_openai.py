@@ -44,6 +44,30 @@ def test_completions_stop_echo_n(client):
     assert tokens.usage.prompt_tokens == 3
 
 
+def test_a_prompt_is_scored(client):
+    """As evaluation harnesses ask: echo, logprobs, and no or one new token. The prompt's log-probabilities are those
+    that its tokens had when they were written."""
+    ask = dict(model=MODEL, temperature=0, logprobs=2)
+    written = client.completions.create(**ask, prompt="The sea is", max_tokens=8).choices[0]
+    text = "The sea is" + written.text
+    scored = client.completions.create(**ask, prompt=text, max_tokens=0, echo=True)
+    choice, found = scored.choices[0], scored.choices[0].logprobs
+    assert choice.text == text and choice.finish_reason == "length" and scored.usage.completion_tokens == 0
+    assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+    assert len(found.tokens) == scored.usage.prompt_tokens
+    assert found.tokens[-8:] == written.logprobs.tokens
+    assert found.token_logprobs[-8:] == written.logprobs.token_logprobs
+    assert found.text_offset[0] == 0 and found.text_offset[-8] == len("The sea is")
+    one = client.completions.create(**ask, prompt=text, max_tokens=1, echo=True).choices[0]
+    assert one.logprobs.token_logprobs[:-1] == found.token_logprobs and one.text.startswith(text)
+    streamed = [c.choices[0] for c in client.completions.create(**ask, prompt=text, max_tokens=1, echo=True, stream=True)]
+    assert "".join(c.text for c in streamed) == one.text
+    assert [p for c in streamed if c.logprobs for p in c.logprobs.token_logprobs] == one.logprobs.token_logprobs
+    both = client.completions.create(**ask, prompt=["The sea", "A ship"], n=2, max_tokens=0, echo=True)
+    assert [c.text for c in both.choices] == ["The sea", "The sea", "A ship", "A ship"]
+    assert both.choices[2].logprobs.tokens == both.choices[3].logprobs.tokens
+
+
 def test_seed_repeats(client):
     ask = dict(ASK, temperature=1.0, seed=1234, n=2)
     first, second = (client.chat.completions.create(**ask) for _ in range(2))
@@ -119,7 +143,7 @@ def test_errors_name_the_field(client, change, kind, param):
 
 @pytest.mark.parametrize("change, param", [
     (dict(prompt=[999999]), "prompt"),
-    (dict(echo=True, max_tokens=0), "max_tokens"),
+    (dict(max_tokens=0), "max_tokens"),  # none at all is for a prompt that is echoed
     (dict(prompt=["x"] * 1025), "prompt"),  # more than the queue ever holds: to wait would not help
     (dict(prompt=["x"] * 9, n=128), "prompt"),
 ])

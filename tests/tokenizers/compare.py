@@ -1,6 +1,6 @@
 """Token by token: our tokenizers beside the libraries that define them. Run by tests/tokenizers/run.
 
-Texts are whole files (WikiText-2, a Japanese novel), their lines, and random strings of awkward characters
+Texts are whole files (WikiText-2's test.txt alone, and a Japanese novel), their lines, and random strings of awkward characters
 from a fresh seed each time; the seed is printed, and FLYWHEEL_SEED repeats it.
 """
 import gzip, json, pathlib, subprocess, sys, tempfile, time
