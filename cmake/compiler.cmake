@@ -11,8 +11,9 @@ endif()
 set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1")
 
 # Bits must not depend on whether the compiler chose to fuse a multiply and an add: kernels that want
-# FMA say so with intrinsics.
+# FMA say so with intrinsics, or fmaf() in a .cu file.
 add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>
+                    $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false>
                     "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wno-unused-parameter;-Wno-missing-field-initializers>")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   add_compile_options($<$<COMPILE_LANGUAGE:C,CXX>:-march=x86-64-v2>)

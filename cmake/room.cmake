@@ -2,6 +2,7 @@
 #
 # Makes the target of one room from the folder's files:
 #   *.cc, *.cu             the static library flywheel_NAME
+#   *.emulated.cc           a .cu file, compiled for the emulated device (kernels/device_code.h)
 #   *.avx2.cc, *.avx512.cc  the same, with that instruction set's flags (chosen at run time, see base/cpu.h)
 #   *_test.cc              NAME_test, label "fast";  *_slow_test.cc  NAME_slow_test, label "slow". With SLOW_SHARDS
 #                          ctest has n tests of this program, NAME_slow_test_0 and further, which may run at the same

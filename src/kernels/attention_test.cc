@@ -4,63 +4,13 @@
 #include <memory>
 #include <numeric>
 
+#include "kernels/attention_test_internal.h"
 #include "kernels/random_test_internal.h"
 
 namespace flywheel::kernels {
 namespace {
 
-struct Case {
-  int64_t T, heads, kv_heads, head_dim, window;
-};
-
-struct Reference {
-  std::vector<double> out, dq, dk, dv;
-};
-
-// Softmax over materialised scores and its textbook gradient, in f64, for one sequence.
-Reference reference(const std::vector<float>& q, const std::vector<float>& k, const std::vector<float>& v,
-                    const std::vector<float>& dout, const Case& c, double scale) {
-  const int64_t H = c.heads, G = c.kv_heads, D = c.head_dim, T = c.T;
-  const auto at = [&](const std::vector<float>& x, int64_t t, int64_t h, int64_t heads, int64_t d) {
-    return static_cast<double>(x[static_cast<size_t>((t * heads + h) * D + d)]);
-  };
-  Reference r;
-  r.out.resize(q.size()), r.dq.resize(q.size()), r.dk.resize(k.size()), r.dv.resize(k.size());
-  for (int64_t h = 0; h < H; ++h) {
-    const int64_t g = h / (H / G);
-    for (int64_t t = 0; t < T; ++t) {
-      const int64_t first = c.window > 0 ? std::max<int64_t>(0, t - c.window + 1) : 0;
-      std::vector<double> p;
-      double total = 0, weighted = 0;
-      for (int64_t j = first; j <= t; ++j) {
-        double s = 0;
-        for (int64_t d = 0; d < D; ++d) s += at(q, t, h, H, d) * at(k, j, g, G, d);
-        p.push_back(std::exp(s * scale));
-        total += p.back();
-      }
-      std::vector<double> dp(p.size());
-      for (size_t i = 0; i < p.size(); ++i) {
-        const auto j = first + static_cast<int64_t>(i);
-        p[i] /= total;
-        for (int64_t d = 0; d < D; ++d) {
-          r.out[static_cast<size_t>((t * H + h) * D + d)] += p[i] * at(v, j, g, G, d);
-          dp[i] += at(dout, t, h, H, d) * at(v, j, g, G, d);
-        }
-        weighted += p[i] * dp[i];
-      }
-      for (size_t i = 0; i < p.size(); ++i) {
-        const auto j = first + static_cast<int64_t>(i);
-        const double ds = p[i] * (dp[i] - weighted) * scale;
-        for (int64_t d = 0; d < D; ++d) {
-          r.dq[static_cast<size_t>((t * H + h) * D + d)] += ds * at(k, j, g, G, d);
-          r.dk[static_cast<size_t>((j * G + g) * D + d)] += ds * at(q, t, h, H, d);
-          r.dv[static_cast<size_t>((j * G + g) * D + d)] += p[i] * at(dout, t, h, H, d);
-        }
-      }
-    }
-  }
-  return r;
-}
+using Case = AttentionCase;
 
 // A cache filled with NaNs (what was there before must not matter) and a shuffled block table.
 struct Cache {
@@ -97,7 +47,7 @@ TEST(Attention, ForwardAndBackwardAgreeWithF64) {
         kv_write(cache.bytes.data(), cache.layout, k.data(), v.data(), {&whole, 1}, pool);
         attention(out.data(), lse.data(), q.data(), cache.bytes.data(), cache.layout, shape, {&whole, 1},
                   pool);
-        const Reference want = reference(q, k, v, dout, c, shape.scale);
+        const AttentionReference want = attention_reference(q, k, v, dout, c, shape.scale);
         EXPECT_LT(worst_error(out, want.out), 1e-5)
             << "T " << c.T << " D " << c.head_dim << " " << dtype_name(dtype);
 
@@ -257,8 +207,9 @@ TEST(Attention, BlocksOfKeysMergeIntoTheWhole) {
         return std::vector<float>(x.begin() + b * each, x.begin() + (b + 1) * each);
       };
       for (int64_t b = 0; b < B; ++b) {
-        const Reference want = reference(sequence(q, b), sequence(k, b), sequence(v, b), sequence(dout, b),
-                                         {T, H, G, D, window}, shape.scale);
+        const AttentionReference want =
+            attention_reference(sequence(q, b), sequence(k, b), sequence(v, b), sequence(dout, b),
+                                {T, H, G, D, window}, shape.scale);
         EXPECT_LT(worst_error(sequence(out, b), want.out), 2e-5);
         EXPECT_LT(worst_error(sequence(dv, b), want.dv), 4e-5);
         if (window == 1) continue;  // scores of a single key have no gradient

@@ -20,8 +20,4 @@ void rms_norm(float* y_TD, const float* x_TD, const float* weight_D, int64_t T, 
 void rms_norm_backward(float* dx_TD, float* dweight_D, const float* dy_TD, const float* x_TD,
                        const float* weight_D, int64_t T, int64_t D, float epsilon, ThreadPool& pool);
 
-// rms_norm() on device buffers (device.h), on the default stream; in builds with CUDA only.
-void rms_norm_device(float* y_TD, const float* x_TD, const float* weight_D, int64_t T, int64_t D,
-                     float epsilon);
-
 }  // namespace flywheel::kernels
