@@ -161,9 +161,25 @@ __device__ inline void store4(float* p, const Vec4f& x) {
   store_vector(p, x);
 }
 
+// exp(x) and a / b within a few units of the last place, of f32's 24 bits.
+__device__ inline float fast_exp(float x) {
+#ifdef __CUDACC__
+  return __expf(x);
+#else
+  return expf(x);
+#endif
+}
+__device__ inline float fast_divide(float a, float b) {
+#ifdef __CUDACC__
+  return __fdividef(a, b);
+#else
+  return a / b;
+#endif
+}
+
 // Over aligned groups of kLanes of a warp: every lane gets the same bits.
-template <int kLanes = kWarp>
-__device__ inline float warp_sum(float x) {
+template <int kLanes = kWarp, typename T>
+__device__ inline T warp_sum(T x) {
   UNROLL for (int mask = kLanes / 2; mask > 0; mask /= 2) x += __shfl_xor_sync(kAllLanes, x, mask);
   return x;
 }
@@ -174,15 +190,15 @@ __device__ inline float warp_max(float x) {
 }
 
 // Over a block of kThreads in one dimension: every thread gets the same bits. All threads call it.
-template <int kThreads>
-__device__ inline float block_sum(float x) {
+template <int kThreads, typename T>
+__device__ inline T block_sum(T x) {
   constexpr int kWarps = kThreads / kWarp;
-  SHARED_ARRAY(float, sums, kWarp);
+  SHARED_ARRAY(T, sums, kWarp);
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   x = warp_sum(x);
   if (lane == 0) sums[warp] = x;
   __syncthreads();
-  x = warp_sum(lane < kWarps ? sums[lane] : 0.0f);
+  x = warp_sum(lane < kWarps ? sums[lane] : T(0));
   __syncthreads();  // `sums` is free again
   return x;
 }

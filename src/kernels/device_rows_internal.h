@@ -46,4 +46,29 @@ __device__ inline float row_sum(float x) {
   }
 }
 
+namespace {
+
+// A block: 32 columns, and 32 threads for each of them, which take every 32nd row.
+__global__ void __launch_bounds__(1024) add_row_sums_of(float* y_N, const float* x_MN, int64_t M, int64_t N) {
+  SHARED_ARRAY(float, sums, 32 * 33);
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
+  float sum = 0;
+  if (column < N) {
+    for (int64_t m = threadIdx.y; m < M; m += 32) sum += x_MN[m * N + column];
+  }
+  sums[threadIdx.x * 33 + threadIdx.y] = sum;
+  __syncthreads();
+  // Each warp sums one column.
+  sum = warp_sum(sums[threadIdx.y * 33 + threadIdx.x]);
+  const int64_t mine = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.y;
+  if (threadIdx.x == 0 && mine < N) y_N[mine] += sum;
+}
+
+// y_N += the sum of x's rows, in an order that M alone decides.
+inline void add_row_sums(DeviceStream stream, float* y_N, const float* x_MN, int64_t M, int64_t N) {
+  LAUNCH(add_row_sums_of, static_cast<unsigned>(ceil_div(N, 32)), dim3(32, 32), 0, stream)(y_N, x_MN, M, N);
+}
+
+}  // namespace
+
 }  // namespace flywheel::kernels::FLYWHEEL_DEVICE

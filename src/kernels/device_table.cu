@@ -9,6 +9,12 @@ const DeviceTable& device_table() {
     add_attention_backward(made);
     add_linear(made);
     add_norm(made);
+    add_rope(made);
+    add_swiglu(made);
+    add_cross_entropy(made);
+    add_adamw(made);
+    add_embedding(made);
+    add_elementwise(made);
     return made;
   }();
   return table;

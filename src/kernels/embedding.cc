@@ -1,6 +1,7 @@
 #include "kernels/embedding.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/check.h"
 #include "kernels/quant.h"
@@ -39,6 +40,17 @@ void embedding_backward(float* dtable_VD, const int32_t* ids_T, const float* dy_
       add(row, row, dy_TD + t * D + begin, end - begin);
     }
   });
+}
+
+void token_order(int32_t* order_T, int32_t* run_end_T, const int32_t* ids_T, int64_t T) {
+  std::iota(order_T, order_T + T, 0);
+  std::stable_sort(order_T, order_T + T, [&](int32_t a, int32_t b) { return ids_T[a] < ids_T[b]; });
+  std::iota(run_end_T, run_end_T + T, 0);
+  for (int64_t begin = 0, end = 0; begin < T; begin = end) {
+    const int32_t id = ids_T[order_T[begin]];
+    while (end < T && ids_T[order_T[end]] == id) ++end;
+    if (id != kForeignToken) run_end_T[begin] = static_cast<int32_t>(end);
+  }
 }
 
 }  // namespace flywheel::kernels

@@ -18,4 +18,9 @@ void embedding(float* y_TD, const int32_t* ids_T, DType dtype, const void* table
 void embedding_backward(float* dtable_VD, const int32_t* ids_T, const float* dy_TD, int64_t T, int64_t D,
                         ThreadPool& pool);
 
+// For the gradient on a device (embedding.cu). order_T: the positions, sorted by their ids, those of one id
+// as they stood. run_end_T[i]: where the run of one id ends that begins at order_T[i]; i itself where none
+// begins, or one of kForeignToken.
+void token_order(int32_t* order_T, int32_t* run_end_T, const int32_t* ids_T, int64_t T);
+
 }  // namespace flywheel::kernels

@@ -1,0 +1,2 @@
+// adamw.cu for the emulated device.
+#include "kernels/adamw.cu"  // NOLINT: compiled twice, by nvcc for GPUs

@@ -1,0 +1,2 @@
+// swiglu.cu for the emulated device.
+#include "kernels/swiglu.cu"  // NOLINT: compiled twice, by nvcc for GPUs
