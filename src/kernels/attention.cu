@@ -1,14 +1,14 @@
 // Causal attention of whole sequences on a GPU: forward (Dao 2023, FlashAttention-2). attention_backward.cu
 // has the gradient.
 //
-// A block of 4 warps holds 128 queries of one head and goes over their keys in tiles of 48 or 64, with a
-// running maximum and sum of each row (Milakov & Gimelshein 2018); scores are never in memory. While a tile's
-// scores are made its values are on their way, and while it is weighted the next tile's keys. Tiles that no
-// query of the block sees (later ones, those before the window or the sample) are not read; the longest
-// blocks start first.
+// A block of 4 warps holds 128 queries of one head and goes over their keys in tiles of 64, with a running
+// maximum and sum of each row (Milakov & Gimelshein 2018); scores are never in memory. While a tile's scores
+// are made its values are on their way, and while it is weighted the next tile's keys. Tiles that no query of
+// the block sees (later ones, those before the window or the sample) are not read; the longest blocks start
+// first.
 //
 // Reads q, k, v once (k, v once for each 128 queries, from L2), writes o and lse. 4 * T * T / 2 * D
-// operations a head: with D = 128 and T = 2,048 that is 512 a byte of q, k, v and o, so the tensor cores are
+// operations a head: with D = 128 and T = 2,048 that is 256 a byte of q, k, v and o, so the tensor cores are
 // the limit. A warp takes 32 queries: with 16, shared memory (128 bytes a clock) would give operands for half
 // of what mma.sync does. mma.sync itself reaches about 60% of Hopper's peak; wgmma is what would go beyond.
 #include "kernels/attention_device_internal.h"
@@ -83,9 +83,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   bf16* const q_tile = dynamic_shared<bf16>();
   bf16* const k_tile = q_tile + kQueries * kTileStride<kDim>;
   bf16* const v_tile = k_tile + kKeys * kTileStride<kDim>;
-  const int T = static_cast<int>(a.T), head_dim = static_cast<int>(a.head_dim);
-  const auto [b, head] = place_of_block(a.heads);
-  const int kv_head = head / static_cast<int>(a.heads / a.kv_heads);
+  const int T = static_cast<int>(a.T), head_dim = static_cast<int>(a.head_dim), H = static_cast<int>(a.heads);
+  const int head = static_cast<int>(blockIdx.x) % H, b = static_cast<int>(blockIdx.x) / H;
+  const int kv_head = head / (H / static_cast<int>(a.kv_heads));
   const int first_query = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kQueries;
   const bf16* const k = rows_of(a.k, a, b, kv_head);
   const bf16* const v = rows_of(a.v, a, b, kv_head);
@@ -125,11 +125,11 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
     if (key + kKeys - 1 > query || key < hidden_before)
       hide(scores, sight, query + lane / 4, key + lane % 4 * 2);
     weigh<kDim, kKeys>(scores, sums, softmax, scale_log2);
-    add_weighted<kDim>(sums, scores, v_tile);
+    uint32_t weights[kTilesOfWarp][kKeys / 8][2];
+    pack(weights, scores);
+    add_weighted<kDim>(sums, weights, v_tile);
   }
 
-  const Place place = place_of_block(a.heads);
-  float* const lse = lse_BHT + (place.b * a.heads + place.head) * a.T;
   float inverse[kTilesOfWarp][2];
   UNROLL for (int r = 0; r < kTilesOfWarp; ++r) {
     UNROLL for (int half = 0; half < 2; ++half) {
@@ -137,11 +137,11 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
       inverse[r][half] = 1.0f / total;
       const int t = query + r * 16 + half * 8 + lane / 4;
       if (lane % 4 == 0 && t < T) {
-        lse[t] = fmaf(softmax.top[r][half], a.scale, logf(total));
+        lse_BHT[(b * H + head) * a.T + t] = fmaf(softmax.top[r][half], a.scale, logf(total));
       }
     }
   }
-  store_rows<kDim>(rows_of(Rows{o, a.heads * a.head_dim}, a, place.b, place.head), a.heads * a.head_dim,
+  store_rows<kDim>(rows_of(Rows{o, a.heads * a.head_dim}, a, b, head), a.heads * a.head_dim,
                    q_tile + first_row * kTileStride<kDim>, sums, inverse, query, T, head_dim);
 }
 

@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_key_rows(Gradi
   float* const values =
       reinterpret_cast<float*>(stages + 2 * Shape::kStageElements);  // lse and delta of each stage
   const int T = static_cast<int>(a.T), head_dim = static_cast<int>(a.head_dim);
-  const auto [b, kv_head] = place_of_block(a.kv_heads);
-  const int group = static_cast<int>(a.heads / a.kv_heads);
+  const int G = static_cast<int>(a.kv_heads), group = static_cast<int>(a.heads) / G;
+  const int kv_head = static_cast<int>(blockIdx.x) % G, b = static_cast<int>(blockIdx.x) / G;
   const int first_key = static_cast<int>(blockIdx.y) * kKeys;
   const int last_key = first_key + kKeys < T ? first_key + kKeys - 1 : T - 1;
   const Sight sight(a, b);
@@ -84,12 +84,11 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_key_rows(Gradi
     }
   }
   const int steps = tiles * group;
-  int head = kv_head * group, tile = first_tile;  // of the newest stage
-  const auto load_stage = [&, b = b](int stage) {
-    const int query = tile * kQueries;
-    bf16* const q_tile = stages + stage * Shape::kStageElements;
-    float* const lse = values + stage * 2 * kQueries;
-    const int64_t of_head = (b * a.heads + head) * a.T;
+  const auto load_stage = [&](int step) {
+    const int head = kv_head * group + step / tiles, query = (first_tile + step % tiles) * kQueries;
+    bf16* const q_tile = stages + step % 2 * Shape::kStageElements;
+    float* const lse = values + step % 2 * 2 * kQueries;
+    const int64_t of_head = static_cast<int64_t>(b * group * G + head) * T;
     load_tile<kQueries, kDim>(q_tile, rows_of(a.q, a, b, head), a.q.stride, query, T, head_dim);
     load_tile<kQueries, kDim>(q_tile + kQueries * kTileStride<kDim>, rows_of(d.dout, a, b, head),
                               d.dout.stride, query, T, head_dim);
@@ -109,14 +108,11 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_key_rows(Gradi
   float dk[R][kDim / 8][4], dv[R][kDim / 8][4];
   set_zero(dk), set_zero(dv);
   for (int step = 0; step < steps; ++step) {
-    const int query = tile * kQueries, last_query = query + kQueries - 1;
-    if (step + 1 < steps) {
-      if (++tile == first_tile + tiles) tile = first_tile, ++head;
-      load_stage((step + 1) % 2);
-    }
+    if (step + 1 < steps) load_stage(step + 1);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();  // this stage is there
+    const int query = (first_tile + step % tiles) * kQueries, last_query = query + kQueries - 1;
     if (key <= last_query) {
       const bf16* const q_tile = stages + step % 2 * Shape::kStageElements;
       const bf16* const dout_tile = q_tile + kQueries * kTileStride<kDim>;
@@ -141,7 +137,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_key_rows(Gradi
           }
         }
       }
-      add_weighted<kDim>(dv, weights, dout_tile);
+      uint32_t packed[R][kQueries / 8][2];
+      pack(packed, weights);
+      add_weighted<kDim>(dv, packed, dout_tile);
       float of_scores[R][kQueries / 8][4];
       set_zero(of_scores);
       add_product<kDim>(of_scores, v_tile + of_tile, dout_tile);
@@ -151,7 +149,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_key_rows(Gradi
               weights[r][n][i] * (of_scores[r][n][i] - delta[n * 8 + i % 2]);
         }
       }
-      add_weighted<kDim>(dk, of_scores, q_tile);
+      pack(packed, of_scores);
+      add_weighted<kDim>(dk, packed, q_tile);
     }
     __syncthreads();  // nobody reads this stage any more
   }
@@ -161,11 +160,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_key_rows(Gradi
   UNROLL for (int r = 0; r < R; ++r) {
     UNROLL for (int half = 0; half < 2; ++half) one[r][half] = 1, scale[r][half] = a.scale;
   }
-  const Place place = place_of_block(a.kv_heads);
-  store_rows<kDim>(rows_of(d.dk, a, place.b, place.head), d.dk.stride, k_tile + of_tile, dk, scale, key, T,
-                   head_dim);
-  store_rows<kDim>(rows_of(d.dv, a, place.b, place.head), d.dv.stride, v_tile + of_tile, dv, one, key, T,
-                   head_dim);
+  store_rows<kDim>(rows_of(d.dk, a, b, kv_head), d.dk.stride, k_tile + of_tile, dk, scale, key, T, head_dim);
+  store_rows<kDim>(rows_of(d.dv, a, b, kv_head), d.dv.stride, v_tile + of_tile, dv, one, key, T, head_dim);
 }
 
 template <int kDim>
@@ -176,9 +172,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_query_rows(Gra
   bf16* const dout_tile = q_tile + kQueries * kTileStride<kDim>;
   bf16* const stages = dout_tile + kQueries * kTileStride<kDim>;  // k and v each
   constexpr int kStageElements = 2 * kKeys * kTileStride<kDim>;
-  const int T = static_cast<int>(a.T), head_dim = static_cast<int>(a.head_dim);
-  const auto [b, head] = place_of_block(a.heads);
-  const int kv_head = head / static_cast<int>(a.heads / a.kv_heads);
+  const int T = static_cast<int>(a.T), head_dim = static_cast<int>(a.head_dim), H = static_cast<int>(a.heads);
+  const int head = static_cast<int>(blockIdx.x) % H, b = static_cast<int>(blockIdx.x) / H;
+  const int kv_head = head / (H / static_cast<int>(a.kv_heads));
   const int first_query = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kQueries;
   const bf16* const k = rows_of(a.k, a, b, kv_head);
   const bf16* const v = rows_of(a.v, a, b, kv_head);
@@ -204,7 +200,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_query_rows(Gra
   UNROLL for (int r = 0; r < R; ++r) {
     UNROLL for (int half = 0; half < 2; ++half) {
       const int t = query + r * 16 + half * 8 + lane / 4;
-      const int64_t at = (b * a.heads + head) * a.T + t;
+      const int64_t at = static_cast<int64_t>(b * H + head) * T + t;
       offset[r][half] = t < T ? -d.lse_BHT[at] * kLog2E : 0;
       delta[r][half] = t < T ? d.delta_BHT[at] : 0;
       scale[r][half] = a.scale;
@@ -237,14 +233,14 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_query_rows(Gra
           }
         }
       }
-      add_weighted<kDim>(dq, of_scores, k_tile);
+      uint32_t packed[R][kKeys / 8][2];
+      pack(packed, of_scores);
+      add_weighted<kDim>(dq, packed, k_tile);
     }
     __syncthreads();  // nobody reads this stage any more
   }
   cp_async_wait<0>();
-  const Place place = place_of_block(a.heads);
-  store_rows<kDim>(rows_of(d.dq, a, place.b, place.head), d.dq.stride, q_tile + of_tile, dq, scale, query, T,
-                   head_dim);
+  store_rows<kDim>(rows_of(d.dq, a, b, head), d.dq.stride, q_tile + of_tile, dq, scale, query, T, head_dim);
 }
 
 template <int kDim>

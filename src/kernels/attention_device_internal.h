@@ -29,22 +29,6 @@ inline void check_attention(const DeviceAttention& a) {
   DEVICE_CHECK(a.q.stride % 8 == 0 && a.k.stride % 8 == 0 && a.v.stride % 8 == 0);
 }
 
-// Which sequence and head a block is for, of `heads`: blocks go over heads first. Read anew, not from
-// registers that would be full over a kernel's loop: the loop has none to spare.
-struct Place {
-  int b, head;
-};
-__device__ inline Place place_of_block(int64_t heads) {
-#ifdef __CUDACC__
-  int block;
-  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
-#else
-  const int block = static_cast<int>(blockIdx.x);
-#endif
-  const int n = static_cast<int>(heads);
-  return {block / n, block % n};
-}
-
 // Where the rows of a head of sequence b begin.
 __device__ inline const bf16* rows_of(ConstRows rows, const DeviceAttention& a, int b, int head) {
   return rows.data + b * a.T * rows.stride + head * a.head_dim;
@@ -106,10 +90,10 @@ __device__ inline void add_product(float (&sums)[R][N][4], const bf16* a, const 
   const bf16* b_row = b + (lane % 8 + lane / 16 * 8) * kTileStride<kDim> + lane / 8 % 2 * 8;
   UNROLL for (int k = 0; k < kDim; k += 16) {
     uint32_t of_a[R][4];
-    UNROLL for (int r = 0; r < R; ++r) ldmatrix_x4(of_a[r], a_row, r * 16 * kTileStride<kDim> + k);
+    UNROLL for (int r = 0; r < R; ++r) ldmatrix_x4(of_a[r], a_row + r * 16 * kTileStride<kDim> + k);
     UNROLL for (int n = 0; n < N; n += 2) {
       uint32_t of_b[4];
-      ldmatrix_x4(of_b, b_row, n * 8 * kTileStride<kDim> + k);
+      ldmatrix_x4(of_b, b_row + n * 8 * kTileStride<kDim> + k);
       UNROLL for (int r = 0; r < R; ++r) {
         mma_m16n8k16(sums[r][n], of_a[r], of_b[0], of_b[1]);
         mma_m16n8k16(sums[r][n + 1], of_a[r], of_b[2], of_b[3]);
@@ -118,22 +102,32 @@ __device__ inline void add_product(float (&sums)[R][N][4], const bf16* a, const 
   }
 }
 
-// sums += p * b with p rounded to bf16: 8 * K columns of p and as many rows of b, kDim columns.
+// Sums as operands of the next product: two bf16 in a register, for a lane's two rows.
+template <int R, int N>
+__device__ inline void pack(uint32_t (&packed)[R][N][2], const float (&sums)[R][N][4]) {
+  UNROLL for (int r = 0; r < R; ++r) {
+    UNROLL for (int n = 0; n < N; ++n) {
+      packed[r][n][0] = pack_bf16(sums[r][n][0], sums[r][n][1]);
+      packed[r][n][1] = pack_bf16(sums[r][n][2], sums[r][n][3]);
+    }
+  }
+}
+
+// sums += p * b: 8 * K columns of p and as many rows of b, kDim columns.
 template <int kDim, int R, int K>
-__device__ inline void add_weighted(float (&sums)[R][kDim / 8][4], const float (&p)[R][K][4], const bf16* b) {
+__device__ inline void add_weighted(float (&sums)[R][kDim / 8][4], const uint32_t (&p)[R][K][2],
+                                    const bf16* b) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const bf16* b_row = b + lane % 16 * kTileStride<kDim> + lane / 16 * 8;
   UNROLL for (int k = 0; k < K; k += 2) {
     uint32_t of_p[R][4];
     UNROLL for (int r = 0; r < R; ++r) {
-      of_p[r][0] = pack_bf16(p[r][k][0], p[r][k][1]);
-      of_p[r][1] = pack_bf16(p[r][k][2], p[r][k][3]);
-      of_p[r][2] = pack_bf16(p[r][k + 1][0], p[r][k + 1][1]);
-      of_p[r][3] = pack_bf16(p[r][k + 1][2], p[r][k + 1][3]);
+      of_p[r][0] = p[r][k][0], of_p[r][1] = p[r][k][1];
+      of_p[r][2] = p[r][k + 1][0], of_p[r][3] = p[r][k + 1][1];
     }
     UNROLL for (int n = 0; n < kDim / 8; n += 2) {
       uint32_t of_b[4];
-      ldmatrix_x4_transposed(of_b, b_row, k * 8 * kTileStride<kDim> + n * 8);
+      ldmatrix_x4_transposed(of_b, b_row + k * 8 * kTileStride<kDim> + n * 8);
       UNROLL for (int r = 0; r < R; ++r) {
         mma_m16n8k16(sums[r][n], of_p[r], of_b[0], of_b[1]);
         mma_m16n8k16(sums[r][n + 1], of_p[r], of_b[2], of_b[3]);

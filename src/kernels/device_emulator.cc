@@ -110,6 +110,7 @@ Dim3 place_of(int64_t number, Dim3 size) {
 void Block::thread_main() {
   (*running->launch->body)();
   running->current->state = State::kDone;
+  running->fibers_[static_cast<size_t>(running->current->number)].finish();
 }
 
 void Block::run(const Grid& what, int64_t number) {

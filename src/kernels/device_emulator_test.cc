@@ -43,10 +43,7 @@ TEST(DeviceEmulator, BarriersOrderSharedMemory) {
   DeviceBuffer on_x = on_device(*device, x);
   LAUNCH(rotate_through_shared, 4, 96, 96 * 4, device->stream())(on_x.as<float>());
   const auto got = from_device<float>(on_x);
-  for (size_t i = 0; i < x.size(); ++i) {
-    const size_t from = i / 96 * 96 + (i + 10) % 96;
-    EXPECT_EQ(got[i], static_cast<float>(from));
-  }
+  for (size_t i = 0; i < x.size(); ++i) EXPECT_EQ(got[i], static_cast<float>(i / 96 * 96 + (i + 10) % 96));
 }
 
 __global__ void read_what_nobody_wrote(float* out) {
@@ -83,12 +80,12 @@ TEST(DeviceEmulator, ShufflesAndSums) {
   const auto got = from_device<float>(out);
   const auto doubles = from_device<double>(sums);
   for (size_t i = 0; i < 64; ++i) {
-    const size_t first = i / 32 * 32, lane = i % 32, sum_of_8 = i / 8 * 64 + 28;
+    const size_t first = i / 32 * 32, lane = i % 32;
     EXPECT_EQ(got[i], static_cast<float>(first + 3));
     EXPECT_EQ(got[64 + i], static_cast<float>(first + (lane ^ 5)));
     EXPECT_EQ(got[128 + i], static_cast<float>(lane < 2 ? i + 30 : i));
     EXPECT_EQ(got[192 + i], static_cast<float>(first * 32 + 31 * 16));
-    EXPECT_EQ(got[256 + i], static_cast<float>(sum_of_8));
+    EXPECT_EQ(got[256 + i], static_cast<float>(i / 8 * 64 + 28));
     EXPECT_EQ(got[320 + i], 1e9f);
     EXPECT_EQ(got[384 + i], 63.0f * 32);
     EXPECT_EQ(got[448 + i], 0);

@@ -9,6 +9,7 @@
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
@@ -72,13 +73,9 @@ struct Fiber::Context {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(nullptr, &self.caller_stack, &self.caller_bytes);
 #endif
-    for (;;) {
-      self.entry();
-      self.leave();
-    }
+    self.entry();
+    __builtin_trap();
   }
-  void make();
-  void leave();
 };
 thread_local Fiber::Context* Fiber::Context::starting = nullptr;
 
@@ -96,34 +93,33 @@ Fiber::~Fiber() {
 void Fiber::start(void (*entry)()) {
   if (context_ == nullptr) {
     context_ = std::make_unique<Context>();
-    context_->make();
+    void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(stack != MAP_FAILED, "no memory for the stack of an emulated thread");
+    context_->stack = static_cast<std::byte*>(stack);
+    *reinterpret_cast<uint64_t*>(context_->stack) = kMark;
+#if defined(__SANITIZE_THREAD__)
+    context_->own_thread = __tsan_create_fiber(0);
+#endif
   }
   context_->entry = entry;
-}
-
-void Fiber::Context::make() {
-  void* memory =
-      mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  CHECK(memory != MAP_FAILED, "no memory for the stack of an emulated thread");
-  stack = static_cast<std::byte*>(memory);
-  *reinterpret_cast<uint64_t*>(stack) = kMark;
-#if defined(__SANITIZE_THREAD__)
-  own_thread = __tsan_create_fiber(0);
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(context_->stack, kStackBytes);  // frames that finish() left
 #endif
 #if defined(__x86_64__)
   // What flywheel_switch_stack() takes from it: six registers, where to go, and above a return address for
   // main().
-  auto* top = reinterpret_cast<void**>(stack + kStackBytes - 16);
+  auto* top = reinterpret_cast<void**>(context_->stack + kStackBytes - 16);
   top[0] = reinterpret_cast<void*>(&Context::main);
   top[1] = nullptr;
   for (int i = 1; i <= 6; ++i) top[-i] = nullptr;
-  own = static_cast<void*>(top - 6);
+  context_->own = top - 6;
 #else
-  getcontext(&own);
-  own.uc_stack.ss_sp = stack;
-  own.uc_stack.ss_size = kStackBytes;
-  own.uc_link = nullptr;
-  makecontext(&own, &Context::main, 0);
+  getcontext(&context_->own);
+  context_->own.uc_stack.ss_sp = context_->stack;
+  context_->own.uc_stack.ss_size = kStackBytes;
+  context_->own.uc_link = nullptr;
+  makecontext(&context_->own, &Context::main, 0);
 #endif
 }
 
@@ -150,23 +146,29 @@ void Fiber::resume() {
 }
 
 void Fiber::suspend() {
-  context_->leave();
+  leave(false);
 }
 
-void Fiber::Context::leave() {
+void Fiber::finish() {
+  leave(true);
+  __builtin_trap();
+}
+
+void Fiber::leave([[maybe_unused]] bool for_good) {
+  Context& c = *context_;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&own_fakes, caller_stack, caller_bytes);
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &c.own_fakes, c.caller_stack, c.caller_bytes);
 #endif
 #if defined(__SANITIZE_THREAD__)
-  __tsan_switch_to_fiber(caller_thread, 0);
+  __tsan_switch_to_fiber(c.caller_thread, 0);
 #endif
 #if defined(__x86_64__)
-  flywheel_switch_stack(&own, caller);
+  flywheel_switch_stack(&c.own, c.caller);
 #else
-  swapcontext(&own, &caller);
+  swapcontext(&c.own, &c.caller);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(own_fakes, &caller_stack, &caller_bytes);
+  __sanitizer_finish_switch_fiber(c.own_fakes, &c.caller_stack, &c.caller_bytes);
 #endif
 }
 

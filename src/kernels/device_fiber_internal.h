@@ -1,8 +1,8 @@
 // A call that can stop half-way and go on: the threads of an emulated block (device_emulator.cc).
 //
 //   Fiber fiber;
-//   fiber.start(entry);   // again when entry() has returned
-//   fiber.resume();       // from the thread's own stack, until entry calls suspend() or returns
+//   fiber.start(entry);   // entry() never returns: it ends in finish()
+//   fiber.resume();       // from the thread's own stack, until entry calls suspend() or finish()
 //
 // Threads: start() and resume() on one thread; where it was suspended it must go on in the same thread.
 #pragma once
@@ -21,9 +21,11 @@ class Fiber {
   void start(void (*entry)());
   void resume();
   void suspend();
+  [[noreturn]] void finish();
 
  private:
   struct Context;
+  void leave(bool for_good);
   std::unique_ptr<Context> context_;
 };
 

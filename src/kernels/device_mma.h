@@ -28,9 +28,8 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint3
 // Four matrices of 8 x 8 bf16. Lane i gives the address (16 bytes aligned, in shared memory) of row i % 8 of
 // matrix i / 8, and gets in r[j], of matrix j, columns 2t, 2t + 1 of row g; transposed: column g of rows 2t,
 // 2t + 1.
-// The address is row + at: with a constant `at` it takes no register of its own.
-__device__ inline void ldmatrix_x4(uint32_t (&r)[4], const bf16* row, int at);
-__device__ inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const bf16* row, int at);
+__device__ inline void ldmatrix_x4(uint32_t (&r)[4], const bf16* row);
+__device__ inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const bf16* row);
 
 // A copy of 16 (4) bytes from global to shared memory, both aligned to that; zeros if not `valid`, and then
 // `from` is not read. It belongs to the group that the next cp_async_commit() closes; cp_async_wait<N>()
@@ -61,17 +60,17 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ inline void ldmatrix_x4(uint32_t (&r)[4], const bf16* row, int at) {
+__device__ inline void ldmatrix_x4(uint32_t (&r)[4], const bf16* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row) + static_cast<unsigned>(2 * at))
+               : "r"(shared_address(row))
                : "memory");
 }
 
-__device__ inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const bf16* row, int at) {
+__device__ inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const bf16* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row) + static_cast<unsigned>(2 * at))
+               : "r"(shared_address(row))
                : "memory");
 }
 
@@ -192,8 +191,7 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
   }
 }
 
-inline void ldmatrix_x4(uint32_t (&r)[4], const bf16* row, int at) {
-  row += at;
+inline void ldmatrix_x4(uint32_t (&r)[4], const bf16* row) {
   emulator::check_aligned(row);
   const std::byte* all = emulator::warp_exchange(&row, sizeof row);
   const int g = emulator::lane() / 4, t = emulator::lane() % 4;
@@ -203,8 +201,7 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const bf16* row, int at) {
   }
 }
 
-inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const bf16* row, int at) {
-  row += at;
+inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const bf16* row) {
   emulator::check_aligned(row);
   const std::byte* all = emulator::warp_exchange(&row, sizeof row);
   const int g = emulator::lane() / 4, t = emulator::lane() % 4;
