@@ -93,7 +93,7 @@ double free_bytes(const std::string& folder) {
 // before anything starts. A dataset or model that cannot be found is left to run_training(), which says what
 // brings it; what other hosts have is not known.
 void check_memory(const train::TrainConfig& config) {
-  if (!config.mesh.hosts.empty()) return;
+  if (!config.mesh.hosts.empty() || config.device == train::DeviceChoice::kGpu) return;
   std::optional<std::string> refusal, no_room;
   try {
     const model::DecoderConfig decoder = train::decoder_to_plan(config, "");

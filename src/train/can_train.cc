@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "train/device_config.h"
 #include "train/layout.h"
 #include "train/segments.h"
 
@@ -69,7 +70,8 @@ Result<void> check_recompute(Recompute recompute, const model::Decoder& decoder)
 
 Result<void> can_train(const TrainConfig& config, const model::Decoder& decoder) {
   RETURN_IF_ERROR(caught([&] { check(config); }));
-  return MeshRules(config, decoder).check(config);
+  RETURN_IF_ERROR(MeshRules(config, decoder).check(config));
+  return check_device(config, decoder);
 }
 
 MeshRules::MeshRules(const TrainConfig& config, const model::Decoder& decoder) : decoder_(decoder) {

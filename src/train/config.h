@@ -33,6 +33,10 @@ namespace flywheel::train {
 enum class Precision { kF32, kBF16, kFP16, kFP8 };
 enum class Fp8Scales { kBlocks, kTensors };
 
+// Where workers compute. gpu: each on a GPU of its own of its host, with what device_config.h allows; auto:
+// gpu where that is all that the config asks for and this machine has as many GPUs as workers, else cpu.
+enum class DeviceChoice { kAuto, kCpu, kGpu };
+
 // Of a model of a family with experts (model/moe_config.h).
 struct ExpertsConfig {
   int64_t count = 0;              // in each layer that has them
@@ -198,6 +202,8 @@ struct TrainConfig {
   std::string name = "model";  // of the run and of the model artifact
   uint64_t seed = 1;           // of the weights and of the order of the data
   int64_t steps = 100;
+  // cpu until it is asked for: the device's code is tested on an emulated GPU alone.
+  DeviceChoice device = DeviceChoice::kCpu;
   Precision precision = Precision::kBF16;
   Fp8Scales fp8_scales = Fp8Scales::kBlocks;  // 128 x 128 weights and 1 x 128 values, or a tensor share one
   Recompute recompute = Recompute::kNone;
@@ -224,7 +230,7 @@ struct TrainConfig {
   TraceConfig trace;
   template <typename V>
   void fields(V& v) {
-    v("name", name), v("seed", seed), v("steps", steps), v("precision", precision);
+    v("name", name), v("seed", seed), v("steps", steps), v("device", device), v("precision", precision);
     v("fp8_scales", fp8_scales), v("recompute", recompute), v("model", model), v("adapter", adapter),
         v("data", data);
     v("batch", batch), v("optimizer", optimizer), v("schedule", schedule), v("loss_scale", loss_scale);
@@ -271,6 +277,12 @@ model::DecoderConfig decoder_config(const ModelConfig& config, int64_t dataset_v
 
 }  // namespace flywheel::train
 
+template <>
+struct flywheel::ConfigEnum<flywheel::train::DeviceChoice> {
+  using T = flywheel::train::DeviceChoice;
+  static constexpr std::array<std::pair<const char*, T>, 3> names{
+      {{"auto", T::kAuto}, {"cpu", T::kCpu}, {"gpu", T::kGpu}}};
+};
 template <>
 struct flywheel::ConfigEnum<flywheel::train::Precision> {
   using T = flywheel::train::Precision;

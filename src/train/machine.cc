@@ -1,10 +1,12 @@
 #include "train/machine.h"
 
+#include <string.h>  // NOLINT(modernize-deprecated-headers): strcasestr
 #include <strings.h>
 
 #include <algorithm>
 
 #include "base/cpu.h"
+#include "base/file.h"
 #include "base/memory.h"
 #include "train/peak_record.h"
 
@@ -42,6 +44,25 @@ Result<MachineSpec> named_machine(const std::string& name) {
   }
   return make_error(ErrorCode::kNotFound, "no machine is called {}; known are {}, `this`, or a YAML file",
                     name, known);
+}
+
+std::optional<MachineSpec> machine_of_gpu(const std::string& model) {
+  for (const MachineSpec& machine : known_machines()) {
+    if (::strcasestr(model.c_str(), machine.name.c_str()) != nullptr) return machine;
+  }
+  return std::nullopt;
+}
+
+// Without CUDA, whose context would cost the controller a second and the GPU some memory.
+std::string gpu_of_this_host() {
+  constexpr const char* kDriver = "/proc/driver/nvidia/gpus";
+  constexpr std::string_view kModel = "Model:";
+  const auto gpus = list_folder(kDriver);
+  if (!gpus.ok() || gpus->empty()) return "";
+  const auto text = read_file(fmt::format("{}/{}/information", kDriver, gpus->front()));
+  if (!text.ok() || !text->starts_with(kModel)) return "";
+  const size_t begin = text->find_first_not_of(" \t", kModel.size());
+  return begin == std::string::npos ? "" : text->substr(begin, text->find('\n') - begin);
 }
 
 MachineSpec load_machine(const std::string& path) {

@@ -56,6 +56,10 @@ struct MachineSpec {
 // In upper or lower case. kNotFound names the known ones.
 Result<MachineSpec> named_machine(const std::string& name);
 std::vector<std::string> machine_names();
+// Of a GPU as its driver calls it, "NVIDIA H200"; nothing where no known machine has it.
+std::optional<MachineSpec> machine_of_gpu(const std::string& model);
+// What the driver calls the first GPU of this host; "" without one.
+std::string gpu_of_this_host();
 // UserError for a file that lacks what a plan needs.
 MachineSpec load_machine(const std::string& path);
 

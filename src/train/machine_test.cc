@@ -18,6 +18,14 @@ TEST(Machine, IsFoundInUpperAndLowerCase) {
   EXPECT_NE(unknown.error().message.find("no machine is called H2000"), std::string::npos);
 }
 
+TEST(Machine, IsFoundByWhatTheDriverCallsItsGpu) {
+  ASSERT_TRUE(machine_of_gpu("NVIDIA H200").has_value());
+  EXPECT_EQ(machine_of_gpu("NVIDIA H200")->name, "h200");
+  EXPECT_EQ(machine_of_gpu("NVIDIA H100 80GB HBM3")->name, "h100");
+  EXPECT_FALSE(machine_of_gpu("NVIDIA T4").has_value());
+  EXPECT_FALSE(machine_of_gpu("").has_value());
+}
+
 // What was measured beside other work does not count where more was seen before.
 TEST(Machine, CountsWithTheMostThatWasSeen) {
   const TempFolder folder;

@@ -16,7 +16,7 @@
 namespace flywheel::train {
 
 struct Machine {
-  double flop_per_token = 0, peak_flops = 1;
+  double flop_per_token = 0, peak_flops = 1;  // 0: not known
 };
 
 class Meter {
@@ -35,6 +35,7 @@ class Meter {
   std::optional<double> last_step_seconds() const { return last_seconds_; }
   std::optional<double> tokens_per_second() const;          // of the last ten seconds in steps
   std::optional<double> average_tokens_per_second() const;  // of all steps whose time is known
+  bool knows_limit() const { return machine_.peak_flops > 0; }
   double limit_share(double tokens_per_second) const {
     return tokens_per_second * machine_.flop_per_token / machine_.peak_flops;
   }

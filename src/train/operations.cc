@@ -14,6 +14,7 @@
 #include "runtime/operation.h"
 #include "train/checkpoint_writer.h"
 #include "train/network.h"
+#include "train/trainer.h"
 
 namespace flywheel::train {
 
@@ -195,9 +196,9 @@ class WorkerTrainer : public runtime::State {
     if (!setup_.state.empty()) return restore_whole(setup_.state);
     if (!setup_.weights.empty() && !config_.adapter.on()) {
       ASSIGN_OR_RETURN(const auto source, model::open_weights(setup_.weights));
-      return trainer_->parameters().load(*source);
+      return trainer_->load(*source);
     }
-    trainer_->parameters().initialize(config_.seed);
+    trainer_->initialize(config_.seed);
     return {};
   }
 
@@ -308,10 +309,11 @@ class WorkerTrainer : public runtime::State {
   void find_shards(int rank) {
     Shards& found = shards_.emplace();
     found.rank = rank;
-    found.source = {.config = shards_config(config_, layout_.decoder),
-                    .decoder = parse_json(setup_.decoder).value(),  // open() has read it
-                    .dtype = trainer_->parameters().compute(),
-                    .tokenizer_folder = setup_.tokenizer};
+    found.source = {
+        .config = shards_config(config_, layout_.decoder),
+        .decoder = parse_json(setup_.decoder).value(),  // open() has read it
+        .dtype = config_.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32,
+        .tokenizer_folder = setup_.tokenizer};
     const Layout layout = make_layout(found.source.config, layout_.decoder).value();
     const std::vector<int> holders = layout.holders();
     found.holds = std::ranges::find(holders, rank) != holders.end();
@@ -322,10 +324,16 @@ class WorkerTrainer : public runtime::State {
   // With the frozen weights, which are in no snapshot and no checkpoint.
   Result<void> make_trainer() {
     trainer_.reset();  // its memory first
-    trainer_ = std::make_unique<Trainer>(config_, layout_, layout_.place(rank_), compute_pool());
-    if (!config_.adapter.on()) return {};
+    if (!config_.adapter.on()) {
+      ASSIGN_OR_RETURN(trainer_, train::make_trainer(config_, layout_, layout_.place(rank_), compute_pool()));
+      return {};
+    }
+    auto trainer = std::make_unique<Trainer>(config_, layout_, layout_.place(rank_), compute_pool());
     ASSIGN_OR_RETURN(auto base, model::open_weights(setup_.weights));
-    return trainer_->parameters().load_frozen(std::move(base), config_.adapter.base == AdapterBase::kAsIs);
+    RETURN_IF_ERROR(
+        trainer->parameters().load_frozen(std::move(base), config_.adapter.base == AdapterBase::kAsIs));
+    trainer_ = std::move(trainer);
+    return {};
   }
   // `state`: the trainer.state of a checkpoint, be it in shards.
   Result<void> restore_whole(const std::string& state) {
@@ -349,7 +357,7 @@ class WorkerTrainer : public runtime::State {
   TrainSetup setup_;
   TrainConfig config_;
   Data data_, validation_;
-  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<AnyTrainer> trainer_;
   std::optional<Shards> shards_;
   std::shared_ptr<SnapshotMemory> memory_ = std::make_shared<SnapshotMemory>();
   std::shared_ptr<SnapshotMemory> saved_memory_ = std::make_shared<SnapshotMemory>();

@@ -18,8 +18,8 @@
 #include <string>
 
 #include "base/result.h"
+#include "train/any_trainer.h"
 #include "train/checkpoint.h"
-#include "train/trainer.h"
 
 namespace flywheel::train {
 

@@ -69,6 +69,47 @@ void check(const OptimizerConfig& c) {
   if (!c.muon.adamw.empty()) check_expression(c.muon.adamw, "optimizer.muon.adamw");
 }
 
+WeightTerms weight_terms(const OptimizerConfig& config, const FlatWeight& weight) {
+  WeightTerms terms{.method = method_of(config, weight),
+                    .weight_decay = config.weight_decay,
+                    .beta1 = config.betas[0],
+                    .beta2 = config.betas[1]};
+  const bool decays =
+      config.no_decay.has_value()
+          ? std::ranges::none_of(*config.no_decay, [&](const auto& e) { return holds_match(weight.name, e); })
+          : weight.matrix;
+  if (!decays) terms.weight_decay = 0;
+  if (config.type == OptimizerType::kMuon && terms.method == OptimizerType::kAdamW)
+    terms.lr_scale = config.muon.adamw_lr_scale;
+  for (const ParameterGroup& group : config.groups) {
+    if (!holds_match(weight.name, group.match)) continue;
+    terms.lr_scale *= group.lr_scale;
+    terms.weight_decay = group.weight_decay.value_or(terms.weight_decay);
+    if (group.betas.has_value()) {
+      terms.own_betas = true;
+      terms.beta1 = (*group.betas)[0], terms.beta2 = (*group.betas)[1];
+    }
+    break;
+  }
+  if (!weight.has_gradient) terms.lr_scale = 0;
+  return terms;
+}
+
+kernels::AdamWStep adamw_step(const OptimizerConfig& config, const WeightTerms& terms,
+                              const OptimizerStep& s) {
+  const bool scheduled = s.betas.has_value() && !terms.own_betas;
+  const bool l2 = terms.method == OptimizerType::kAdam;
+  const auto decay = static_cast<float>(terms.weight_decay);
+  return {.lr = static_cast<float>(terms.lr_scale == 1 ? s.lr : s.lr * terms.lr_scale),
+          .beta1 = static_cast<float>(scheduled ? (*s.betas)[0] : terms.beta1),
+          .beta2 = static_cast<float>(scheduled ? (*s.betas)[1] : terms.beta2),
+          .epsilon = static_cast<float>(config.epsilon),
+          .weight_decay = l2 ? 0.0f : decay,
+          .t = s.update + 1,
+          .gradient_scale = static_cast<float>(s.gradient_scale),
+          .l2 = l2 ? decay : 0.0f};
+}
+
 Optimizer::Optimizer(const OptimizerConfig& config, const std::vector<FlatWeight>& weights,
                      const OffloadConfig& offload, WeightsIn in, const std::vector<CutWeight>& cut)
     : config_(config), weights_in_files_(in == WeightsIn::kFiles) {
@@ -112,29 +153,7 @@ void Optimizer::add_piece(const FlatWeight& weight) {
     CHECK(!inside || cut != Cut::kEvery256 || edge % kStateBlock == 0, "{} cannot be cut at value {}",
           weight.name, edge);
   }
-  Piece piece{.weight = weight,
-              .method = method_of(config_, weight),
-              .weight_decay = config_.weight_decay,
-              .beta1 = config_.betas[0],
-              .beta2 = config_.betas[1]};
-  const bool decays = config_.no_decay.has_value()
-                          ? std::ranges::none_of(*config_.no_decay,
-                                                 [&](const auto& e) { return holds_match(weight.name, e); })
-                          : weight.matrix;
-  if (!decays) piece.weight_decay = 0;
-  if (config_.type == OptimizerType::kMuon && piece.method == OptimizerType::kAdamW)
-    piece.lr_scale = config_.muon.adamw_lr_scale;
-  for (const ParameterGroup& group : config_.groups) {
-    if (!holds_match(weight.name, group.match)) continue;
-    piece.lr_scale *= group.lr_scale;
-    piece.weight_decay = group.weight_decay.value_or(piece.weight_decay);
-    if (group.betas.has_value()) {
-      piece.own_betas = true;
-      piece.beta1 = (*group.betas)[0], piece.beta2 = (*group.betas)[1];
-    }
-    break;
-  }
-  if (!weight.has_gradient) piece.lr_scale = 0;
+  Piece piece{weight_terms(config_, weight), weight};
   pieces_.push_back(std::move(piece));
 }
 
@@ -283,20 +302,9 @@ void Optimizer::apply(const Piece& p, const Operands& o, const OptimizerStep& s,
   const float* g = o.gradients;
   const auto values = [&](size_t i) { return o.state[i]; };
   const auto codes = [&](size_t i) { return reinterpret_cast<uint8_t*>(o.state[i]); };
-  const bool scheduled = s.betas.has_value() && !p.own_betas;
-  const auto lr = static_cast<float>(p.lr_scale == 1 ? s.lr : s.lr * p.lr_scale);
-  const auto beta1 = static_cast<float>(scheduled ? (*s.betas)[0] : p.beta1);
-  const auto beta2 = static_cast<float>(scheduled ? (*s.betas)[1] : p.beta2);
+  const kernels::AdamWStep adamw = adamw_step(config_, p, s);
+  const float lr = adamw.lr, beta1 = adamw.beta1, beta2 = adamw.beta2;
   const auto decay = static_cast<float>(p.weight_decay), scale = static_cast<float>(s.gradient_scale);
-  const bool l2 = p.method == OptimizerType::kAdam;
-  const kernels::AdamWStep adamw{.lr = lr,
-                                 .beta1 = beta1,
-                                 .beta2 = beta2,
-                                 .epsilon = static_cast<float>(config_.epsilon),
-                                 .weight_decay = l2 ? 0.0f : decay,
-                                 .t = s.update + 1,
-                                 .gradient_scale = scale,
-                                 .l2 = l2 ? decay : 0.0f};
   switch (p.method) {
     case OptimizerType::kAdam:
     case OptimizerType::kAdamW:

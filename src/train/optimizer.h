@@ -31,6 +31,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "kernels/adamw.h"
 #include "train/cut_weights.h"
 #include "train/flat_weights.h"
 #include "train/held_weights.h"
@@ -54,6 +55,18 @@ struct OptimizerStep {
   // change once more. Not of weights that shares cut, which have gradients.
   std::function<void(size_t i, int64_t first, std::span<float> weights)> then = nullptr;
 };
+
+// What a weight's update does not share with others': a pure function of config and weight.
+struct WeightTerms {
+  OptimizerType method = OptimizerType::kAdamW;
+  double lr_scale = 1, weight_decay = 0, beta1 = 0, beta2 = 0;  // lr_scale 0: it stays as it is
+  bool own_betas = false;
+  friend bool operator==(const WeightTerms&, const WeightTerms&) = default;
+};
+WeightTerms weight_terms(const OptimizerConfig& config, const FlatWeight& weight);
+// The step of adamw and adam with these terms.
+kernels::AdamWStep adamw_step(const OptimizerConfig& config, const WeightTerms& terms,
+                              const OptimizerStep& step);
 
 struct StateBuffer {
   std::string name;  // first_moments, ...
@@ -102,12 +115,9 @@ class Optimizer {
   std::span<const float> average();
 
  private:
-  // A weight, as far as it is here, with what it does not share with others.
-  struct Piece {
+  // A weight, as far as it is here.
+  struct Piece : WeightTerms {
     FlatWeight weight;
-    OptimizerType method = OptimizerType::kAdamW;
-    double lr_scale = 1, weight_decay = 0, beta1 = 0, beta2 = 0;
-    bool own_betas = false;
     bool cut = false;  // of cut_
   };
   // What a method reads and writes: of `count` values, or of the whole matrix.

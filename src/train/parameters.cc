@@ -1,53 +1,19 @@
 #include "train/parameters.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "base/check.h"
-#include "base/philox.h"
 #include "kernels/elementwise.h"
 #include "kernels/fp8.h"
 #include "kernels/quant.h"
+#include "train/initial_weights.h"
 
 namespace flywheel::train {
 namespace {
 
 using kernels::DType;
 using model::Op;
-using model::WeightKind;
-
-constexpr uint64_t kInitStream = 0x696e6974;     // Philox stream of the initial weights
-constexpr uint64_t kAdapterStream = 0x61646170;  // ... and of an adapter's
-
-// Matrices whose output is added to the residual stream, at once or after an exchange.
-std::vector<bool> residual_matrices(const LocalDecoder& decoder) {
-  std::vector<bool> result(decoder.weights.size(), false);
-  std::vector<std::vector<int>> weights_of(decoder.values.size());  // the matrices that made a value
-  for (const LocalStep& step : decoder.steps) {
-    const bool passes = step.exchange != Exchange::kNone || step.bias_alone;
-    auto& made_by = weights_of[static_cast<size_t>(step.out)];
-    if (passes) {
-      made_by = weights_of[static_cast<size_t>(step.in[0])];
-    } else if (step.op == Op::kLinear) {
-      made_by = {step.weight};
-    } else if (step.op == Op::kExperts) {
-      for (const model::ExpertWeights& expert : step.experts) made_by.push_back(expert.down);
-    } else if (step.op == Op::kAdd || step.op == Op::kGatedAdd) {
-      for (const int in : step.in) {
-        for (const int w : weights_of[static_cast<size_t>(in)]) result[static_cast<size_t>(w)] = true;
-      }
-    }
-  }
-  return result;
-}
-
-Result<model::Tensor> find_tensor(const model::WeightSource& source, const FlatWeight& weight) {
-  ASSIGN_OR_RETURN(model::Tensor tensor, source.tensor(weight.name));
-  if (tensor.shape == weight.shape) return tensor;
-  return make_error(ErrorCode::kInvalid, "{}: {} has another shape than the model's config says",
-                    source.path(), weight.name);
-}
 
 // The rows of a whole weight that are this rank's; of a vector, its values.
 model::Tensor rows_of(model::Tensor whole, const FlatWeight& weight) {
@@ -135,45 +101,18 @@ Result<void> Parameters::take_filled() {
 }
 
 void Parameters::initialize(uint64_t seed) {
-  const std::vector<bool> residual = residual_matrices(decoder_);
-  const double shrink =
-      1.0 / std::sqrt(2.0 * static_cast<double>(std::max<int64_t>(1, decoder_.config.num_layers)));
+  const InitialWeights initial(decoder_, seed);
   const std::span<float> into = begin_fill().value_or_throw();
   const std::vector<FlatWeight>& held = places();
   pool_.parallel_for(std::ssize(held), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const FlatWeight& place = held[static_cast<size_t>(i)];
-      const WeightKind kind = decoder_.weights[place.index].kind;
-      const model::WeightRole role = decoder_.weights[place.index].role;
-      if (role == model::WeightRole::kFrozen) continue;
-      if (role != model::WeightRole::kTrained) {
-        initialize_low_rank(static_cast<size_t>(i), seed, into);
-        continue;
-      }
-      std::vector<float> drawn(static_cast<size_t>(place.whole_count()),
-                               kind == WeightKind::kNorm ? 1.0f : 0.0f);
-      if (kind == WeightKind::kMatrix) {
-        // Every rank draws the whole matrix and keeps its part, so that the mesh does not change the model.
-        Philox rng(seed, kInitStream + static_cast<uint64_t>(decoder_.shards[place.index].whole));
-        const auto deviation = static_cast<float>(0.02 * (residual[place.index] ? shrink : 1.0));
-        for (float& w : drawn) w = rng.normal() * deviation;
-      }
-      fill(static_cast<size_t>(i), drawn.data(), into);
+      if (entries_[place.index].frozen) continue;
+      fill(static_cast<size_t>(i), initial.draw(place).data(), into);
     }
   });
   take_filled().value_or_throw();
   pack();
-}
-
-void Parameters::initialize_low_rank(size_t held, uint64_t seed, std::span<float> into) {
-  const FlatWeight& place = shares_.held()[held];
-  std::vector<float> drawn(static_cast<size_t>(place.whole_count()), 0.0f);
-  if (decoder_.weights[place.index].role == model::WeightRole::kLowRankIn) {
-    Philox rng(seed, kAdapterStream + static_cast<uint64_t>(decoder_.shards[place.index].whole));
-    const float bound = 1 / std::sqrt(static_cast<float>(place.shape[1]));
-    for (float& w : drawn) w = bound * (2 * rng.uniform() - 1);
-  }
-  fill(held, drawn.data(), into);
 }
 
 // What is held of a weight, from all of its values.

@@ -54,10 +54,8 @@ class Parameters {
   // Of weights in files, before anything else: borrows them.
   void keep_in(FiledWeights& file);
 
-  // Of an adapter: A uniform in +-1 / sqrt(columns), as PEFT has it (Kaiming, He et al. 2015, with a =
-  // sqrt(5)), B 0. Of others: normal with standard deviation 0.02, that of the matrices which write to the
-  // residual stream divided by sqrt(2 * layers) (Radford et al. 2019); norms 1, biases 0. A pure function of
-  // `seed`. Of weights in files UserError where the disk takes no more; the state beside them becomes zeros.
+  // As initial_weights.h says: a pure function of `seed`. Of weights in files UserError where the disk takes
+  // no more; the state beside them becomes zeros.
   void initialize(uint64_t seed);
   // Errors: kNotFound, kInvalid for a source that lacks a weight or has it in another shape; of the disk.
   Result<void> load(const model::WeightSource& source);
@@ -144,7 +142,6 @@ class Parameters {
   Result<void> take_filled();
   const std::vector<FlatWeight>& places() const { return filed_ ? filed_->places() : shares_.held(); }
   void fill(size_t held, const float* whole, std::span<float> into);
-  void initialize_low_rank(size_t held, uint64_t seed, std::span<float> into);
 
   LocalDecoder decoder_;
   kernels::DType compute_;

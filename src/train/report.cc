@@ -24,9 +24,11 @@ void TrainReport::forget_after(int64_t first_step, int64_t steps_done) {
 }
 
 std::string speed_text(const TrainReport& report) {
-  if (!report.tokens_per_second || !report.limit_share) return "not measured: the log answered every step";
-  return fmt::format("{} tokens/s, {:.0f}% of what the cores can multiply",
-                     human_count(static_cast<int64_t>(*report.tokens_per_second)), *report.limit_share * 100);
+  if (!report.tokens_per_second) return "not measured: the log answered every step";
+  const std::string rate = human_count(static_cast<int64_t>(*report.tokens_per_second)) + " tokens/s";
+  if (!report.limit_share) return rate;
+  return fmt::format("{}, {:.0f}% of what {} can multiply", rate, *report.limit_share * 100,
+                     report.on_gpus ? "the GPUs" : "the cores");
 }
 
 Chart loss_chart(const TrainReport& report) {

@@ -23,7 +23,9 @@ struct TrainReport {
   double loss = 0, validation_loss = -1;  // -1: not evaluated
   // Of this start, as the next three.
   double seconds = 0;
-  std::optional<double> tokens_per_second, limit_share;  // nothing where the log answered all steps
+  // Nothing where the log answered all steps; no share where it is not known what a GPU can do.
+  std::optional<double> tokens_per_second, limit_share;
+  bool on_gpus = false;  // the workers computed there
   int recoveries = 0;
   double recovery_seconds = 0;  // of the last one, until replay was under way
   double lost_seconds = 0;      // by all of them, until all was computed again

@@ -42,7 +42,8 @@ void RunNotes::steps_go_on(const runtime::Future& other) {
 void RunNotes::end() {
   report_.seconds = clock_.seconds();
   report_.tokens_per_second = meter_.average_tokens_per_second();
-  if (report_.tokens_per_second) report_.limit_share = meter_.limit_share(*report_.tokens_per_second);
+  if (report_.tokens_per_second && meter_.knows_limit())
+    report_.limit_share = meter_.limit_share(*report_.tokens_per_second);
 }
 
 void RunNotes::note_step(const StepResult& result, bool replayed, const MeshNow& mesh) {
@@ -63,10 +64,14 @@ void RunNotes::note_step(const StepResult& result, bool replayed, const MeshNow&
   std::optional<double> rate, share;
   if (!replayed) rate = meter_.tokens_per_second();
   if (rate) {
-    share = meter_.limit_share(*rate);
-    record_.run().log_metrics(done, {{"tokens_per_second", *rate}, {"mfu", *share}});
     metrics_.tokens_per_second.set(*rate);
-    metrics_.mfu.set(*share);
+    if (meter_.knows_limit()) {
+      share = meter_.limit_share(*rate);
+      record_.run().log_metrics(done, {{"tokens_per_second", *rate}, {"mfu", *share}});
+      metrics_.mfu.set(*share);
+    } else {
+      record_.run().log_metric("tokens_per_second", done, *rate);
+    }
   }
   if (result.router.has_value()) note_routing(done, *result.router);
   if (config_.precision == Precision::kFP16) record_.run().log_metric("loss_scale", done, result.loss_scale);

@@ -10,13 +10,17 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "kernels/device.h"
 #include "model/decoder.h"
 #include "runtime/collectives.h"
 #include "train/can_train.h"
 #include "train/checkpoint_saver.h"
+#include "train/device_config.h"
+#include "train/device_of_process.h"
 #include "train/elastic_mesh.h"
 #include "train/hosts.h"
 #include "train/inputs.h"
+#include "train/machine.h"
 #include "train/metrics.h"
 #include "train/model_cost.h"
 #include "train/operations.h"
@@ -39,6 +43,12 @@ constexpr int64_t kStepsInFlight = 2;  // commands ahead of the workers, so that
 
 // All hosts together; the others are taken to be like this one.
 Machine machine_of(const model::Decoder& decoder, const TrainConfig& config, int64_t machines) {
+  if (config.device == DeviceChoice::kGpu) {
+    const auto known = machine_of_gpu(gpu_of_this_host());
+    const double flops = known ? known->bf16_tflops * 1e12 : 0;
+    return {.flop_per_token = model_cost(decoder, config.batch.length).flop_per_token(),
+            .peak_flops = flops * static_cast<double>(config.mesh.workers())};
+  }
   ThreadPool pool(static_cast<int>(usable_cores()));
   const auto dtype = config.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32;
   return {.flop_per_token = model_cost(decoder, config.batch.length).flop_per_token(),
@@ -65,6 +75,7 @@ class Program {
     report_.folder = record_.folder();
     report_.parameters = decoder_.num_trained();
     report_.steps = config_.steps;
+    report_.on_gpus = config_.device == DeviceChoice::kGpu;
   }
 
   Result<TrainReport> run() {
@@ -379,6 +390,21 @@ class Program {
   bool lives_noted_ = false;
 };
 
+// Workers on other hosts say so themselves.
+void check_gpus(const TrainConfig& config) {
+  if (emulates_device()) return;
+  const int gpus = kernels::device_count();
+  if (gpus == 0) {
+    const auto none = kernels::Device::open(0);
+    throw UserError(
+        "device", fmt::format("gpu: {}; set it to cpu", none.ok() ? "there is none" : none.error().message));
+  }
+  if (gpus < config.mesh.workers()) {
+    throw UserError("mesh.data", fmt::format("{} workers compute on a GPU each, and this machine has {}",
+                                             config.mesh.workers(), gpus));
+  }
+}
+
 }  // namespace
 
 Result<TrainReport> run_training(const TrainConfig& as_given, const TrainOptions& options,
@@ -390,8 +416,11 @@ Result<TrainReport> run_training(const TrainConfig& as_given, const TrainOptions
   runtime::Cluster cluster = options.cluster ? *options.cluster : find_hosts(as_given.mesh);
   ASSIGN_OR_RETURN(Store store, Store::open());
   ASSIGN_OR_RETURN(Inputs inputs, find_inputs(store, as_given));
-  const TrainConfig config = with_inputs_named(as_given, inputs);
+  TrainConfig config = with_inputs_named(as_given, inputs);
+  config.device = choose_device(config, decoder_of(config, inputs.decoder), kernels::device_count());
   can_train(config, decoder_of(config, inputs.decoder)).value_or_throw();  // before there is a run
+  if (config.device == DeviceChoice::kGpu && !options.cluster && config.mesh.hosts.empty())
+    check_gpus(config);
   ASSIGN_OR_RETURN(RunRecord record, RunRecord::open(std::move(store), config, options, inputs.refs()));
   return Program(config, options, hooks, std::move(cluster), std::move(inputs), std::move(record)).run();
 }

@@ -10,31 +10,11 @@
 #include "kernels/elementwise.h"
 
 namespace flywheel::train {
-namespace {
 
 using kernels::DType;
 
-// Sequences [first, first + count) of a batch.
-Sequences part_of(const data::Batch& batch, int64_t first, int64_t count) {
-  const auto part = [&](const auto& values, int64_t row) {
-    std::span all(values);
-    return all.empty() ? all
-                       : all.subspan(static_cast<size_t>(first * row), static_cast<size_t>(count * row));
-  };
-  return {count, batch.length, part(batch.tokens, batch.length + 1), part(batch.counts, batch.length),
-          part(batch.begins, batch.length)};
-}
-
-// Targets that the loss is of.
-int64_t targets_of(const data::Batch& batch) {
-  if (batch.counts.empty()) return batch.sequences * batch.length;
-  return std::count(batch.counts.begin(), batch.counts.end(), 1);
-}
-
-}  // namespace
-
 Trainer::Trainer(const TrainConfig& config, const Layout& layout, const MeshPlace& place, ThreadPool& pool)
-    : config_(config),
+    : AnyTrainer(config),
       layout_(layout),
       place_(place),
       local_(layout.local(place_)),
@@ -145,15 +125,11 @@ Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
   const double times = sums[1] * static_cast<double>(scale);  // what the mean's gradient is multiplied by
   // Of packed samples every position is computed and some count; loss and gradient are of those that do.
   const int64_t positions = config_.batch.sequences * batch.length;
-  StepResult result{
-      .loss = sums[0] / sums[1],
-      .gradient_norm = std::sqrt(sums[2]) / times,
-      .lr = scheduled_lr(
-          config_.schedule,
-          {.lr = optimizer.lr, .min_lr = optimizer.min_lr, .warmup_steps = optimizer.warmup_steps}, updates_,
-          config_.steps),
-      .tokens = batch.counts.empty() ? static_cast<int64_t>(sums[1]) : positions,
-      .loss_scale = loss_scale_.value_or(LossScale{}).scale};
+  StepResult result{.loss = sums[0] / sums[1],
+                    .gradient_norm = std::sqrt(sums[2]) / times,
+                    .lr = next_lr(),
+                    .tokens = batch.counts.empty() ? static_cast<int64_t>(sums[1]) : positions,
+                    .loss_scale = loss_scale_.value_or(LossScale{}).scale};
   if (!routing.empty()) result.router = routing.report(result.tokens);
   const bool overflow = loss_scale_.has_value() && !std::isfinite(result.gradient_norm);
   if (loss_scale_.has_value()) {
@@ -189,10 +165,7 @@ Result<StepResult> Trainer::step(const data::Batch& batch, const Links& links) {
     RETURN_IF_ERROR(digest(Digested::kWeights));
     RETURN_IF_ERROR(compare_digests(layout_, digests_, next_step_ + 1, links_));
   }
-  if (result.anomaly != Anomaly::kNone) ++guard_.events;
-  result.batch = next_batch();
-  result.events = guard_.events;
-  ++next_step_;
+  end_step(result);
   return result;
 }
 
@@ -243,25 +216,7 @@ Result<double> Trainer::evaluate(const data::Sampler& sampler, int64_t samples, 
   }
   links_.sum(links_.all, sums);
   RETURN_IF_ERROR(links_.failed);
-  const double loss = sums[0] / sums[1];
-  if (std::isfinite(loss)) return loss;
-  return make_error(ErrorCode::kInvalid,
-                    "the validation loss after {} steps is {}; lower optimizer.lr or lengthen the warm-up",
-                    next_step_, loss);
-}
-
-TrainerSnapshot Trainer::snapshot() {
-  TrainerSnapshot made;
-  snapshot(made);
-  return made;
-}
-
-void Trainer::hand_over(TrainerSnapshot& into) const {
-  into.next_step = next_step_;
-  into.updates = updates_;
-  into.seed = config_.seed;
-  into.loss_scale = loss_scale_;
-  into.guard = guard_;
+  return validation_loss(sums[0] / sums[1]);
 }
 
 void Trainer::snapshot(TrainerSnapshot& into) {
@@ -329,16 +284,8 @@ const std::vector<FlatWeight>& Trainer::places() const {
 }
 
 void Trainer::take_over(const TrainerStateView& state) {
-  next_step_ = state.next_step;
-  updates_ = state.updates;
-  if (loss_scale_.has_value() && state.loss_scale.has_value()) loss_scale_ = state.loss_scale;
-  guard_ = state.guard;
+  take_over_rest(state);
   parameters_.pack();
-}
-
-void Trainer::go_on(int64_t batch, int64_t events) {
-  guard_.data_offset = batch - next_step_;
-  guard_.events = events;
 }
 
 // `fill(weights, state)` puts them where it is told: the weights at places().

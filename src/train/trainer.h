@@ -33,6 +33,7 @@
 #include "base/deadline.h"
 #include "data/shards.h"
 #include "runtime/collectives.h"
+#include "train/any_trainer.h"
 #include "train/bucket_mover.h"
 #include "train/config.h"
 #include "train/digests.h"
@@ -46,20 +47,7 @@
 
 namespace flywheel::train {
 
-struct StepResult {
-  double loss = 0;           // mean over the tokens of the global batch, in nats
-  double gradient_norm = 0;  // before clipping; 0 where it overflowed fp16
-  double lr = 0;
-  int64_t tokens = 0;     // of the global batch
-  bool skipped = false;   // no update: gradients overflowed fp16, or `anomaly`
-  double loss_scale = 1;  // of this step
-  Anomaly anomaly = Anomaly::kNone;
-  int64_t batch = 0;                                  // that it read
-  int64_t events = 0;                                 // of the guard, so far
-  std::optional<RouterReport> router = std::nullopt;  // of a model with experts
-};
-
-class Trainer {
+class Trainer final : public AnyTrainer {
  public:
   // Where the state is not shared out (mesh.zero), the data coordinate of `place` does not matter: ranks
   // along the axis are alike.
@@ -69,30 +57,20 @@ class Trainer {
   // has changed; but where ranks lose each other while they update cut matrices together (optimizer.h),
   // replicas differ (digests.h: kCorrupt), or a disk fails that has the optimizer's state, go back to a
   // snapshot.
-  Result<StepResult> step(const data::Batch& batch, const Links& links);
-  // Mean loss over `samples` sequences of `sampler`'s set in its own order, shared over the ranks that have
-  // sequences of their own.
-  Result<double> evaluate(const data::Sampler& sampler, int64_t samples, const Links& links);
+  Result<StepResult> step(const data::Batch& batch, const Links& links) override;
+  Result<double> evaluate(const data::Sampler& sampler, int64_t samples, const Links& links) override;
 
-  int64_t next_step() const { return next_step_; }
-  int64_t next_batch() const { return next_step_ + guard_.data_offset; }
-  // After a state of before was restored: the guard's events stay counted, and the next step reads `batch`.
-  void go_on(int64_t batch, int64_t events);
+  void initialize(uint64_t seed) override { parameters_.initialize(seed); }
+  Result<void> load(const model::WeightSource& source) override { return parameters_.load(source); }
   Parameters& parameters() { return parameters_; }
   const model::Decoder& decoder() const { return layout_.decoder; }
-  TrainerSnapshot snapshot();
-  void snapshot(TrainerSnapshot& into);  // the same, into memory that is there
-  // Of a state that is not shared out, what `shares` say of it: buckets as of the trainer's own, at stage 1.
-  // Into memory that is empty, or of the same shares before.
-  void snapshot(const Shares& shares, TrainerSnapshot& into);
-  // Of snapshot(), or of the whole model. kCorrupt, kInvalid (another model's); then nothing was changed, but
-  // where the state lies in files and their disk is full: then restore() another one
-  // (OffloadedState::fill()).
-  Result<void> restore(std::string_view bytes);
+  using AnyTrainer::snapshot;
+  void snapshot(TrainerSnapshot& into) override;
+  void snapshot(const Shares& shares, TrainerSnapshot& into) override;
+  Result<void> restore(std::string_view bytes) override;
   Result<void> restore_whole(std::string_view bytes);
-  Result<void> restore_whole(WholeState& whole);  // of a checkpoint, in one file or in shards
-  // Over weights, optimizer state and loss scale.
-  std::string sha256();
+  Result<void> restore_whole(WholeState& whole) override;
+  std::string sha256() override;
 
  private:
   bool counts(const WeightShard& shard) const;
@@ -108,9 +86,7 @@ class Trainer {
   Result<void> take_values(const Fill& fill);
   const std::vector<FlatWeight>& places() const;
   void take_over(const TrainerStateView& state);  // all but weights and optimizer state
-  void hand_over(TrainerSnapshot& into) const;    // the same
 
-  TrainConfig config_;
   const Layout& layout_;
   MeshPlace place_;
   LocalDecoder local_;
@@ -122,9 +98,6 @@ class Trainer {
   BucketMover mover_;
   std::unique_ptr<Network> network_;
   Pipeline pipeline_;
-  int64_t next_step_ = 0, updates_ = 0;
-  std::optional<LossScale> loss_scale_;  // of fp16
-  GuardState guard_;
   StepDigests digests_;  // of the step at hand, where replicas are compared
 };
 

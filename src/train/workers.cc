@@ -63,6 +63,8 @@ Result<Workers> Workers::open(const TrainConfig& config, const Layout& layout,
   workers.hosts_ = cluster.hosts;
   workers.whole_ = config.mesh.workers();
   workers.cancelled_ = options.cancelled;
+  if (config.device != DeviceChoice::kGpu)
+    workers.needs_ = {kLibtorch};  // whose autograd a device does without
   ASSIGN_OR_RETURN(workers.controller_, Controller::open(std::move(own)));
   RETURN_IF_ERROR(workers.open_mesh(config, layout));
   return workers;
@@ -79,7 +81,7 @@ Result<void> Workers::open_mesh(const TrainConfig& config, const Layout& layout)
   ASSIGN_OR_RETURN(mesh_,
                    controller_->mesh(first ? "train" : fmt::format("train-{}", meshes_), layout.shape.axes(),
                                      {.hosts = hosts_,
-                                      .needs = {kLibtorch},
+                                      .needs = needs_,
                                       .cancelled = cancelled_,
                                       .replace_ms = wait_ms,
                                       .may_lack_workers = !first || controller_->resumed()}));
@@ -120,7 +122,7 @@ Result<int64_t> Workers::probe(int64_t wanted) {
   ASSIGN_OR_RETURN(const runtime::Mesh spare, controller_->mesh(fmt::format("spare-{}", ++probes_),
                                                                 {{"spare", static_cast<int>(wanted)}},
                                                                 {.hosts = std::move(hosts),
-                                                                 .needs = {kLibtorch},
+                                                                 .needs = needs_,
                                                                  .replace_ms = kProbeMs,
                                                                  .starting_ms = 0,
                                                                  .may_lack_workers = true}));

@@ -62,6 +62,7 @@ class Workers {
   Workers() = default;
   Result<void> open_mesh(const TrainConfig& config, const Layout& layout);
   std::function<bool()> cancelled_;
+  std::vector<std::string> needs_;
   runtime::Cluster cluster_;
   std::vector<runtime::Host> hosts_;  // of the mesh
   int64_t whole_ = 1;                 // workers of the config's mesh
