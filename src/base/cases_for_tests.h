@@ -7,8 +7,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <random>
+#include <vector>
 
 namespace flywheel {
 
@@ -18,6 +20,15 @@ inline bool takes_all_cases() {
 
 inline int cases_to_draw(int usual, int all) {
   return takes_all_cases() ? all : usual;
+}
+
+// `usual` of them.
+template <typename T>
+std::vector<T> drawn(std::vector<T> all, size_t usual) {
+  if (takes_all_cases()) return all;
+  std::shuffle(all.begin(), all.end(), std::mt19937(std::random_device{}()));
+  all.resize(std::min(usual, all.size()));
+  return all;
 }
 
 // One time in `of`; always where tests are asked for by name (--gtest_filter).

@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "base/cases_for_tests.h"
 #include "base/file.h"
 #include "data/shards.h"
 #include "train/device_trainer_for_tests.h"
@@ -64,7 +65,7 @@ TEST(DeviceTrainer, FollowsTheTrainerInMainMemory) {
   NEEDS_LIBTORCH();
   ThreadPool pool(2);
   for (const auto& device : devices()) {
-    for (const SmallModel& model : small_models()) {
+    for (const SmallModel& model : drawn(small_models(), 1)) {
       SCOPED_TRACE(fmt::format("{} on {}", model.name, device->name()));
       OnDevice ours(small_config(), model.decoder, pool, *device);
       OnCpu theirs(small_config(), model.decoder, pool);
@@ -85,7 +86,7 @@ TEST(DeviceTrainer, SeesTheSamplesOfAPackedSequenceApart) {
   NEEDS_LIBTORCH();
   ThreadPool pool(2);
   for (const auto& device : devices()) {
-    for (const SmallModel& model : small_models()) {
+    for (const SmallModel& model : drawn(small_models(), 3)) {
       SCOPED_TRACE(model.name);
       OnDevice ours(small_config(), model.decoder, pool, *device);
       OnCpu theirs(small_config(), model.decoder, pool);
@@ -137,15 +138,14 @@ TEST(DeviceTrainer, MicrobatchesAddUpToTheBatch) {
 TEST(DeviceTrainer, ForgettingAndComputingAgainHasTheSameBits) {
   ThreadPool pool(2);
   for (const auto& device : devices()) {
-    for (const size_t which : {0, 2}) {
-      const SmallModel model = small_models()[which];
+    for (const SmallModel& model : drawn(std::vector{small_models()[0], small_models()[2]}, 1)) {
       OnDevice all(small_config(), model.decoder, pool, *device);
-      for (int i = 0; i < 3; ++i) all.step();
+      for (int i = 0; i < 2; ++i) all.step();
       for (const char* recompute : {"[norm]", "[swiglu]", "selective", "full"}) {
         OnDevice some(small_config(fmt::format("{{recompute: {}}}", recompute)), model.decoder, pool,
                       *device);
         EXPECT_LT(some.trainer.plan().bytes(), all.trainer.plan().bytes());
-        for (int i = 0; i < 3; ++i) some.step();
+        for (int i = 0; i < 2; ++i) some.step();
         EXPECT_EQ(some.trainer.sha256(), all.trainer.sha256()) << model.name << ", " << recompute;
       }
     }
@@ -156,10 +156,11 @@ TEST(DeviceTrainer, ForgettingAndComputingAgainHasTheSameBits) {
 TEST(DeviceTrainer, RestoredItGoesOnWithTheSameBits) {
   ThreadPool pool(2);
   for (const auto& device : devices()) {
-    for (const char* yaml :
-         {"{batch: {micro_sequences: 2}}", "{optimizer: {type: adam, clip_norm: 0}}",
-          "{optimizer: {no_decay: [], groups: [{match: norm, lr_scale: 0.5, betas: [0.8, 0.9]}]}}",
-          "{schedule: {type: one_cycle}, guard: {on_spike: skip, window: 2}}"}) {
+    for (const char* yaml : drawn<const char*>(
+             {"{batch: {micro_sequences: 2}}", "{optimizer: {type: adam, clip_norm: 0}}",
+              "{optimizer: {no_decay: [], groups: [{match: norm, lr_scale: 0.5, betas: [0.8, 0.9]}]}}",
+              "{schedule: {type: one_cycle}, guard: {on_spike: skip, window: 2}}"},
+             1)) {
       SCOPED_TRACE(yaml);
       const SmallModel model = small_models()[2];
       OnDevice straight(small_config(yaml), model.decoder, pool, *device);
@@ -181,7 +182,7 @@ TEST(DeviceTrainer, SnapshotsPassToATrainerInMainMemoryAndBack) {
   NEEDS_LIBTORCH();
   ThreadPool pool(2);
   for (const auto& device : devices()) {
-    for (const SmallModel& model : small_models()) {
+    for (const SmallModel& model : drawn(small_models(), 1)) {
       SCOPED_TRACE(model.name);
       OnDevice ours(small_config(), model.decoder, pool, *device);
       OnCpu theirs(small_config(), model.decoder, pool);
