@@ -29,17 +29,18 @@ class DeviceRun : public RunTraining {
 };
 
 TEST_F(DeviceRun, LearnsAsOnCpuAndAKilledWorkerChangesNoBit) {
+  config_.steps = 16;
   const TrainReport undisturbed = run_on_device();
   const TrainReport on_cpu = run();
   ASSERT_EQ(undisturbed.losses.size(), on_cpu.losses.size());
-  // Thirty updates at a rate of 5e-3: what differs in last bits has gone its own way by then.
+  // At a rate of 5e-3 what differs in last bits goes its own way after some updates.
   for (size_t i = 0; i < on_cpu.losses.size(); ++i)
     EXPECT_NEAR(undisturbed.losses[i], on_cpu.losses[i], i < 10 ? 2e-2 : 0.1) << i;
   EXPECT_NEAR(undisturbed.validation_loss, on_cpu.validation_loss, 0.05);
-  EXPECT_LT(undisturbed.losses.back(), undisturbed.losses.front() - 0.5) << "it learns";
+  EXPECT_LT(undisturbed.losses.back(), undisturbed.losses.front() - 0.3) << "it learns";
   int kills = 0;
   const TrainReport killed = run_on_device({.on_step = [&](const Progress& p) {
-    if ((p.step == 8 && kills == 0) || (p.step == 19 && kills == 1)) {
+    if ((p.step == 5 && kills == 0) || (p.step == 11 && kills == 1)) {
       kill(static_cast<pid_t>(p.worker_pids.at(static_cast<size_t>(kills++))), SIGKILL);
     }
   }});
