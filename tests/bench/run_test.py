@@ -62,6 +62,10 @@ class BenchRun(unittest.TestCase):
         self.assertIn("failed (exit 3)", done.stderr)
         self.assert_ended(["876543.5"])
 
+    def test_says_what_cannot_run_here(self):
+        done = self.run_benchmark("echo no GPU here >&2; exit 77")
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (77, "", "no GPU here\n"))
+
     def test_refuses_what_is_no_result(self):
         for changes, said in (({"limit_fraction": 1.01}, "what ours can pass is no limit"),
                               ({"limit_fraction": -0.1}, "no limit"), ({"ratio": "2"}, "ratio is no number")):
@@ -83,12 +87,13 @@ class BenchAll(unittest.TestCase):
                 shutil.copy(RUN.parent / name, root / "bench" / name)
             (root / "docs/benchmarks.md").write_text(self.OLD + "\n")
             found = {"cpu": "CPU", "cores": 2, "memory_bytes": 24.0 * 2**30, "instruction_set": "avx2"}
-            programs = {"bench/old": "exit 3", "bench/new": f"echo a table; echo '{json.dumps(GOOD)}'",
+            programs = {"bench/old": "", "bench/new": f"echo a table; echo '{json.dumps(GOOD)}'",
                         "build/cli/flywheel": f"echo '{json.dumps(found)}'; exit 1"}
             for name, script in programs.items():
                 (root / name).write_text("#!/bin/bash\n" + script + "\n")
                 (root / name).chmod(0o755)
-            for names, code in ((["new"], 0), (["old"], 1)):
+            for names, script, code in ((["new", "old"], "exit 77", 0), (["old"], "exit 3", 1)):
+                (root / "bench/old").write_text("#!/bin/bash\n" + script + "\n")
                 done = subprocess.run([root / "bench/all", *names], capture_output=True, text=True, timeout=60)
                 self.assertEqual(done.returncode, code, done.stderr)
                 page = (root / "docs/benchmarks.md").read_text()
