@@ -134,7 +134,8 @@ const char* CublasLt::make_plan(Plan& plan, const MatrixProduct& p) {
     return call_.layout_create(made, type, width, rows, static_cast<int64_t>(width));
   };
   const auto set = [&](DescAttribute attribute, const auto& value) {
-    return call_.desc_set(plan.desc, attribute, &value, sizeof value);
+    return call_.desc_set(plan.desc, attribute, static_cast<const void*>(&value),
+                          sizeof(std::remove_cvref_t<decltype(value)>));
   };
   int failed = call_.desc_create(&plan.desc, kComputeF32, kF32);
   if (failed == 0) failed = set(kTransposeA, a_op) | set(kTransposeB, b_op);
@@ -148,7 +149,8 @@ const char* CublasLt::make_plan(Plan& plan, const MatrixProduct& p) {
   void* preference = nullptr;
   if (call_.preference_create(&preference) != 0) return "cuBLASLt has no memory for a preference";
   const auto prefer = [&](PreferenceAttribute attribute, const auto& value) {
-    return call_.preference_set(preference, attribute, &value, sizeof value);
+    return call_.preference_set(preference, attribute, static_cast<const void*>(&value),
+                                sizeof(std::remove_cvref_t<decltype(value)>));
   };
   const uint32_t alignment = alignment_of(p);
   failed = prefer(kMaxWorkspaceBytes, static_cast<uint64_t>(kWorkspaceBytes));
@@ -180,7 +182,8 @@ const char* CublasLt::multiply(void* stream, const MatrixProduct& p) {
     known = plans_.emplace(key, plan).first;
   }
   const Plan& plan = known->second;
-  if (has_bias && call_.desc_set(plan.desc, kBiasPointer, &p.bias_N, sizeof p.bias_N) != 0)
+  if (has_bias &&
+      call_.desc_set(plan.desc, kBiasPointer, static_cast<const void*>(&p.bias_N), sizeof(const bf16*)) != 0)
     return "cuBLASLt refuses the bias";
   const float one = 1, keep = p.adds ? 1 : 0;
   const int status =

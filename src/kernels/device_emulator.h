@@ -20,6 +20,7 @@
 
 #include "kernels/device_table.h"
 
+// NOLINTBEGIN(bugprone-reserved-identifier,bugprone-macro-parentheses): CUDA's names; declarations take none
 #define __global__
 #define __device__
 #define __host__
@@ -29,6 +30,7 @@
   static char name##_of_block = 0;                                                    \
   type* const name = static_cast<type*>(::flywheel::kernels::emulator::static_shared( \
       &name##_of_block, static_cast<int64_t>(sizeof(type)) * (n)))
+// NOLINTEND(bugprone-reserved-identifier,bugprone-macro-parentheses)
 #define LAUNCH(kernel, grid, block, shared_bytes, stream) \
   ::flywheel::kernels::emulator::make_launch(kernel, #kernel, grid, block, shared_bytes, stream)
 
@@ -115,8 +117,8 @@ T* dynamic_shared() {
   return static_cast<T*>(emulator::dynamic_shared_bytes());
 }
 
-inline void __syncthreads(
-    std::source_location where = std::source_location::current()) {  // NOLINT: CUDA's name
+inline void __syncthreads(  // NOLINT: CUDA's name
+    std::source_location where = std::source_location::current()) {
   emulator::sync_threads(where);
 }
 inline void __syncwarp(unsigned = 0xffffffffu,  // NOLINT: CUDA's name

@@ -115,8 +115,15 @@ namespace mma_emulation {
 // What lane `lane` gave: its address of a row.
 inline const bf16* row_of(const std::byte* all, int lane) {
   const bf16* row;
-  std::memcpy(&row, all + lane * emulator::kExchangeBytes, sizeof row);
+  std::memcpy(static_cast<void*>(&row), all + lane * emulator::kExchangeBytes, sizeof(const bf16*));
   return row;
+}
+
+// Every lane gives the address of its row, and gets all of them.
+inline const std::byte* exchange_rows(const bf16* row,
+                                      std::source_location where = std::source_location::current()) {
+  emulator::check_aligned(row);
+  return emulator::warp_exchange(static_cast<const void*>(&row), sizeof(const bf16*), where);
 }
 
 inline uint32_t pair(bf16 low, bf16 high) {
@@ -193,9 +200,7 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
 }
 
 inline void ldmatrix_x4(uint32_t (&r)[4], const bf16* row, int at) {
-  row += at;
-  emulator::check_aligned(row);
-  const std::byte* all = emulator::warp_exchange(&row, sizeof row);
+  const std::byte* all = mma_emulation::exchange_rows(row + at);
   const int g = emulator::lane() / 4, t = emulator::lane() % 4;
   for (int j = 0; j < 4; ++j) {
     const bf16* from = mma_emulation::row_of(all, j * 8 + g) + 2 * t;
@@ -204,9 +209,7 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const bf16* row, int at) {
 }
 
 inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const bf16* row, int at) {
-  row += at;
-  emulator::check_aligned(row);
-  const std::byte* all = emulator::warp_exchange(&row, sizeof row);
+  const std::byte* all = mma_emulation::exchange_rows(row + at);
   const int g = emulator::lane() / 4, t = emulator::lane() % 4;
   for (int j = 0; j < 4; ++j) {
     r[j] = mma_emulation::pair(mma_emulation::row_of(all, j * 8 + 2 * t)[g],

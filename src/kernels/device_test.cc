@@ -89,7 +89,7 @@ TEST(Device, TheTableHasEveryKernel) {
     using Pointer = void (*)();
     static_assert(sizeof(DeviceTable) % sizeof(Pointer) == 0);
     std::vector<Pointer> all(sizeof(DeviceTable) / sizeof(Pointer));
-    std::memcpy(all.data(), &device.kernels(), sizeof(DeviceTable));
+    std::memcpy(static_cast<void*>(all.data()), &device.kernels(), sizeof(DeviceTable));
     for (size_t i = 0; i < all.size(); ++i)
       EXPECT_NE(all[i], nullptr) << "entry " << i << " of device_table.h";
   }

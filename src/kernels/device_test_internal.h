@@ -26,10 +26,12 @@ inline std::vector<std::unique_ptr<Device>> machine_devices() {
   return all;
 }
 
+// NOLINTBEGIN(bugprone-macro-parentheses): a declaration takes none
 #define FOR_EACH_DEVICE(device)                        \
   for (const auto& device##_owner : machine_devices()) \
     if (Device& device = *device##_owner; true)        \
       if (::testing::ScopedTrace device_trace(__FILE__, __LINE__, device.name()); true)
+// NOLINTEND(bugprone-macro-parentheses)
 
 template <typename T>
 DeviceBuffer on_device(Device& device, const std::vector<T>& values) {

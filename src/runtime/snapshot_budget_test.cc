@@ -57,8 +57,10 @@ void expect_bounded(const std::function<double(int)>& cost, const char* what) {
   SCOPED_TRACE(what);
   for (const double calls_a_second : {0.0, 100'000.0}) {
     Simulation mesh{.cost = cost, .interval = 0.05, .calls_a_second = calls_a_second};
-    for (double until = 50; until < 20'000; until *= 1.7) {
+    double until = 50;
+    while (until < 20'000) {
       mesh.run(until);
+      until *= 1.7;
       EXPECT_LE(mesh.share(), kShare) << "after " << mesh.seconds << " s and " << mesh.made << " snapshots";
     }
     EXPECT_GT(mesh.made, 20) << "the bound is no reason to take none";

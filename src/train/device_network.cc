@@ -12,10 +12,7 @@
 
 namespace flywheel::train {
 
-using kernels::bf16;
-using kernels::ConstRows;
 using kernels::MemoryKind;
-using kernels::Rows;
 
 namespace {
 

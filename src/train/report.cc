@@ -25,7 +25,7 @@ void TrainReport::forget_after(int64_t first_step, int64_t steps_done) {
 
 std::string speed_text(const TrainReport& report) {
   if (!report.tokens_per_second) return "not measured: the log answered every step";
-  const std::string rate = human_count(static_cast<int64_t>(*report.tokens_per_second)) + " tokens/s";
+  std::string rate = human_count(static_cast<int64_t>(*report.tokens_per_second)) + " tokens/s";
   if (!report.limit_share) return rate;
   return fmt::format("{}, {:.0f}% of what {} can multiply", rate, *report.limit_share * 100,
                      report.on_gpus ? "the GPUs" : "the cores");

@@ -203,7 +203,7 @@ class Program {
     while (std::ssize(in_flight_) > left) {
       const Future future = in_flight_.front();
       in_flight_.pop_front();
-      if (const Result<void> ended = wait_for(future); !ended.ok()) {
+      if (Result<void> ended = wait_for(future); !ended.ok()) {
         if (future.replayed() && lacked_room(future)) return try_again(future);
         const std::optional<Mismatch> mismatch = mismatch_of(future);
         if (!mismatch) return ended;
