@@ -7,8 +7,10 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "base/result.h"
+#include "base/text.h"
 #include "kernels/cublas_lt_abi_internal.h"
 #include "kernels/device_cuda_internal.h"
 
@@ -23,16 +25,13 @@ constexpr const char* kLibrary = "libcublasLt.so.13";
 // Where the loader looks, and then the folders that the build knew of (FLYWHEEL_CUBLASLT_FOLDERS, with
 // colons): CUDA's toolkit and torch's wheels.
 Result<void*> load_library() {
-  const std::string folders = FLYWHEEL_CUBLASLT_FOLDERS;
+  std::vector<std::string> places = {kLibrary};
+  for (const std::string& folder : split(FLYWHEEL_CUBLASLT_FOLDERS, ':'))
+    places.push_back(folder + "/" + kLibrary);
   std::string failures;
-  for (size_t begin = 0;;) {
-    const size_t end = std::min(folders.find(':', begin), folders.size());
-    const std::string folder = folders.substr(begin, end - begin);
-    const std::string path = begin == 0 ? kLibrary : folder + "/" + kLibrary;
+  for (const std::string& path : places) {
     if (void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
     failures += fmt::format("; {}", ::dlerror());
-    if (end == folders.size()) break;
-    begin = end + 1;
   }
   return make_error(
       ErrorCode::kUnavailable,

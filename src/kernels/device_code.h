@@ -190,29 +190,26 @@ __device__ inline float warp_max(float x) {
 }
 
 // Over a block of kThreads in one dimension: every thread gets the same bits. All threads call it.
+// `over_warp` is the reduction over a warp, `none` what changes nothing in it.
+template <int kThreads, typename T, typename OverWarp>
+__device__ inline T block_reduce(T x, T none, const OverWarp& over_warp) {
+  constexpr int kWarps = kThreads / kWarp;
+  SHARED_ARRAY(T, of_warps, kWarp);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  x = over_warp(x);
+  if (lane == 0) of_warps[warp] = x;
+  __syncthreads();
+  x = over_warp(lane < kWarps ? of_warps[lane] : none);
+  __syncthreads();  // `of_warps` is free again
+  return x;
+}
 template <int kThreads, typename T>
 __device__ inline T block_sum(T x) {
-  constexpr int kWarps = kThreads / kWarp;
-  SHARED_ARRAY(T, sums, kWarp);
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  x = warp_sum(x);
-  if (lane == 0) sums[warp] = x;
-  __syncthreads();
-  x = warp_sum(lane < kWarps ? sums[lane] : T(0));
-  __syncthreads();  // `sums` is free again
-  return x;
+  return block_reduce<kThreads>(x, T(0), [](T of_lane) { return warp_sum(of_lane); });
 }
 template <int kThreads>
 __device__ inline float block_max(float x) {
-  constexpr int kWarps = kThreads / kWarp;
-  SHARED_ARRAY(float, tops, kWarp);
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  x = warp_max(x);
-  if (lane == 0) tops[warp] = x;
-  __syncthreads();
-  x = warp_max(tops[lane < kWarps ? lane : 0]);
-  __syncthreads();
-  return x;
+  return block_reduce<kThreads>(x, -INFINITY, [](float of_lane) { return warp_max(of_lane); });
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "base/text.h"
+
 namespace flywheel::runtime {
 
 Result<void> Shape::check() const {
@@ -57,11 +59,9 @@ Result<int> Shape::coordinate(int rank, const std::string& axis) const {
 
 Result<std::vector<size_t>> Shape::find_all(const std::string& axes) const {
   std::vector<size_t> found;
-  for (size_t begin = 0; begin <= axes.size();) {
-    const size_t end = std::min(axes.find(',', begin), axes.size());
-    ASSIGN_OR_RETURN(const size_t i, find(axes.substr(begin, end - begin)));
+  for (const std::string& axis : split(axes, ',')) {
+    ASSIGN_OR_RETURN(const size_t i, find(axis));
     found.push_back(i);
-    begin = end + 1;
   }
   std::sort(found.begin(), found.end());
   if (std::adjacent_find(found.begin(), found.end()) != found.end())

@@ -9,7 +9,6 @@
 
 namespace flywheel::train {
 
-// Sequences [first, first + count) of a batch.
 Sequences part_of(const data::Batch& batch, int64_t first, int64_t count) {
   const auto part = [&](const auto& values, int64_t row) {
     std::span all(values);
@@ -20,7 +19,6 @@ Sequences part_of(const data::Batch& batch, int64_t first, int64_t count) {
           part(batch.begins, batch.length)};
 }
 
-// Targets that the loss is of.
 int64_t targets_of(const data::Batch& batch) {
   if (batch.counts.empty()) return batch.sequences * batch.length;
   return std::count(batch.counts.begin(), batch.counts.end(), 1);

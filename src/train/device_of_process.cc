@@ -14,6 +14,7 @@
 #include "base/env.h"
 #include "base/file_lock.h"
 #include "base/log.h"
+#include "base/text.h"
 
 namespace flywheel::train {
 namespace {
@@ -22,13 +23,7 @@ constexpr int64_t kPatienceMs = 20'000;  // a process that was killed keeps its 
 
 // As other processes know it: CUDA counts from 0 among those that a process may see.
 std::string name_of_gpu(int index) {
-  std::vector<std::string> seen;
-  std::string list = env::get("CUDA_VISIBLE_DEVICES");
-  for (size_t at = 0; at < list.size();) {
-    const size_t end = std::min(list.find(',', at), list.size());
-    seen.push_back(list.substr(at, end - at));
-    at = end + 1;
-  }
+  const std::vector<std::string> seen = split(env::get("CUDA_VISIBLE_DEVICES"), ',');
   return static_cast<size_t>(index) < seen.size() ? seen[static_cast<size_t>(index)] : std::to_string(index);
 }
 

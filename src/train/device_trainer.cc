@@ -219,13 +219,8 @@ Result<double> DeviceTrainer::evaluate(const data::Sampler& sampler, int64_t sam
 
 void DeviceTrainer::take_snapshot(const std::vector<FlatWeight>& held, int64_t count, TrainerSnapshot& into) {
   hand_over(into);
-  into.weights.assign(static_cast<size_t>(count), 0.0f);
+  make_room(config_.optimizer, held, count, into);
   const StateLayout state = state_layout(config_.optimizer, held);
-  into.state.resize(state.buffers.size());
-  for (size_t b = 0; b < state.buffers.size(); ++b) {
-    into.state[b].name = state.buffers[b].name;
-    into.state[b].bytes.assign(static_cast<size_t>(state.buffers[b].bytes()), std::byte{0});
-  }
   const std::array<const kernels::DeviceBuffer*, 2> moments = {&state_.first_moments, &state_.second_moments};
   for (size_t p = 0; p < held.size(); ++p) {
     const FlatWeight& piece = held[p];
@@ -252,8 +247,8 @@ void DeviceTrainer::snapshot(const Shares& shares, TrainerSnapshot& into) {
 // By way of main memory, so that what is refused changes nothing.
 template <typename Fill>
 Result<void> DeviceTrainer::take_values(const Fill& fill) {
-  TrainerSnapshot values = empty_snapshot(config_.optimizer, shares_.held());
-  values.weights.assign(static_cast<size_t>(shares_.held_count()), 0.0f);
+  TrainerSnapshot values;
+  make_room(config_.optimizer, shares_.held(), shares_.held_count(), values);
   std::vector<StateBuffer> buffers;
   for (TrainerSnapshot::Buffer& buffer : values.state) buffers.push_back({buffer.name, buffer.bytes});
   RETURN_IF_ERROR(fill(std::span(values.weights), buffers));

@@ -14,6 +14,7 @@
 #include "runtime/operation.h"
 #include "train/checkpoint_writer.h"
 #include "train/network.h"
+#include "train/rounding.h"
 #include "train/trainer.h"
 
 namespace flywheel::train {
@@ -309,11 +310,10 @@ class WorkerTrainer : public runtime::State {
   void find_shards(int rank) {
     Shards& found = shards_.emplace();
     found.rank = rank;
-    found.source = {
-        .config = shards_config(config_, layout_.decoder),
-        .decoder = parse_json(setup_.decoder).value(),  // open() has read it
-        .dtype = config_.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32,
-        .tokenizer_folder = setup_.tokenizer};
+    found.source = {.config = shards_config(config_, layout_.decoder),
+                    .decoder = parse_json(setup_.decoder).value(),  // open() has read it
+                    .dtype = compute_dtype(config_.precision),
+                    .tokenizer_folder = setup_.tokenizer};
     const Layout layout = make_layout(found.source.config, layout_.decoder).value();
     const std::vector<int> holders = layout.holders();
     found.holds = std::ranges::find(holders, rank) != holders.end();

@@ -13,6 +13,7 @@
 #include "train/adapter_config.h"
 #include "train/checkpoint.h"
 #include "train/foreign_state.h"
+#include "train/rounding.h"
 #include "train/whole_state.h"
 
 namespace flywheel::train {
@@ -214,13 +215,12 @@ Result<ReshardedCheckpoint> write_all(const std::string& source, const std::stri
         source, made.sha256, info.sha256);
   }
   if (foreign) {
-    RETURN_IF_ERROR(write_checkpoint_model(
-        to, layout.decoder,
-        {.config = config,
-         .decoder = decoder_json,
-         .dtype = config.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32,
-         .tokenizer_folder = beside},
-        state));
+    RETURN_IF_ERROR(write_checkpoint_model(to, layout.decoder,
+                                           {.config = config,
+                                            .decoder = decoder_json,
+                                            .dtype = compute_dtype(config.precision),
+                                            .tokenizer_folder = beside},
+                                           state));
   } else {
     RETURN_IF_ERROR(copy_model(source + "/model", to + "/model"));
   }

@@ -11,6 +11,10 @@ Rounding rounding_of(const TrainConfig& config) {
   return config.fp8_scales == Fp8Scales::kBlocks ? Rounding::kFp8Blocks : Rounding::kFp8Tensors;
 }
 
+kernels::DType compute_dtype(Precision precision) {
+  return precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32;
+}
+
 namespace {
 
 Result<void> check_weight(Rounding rounding, const FlatWeight& weight) {

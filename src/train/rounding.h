@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "base/result.h"
+#include "kernels/dtype.h"
 #include "train/config.h"
 #include "train/local_decoder.h"
 
@@ -18,6 +19,8 @@ namespace flywheel::train {
 enum class Rounding : uint8_t { kNone, kF16, kFp8Blocks, kFp8Tensors };
 
 Rounding rounding_of(const TrainConfig& config);
+// In which such factors lie in memory, and products are computed.
+kernels::DType compute_dtype(Precision precision);
 
 // Errors: kInvalid where the tensor axis cuts a matrix so that a scale of fp8 would be another than that of
 // the whole; names the key and the matrix.

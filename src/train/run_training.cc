@@ -25,6 +25,7 @@
 #include "train/model_cost.h"
 #include "train/operations.h"
 #include "train/peak_record.h"
+#include "train/rounding.h"
 #include "train/run_notes.h"
 #include "train/run_record.h"
 #include "train/run_start.h"
@@ -50,10 +51,10 @@ Machine machine_of(const model::Decoder& decoder, const TrainConfig& config, int
             .peak_flops = flops * static_cast<double>(config.mesh.workers())};
   }
   ThreadPool pool(static_cast<int>(usable_cores()));
-  const auto dtype = config.precision == Precision::kBF16 ? kernels::DType::kBF16 : kernels::DType::kF32;
-  return {.flop_per_token = model_cost(decoder, config.batch.length).flop_per_token(),
-          .peak_flops =
-              recorded_peak_flops(env::home() + "/peaks.json", dtype, pool) * static_cast<double>(machines)};
+  return {
+      .flop_per_token = model_cost(decoder, config.batch.length).flop_per_token(),
+      .peak_flops = recorded_peak_flops(env::home() + "/peaks.json", compute_dtype(config.precision), pool) *
+                    static_cast<double>(machines)};
 }
 
 // One run's way from its inputs to its report; the functions are its stages, in order.

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "kernels/elementwise.h"
+#include "train/rounding.h"
 
 namespace flywheel::train {
 
@@ -19,9 +20,8 @@ Trainer::Trainer(const TrainConfig& config, const Layout& layout, const MeshPlac
       place_(place),
       local_(layout.local(place_)),
       pool_(pool),
-      parameters_(local_, config.precision == Precision::kBF16 ? DType::kBF16 : DType::kF32, pool,
-                  rounding_of(config), layout.share_of(place_), config.weights_in(),
-                  config.optimizer.masters),
+      parameters_(local_, compute_dtype(config.precision), pool, rounding_of(config), layout.share_of(place_),
+                  config.weights_in(), config.optimizer.masters),
       optimizer_(config.optimizer, parameters_.shares().held(), config.offload, config.weights_in(),
                  cut_weights(config.optimizer, local_, parameters_.shares())),
       mover_(local_, parameters_, links_,
@@ -247,7 +247,8 @@ void Trainer::snapshot(const Shares& shares, TrainerSnapshot& into) {
   const std::vector<StateBuffer> state = optimizer_.state();
   CHECK(weights.count() == shares.count(), "{} weights here, {} to share", weights.count(), shares.count());
   hand_over(into);
-  into.weights.resize(static_cast<size_t>(shares.share_count()));
+  // What lies between the pieces is zeros, and never written.
+  make_room(config_.optimizer, shares.share(), shares.share_count(), into);
   for (const Bucket& bucket : shares.buckets()) {
     weights.read(bucket.begin + bucket.rank * bucket.part,
                  std::span(into.weights)
@@ -255,12 +256,6 @@ void Trainer::snapshot(const Shares& shares, TrainerSnapshot& into) {
   }
   const StateLayout all = state_layout(config_.optimizer, shares.weights());
   const StateLayout own = state_layout(config_.optimizer, shares.share());
-  into.state.resize(own.buffers.size());
-  for (size_t b = 0; b < own.buffers.size(); ++b) {
-    into.state[b].name = own.buffers[b].name;
-    into.state[b].bytes.resize(
-        static_cast<size_t>(own.buffers[b].bytes()));  // zeros between are never written
-  }
   for (size_t p = 0; p < shares.share().size(); ++p) {
     const FlatWeight& piece = shares.share()[p];
     for (size_t s = 0; s < own.slots[p].size(); ++s) {

@@ -212,12 +212,20 @@ std::string TrainerSnapshot::sha256() const {
   return trainer_sha256(weight_pieces(), buffers, updates, loss_scale);
 }
 
+void make_room(const OptimizerConfig& config, const std::vector<FlatWeight>& weights, int64_t count,
+               TrainerSnapshot& snapshot) {
+  snapshot.weights.resize(static_cast<size_t>(count));
+  const std::vector<StateLayout::Buffer> buffers = state_layout(config, weights).buffers;
+  snapshot.state.resize(buffers.size());
+  for (size_t b = 0; b < buffers.size(); ++b) {
+    snapshot.state[b].name = buffers[b].name;
+    snapshot.state[b].bytes.resize(static_cast<size_t>(buffers[b].bytes()));
+  }
+}
+
 TrainerSnapshot empty_snapshot(const OptimizerConfig& config, const std::vector<FlatWeight>& weights) {
   TrainerSnapshot snapshot;
-  snapshot.weights.assign(static_cast<size_t>(flat_count(weights)), 0.0f);
-  for (const StateLayout::Buffer& buffer : state_layout(config, weights).buffers) {
-    snapshot.state.push_back({buffer.name, std::vector<std::byte>(static_cast<size_t>(buffer.bytes()))});
-  }
+  make_room(config, weights, flat_count(weights), snapshot);
   return snapshot;
 }
 

@@ -86,6 +86,10 @@ std::string trainer_sha256(const std::vector<std::span<const float>>& weights,
                            const std::vector<std::span<const std::byte>>& state, int64_t updates,
                            const std::optional<LossScale>& loss_scale);
 
+// Gives a snapshot the sizes that the optimizer state of `weights` has, and `count` weights. Zeros where it
+// was empty; else what was there, which a trainer writes over.
+void make_room(const OptimizerConfig& config, const std::vector<FlatWeight>& weights, int64_t count,
+               TrainerSnapshot& snapshot);
 // Zeros of the sizes that weights and optimizer state of these have.
 TrainerSnapshot empty_snapshot(const OptimizerConfig& config, const std::vector<FlatWeight>& weights);
 // Writes the weights and state that a rank holds of its part to their places in the whole model's.
