@@ -8,6 +8,7 @@
 
 #include <filesystem>
 
+#include "base/cases_for_tests.h"
 #include "base/json.h"
 #include "runtime/launcher_for_tests.h"
 #include "store/store.h"
@@ -25,7 +26,7 @@ class Elastic : public RunTraining {
     config_.mesh.data = 3;
     config_.evaluate.every_steps = 0;
     config_.checkpoint = {.every_steps = 5, .keep = 0};
-    config_.elastic = {.min_data = 1, .wait_s = 5};
+    config_.elastic = {.min_data = 1, .wait_s = 2};
   }
   TrainOptions options(bool fresh = true) {
     runtime::Cluster cluster;
@@ -119,6 +120,7 @@ TEST_F(Elastic, GoesOnWithFewerAndGrowsAgain) {
 // The new meshes' workers take their parts of the checkpoints into files, with other shares than before; the
 // runs that this one is compared with have all in memory.
 TEST_F(Elastic, WithParametersInFilesGoesOnWithFewerAndGrowsAgain) {
+  if (!is_drawn(3)) GTEST_SKIP() << kNotDrawn;
   config_.mesh.zero = 3;
   config_.offload = {.optimizer = OffloadDevice::kNvme,
                      .parameters = OffloadDevice::kNvme,

@@ -18,7 +18,7 @@
 namespace flywheel::train {
 namespace {
 
-constexpr int64_t kSteps = 6, kTrained = 60, kHeldOut = 4;
+constexpr int64_t kSteps = 4, kTrained = 40, kHeldOut = 2;
 
 // Lines [first, first + count) of GSM8K's training set as samples.
 data::TokenShards make_samples(const std::string& folder, const model::OpenModel& model, int64_t first,
@@ -52,7 +52,7 @@ TEST(FinetuneSmolLM2, AnAdapterOnQuantizedWeightsLearnsToSolveProblems) {
   config.model.from = gguf;
   config.adapter = {.rank = 8, .alpha = 16};
   config.batch = {.sequences = 1, .length = 256};
-  config.optimizer.lr = 2e-3, config.optimizer.min_lr = 2e-4, config.optimizer.warmup_steps = 2;
+  config.optimizer.lr = 4e-3, config.optimizer.min_lr = 4e-4, config.optimizer.warmup_steps = 1;
   config.optimizer.weight_decay = 0;
   // What a plan counts of the base: blocks of 4 to 8 bits.
   const Job job = job_of(config, model.decoder.config);
@@ -76,7 +76,7 @@ TEST(FinetuneSmolLM2, AnAdapterOnQuantizedWeightsLearnsToSolveProblems) {
   RecordProperty("before", std::to_string(before));
   RecordProperty("after", std::to_string(after));
   // The form of the solutions alone, <<48/2=24>> and #### 72, is worth much more.
-  EXPECT_LT(after, before - 0.1) << before << " before";
+  EXPECT_LT(after, before - 0.06) << before << " before";
 
   const CheckpointSource source{.config = config,
                                 .decoder = model::decoder_config_to_hf(model.decoder.config, "float32"),

@@ -9,6 +9,7 @@
 #include <optional>
 #include <random>
 
+#include "base/cases_for_tests.h"
 #include "base/file.h"
 #include "base/philox.h"
 #include "kernels/variant.h"
@@ -373,9 +374,10 @@ TEST(Network, NoSetOfOperationsThatIsRunAgainChangesABit) {
   };
   for (const auto& config : {small_config(), biased, small_mixture("qwen2_moe"), small_mixture("dots1")}) {
     for (const Format format :
-         {Format{DType::kF32, Rounding::kNone}, Format{DType::kBF16, Rounding::kNone},
-          Format{DType::kF32, Rounding::kF16}, Format{DType::kF32, Rounding::kFp8Blocks},
-          Format{DType::kF32, Rounding::kFp8Tensors}}) {
+         drawn(std::vector{Format{DType::kF32, Rounding::kNone}, Format{DType::kBF16, Rounding::kNone},
+                           Format{DType::kF32, Rounding::kF16}, Format{DType::kF32, Rounding::kFp8Blocks},
+                           Format{DType::kF32, Rounding::kFp8Tensors}},
+               2)) {
       Model plain(config, format.dtype, pool, {}, format.rounding);
       const double loss = plain.network->train(input);
       for (const Recompute recompute : sets_of_operations()) {

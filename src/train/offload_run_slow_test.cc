@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "base/cases_for_tests.h"
 #include "base/small_disk_for_tests.h"
 #include "store/store.h"
 #include "train/checkpoint.h"
@@ -146,8 +147,10 @@ TEST_F(OffloadRun, ItsCheckpointsAreForAnyMesh) {
   expect_same_files(checkpoint_of(memory, 10), checkpoint_of(files, 10));
 
   const TrainConfig own = config_;
-  for (const MeshConfig& mesh : {MeshConfig{}, MeshConfig{.data = 3, .zero = 3, .threads = 1},
-                                 MeshConfig{.data = 2, .tensor = 2, .zero = 2, .threads = 1}}) {
+  for (const MeshConfig& mesh :
+       drawn(std::vector{MeshConfig{}, MeshConfig{.data = 3, .zero = 3, .threads = 1},
+                         MeshConfig{.data = 2, .tensor = 2, .zero = 2, .threads = 1}},
+             1)) {
     SCOPED_TRACE(fmt::format("data {}, tensor {}, zero {}", mesh.data, mesh.tensor, mesh.zero));
     config_ = own;
     config_.mesh = mesh, config_.offload = {};

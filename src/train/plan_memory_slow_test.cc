@@ -298,11 +298,7 @@ TEST(PlanMemory, TrainersTakeWhatIsForetold) {
            .data = 2,
            .zero = 2,
            .masters = Masters::kNone}};
-  // Each run takes every twelfth, beginning with another one: all of them take minutes.
-  const auto step = static_cast<size_t>(cases_to_draw(12, 1));
-  const size_t first = std::random_device{}() % step;
-  for (size_t i = first; i < cases.size(); i += step) {
-    const Case& c = cases[i];
+  for (const Case& c : drawn(cases, 2)) {  // all of them take minutes
     TrainConfig config;
     config.mesh.data = c.data, config.mesh.zero = c.zero, config.mesh.zero_group = c.group;
     config.mesh.expert = c.expert, config.mesh.context = c.context;
@@ -418,8 +414,7 @@ TEST(PlanMemory, ParametersInFilesLeaveTheirShareFree) {
   const TempFolder folder;
   const model::DecoderConfig decoder = decoder_config(512, 8, 4096, true);
   for (const int64_t data : {1, 2}) {
-    for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
-      if (!is_drawn(2)) continue;
+    for (const Precision precision : drawn(std::vector{Precision::kF32, Precision::kBF16}, 1)) {
       TrainConfig config;
       config.precision = precision;
       config.mesh = {.data = data, .zero = data > 1 ? 3 : 0};
@@ -465,7 +460,7 @@ TEST(PlanMemory, ZeroKeepsTheBytesOfItsFormula) {
   const model::Decoder described = model::describe(decoder);
   const auto parameters = static_cast<double>(described.num_parameters());
   const double embedding = 1024 * 512, read = 4 * (parameters - embedding) + 2 * embedding;
-  for (const int64_t n : {2, 4}) {
+  for (const int64_t n : drawn(std::vector<int64_t>{2, 4}, 1)) {
     for (int64_t stage = 0; stage <= 3; ++stage) {
       TrainConfig config;
       config.mesh = {.data = n, .zero = stage};

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <thread>
 
+#include "base/cases_for_tests.h"
 #include "base/deadline.h"
 #include "base/env.h"
 #include "base/file.h"
@@ -78,7 +79,7 @@ std::vector<int64_t> steps_of_checkpoints(const std::string& run) {
 TEST_F(RunTraining, AFullDiskCostsCheckpointsAndNoMore) {
   ASSERT_NE(signal(SIGXFSZ, SIG_IGN), SIG_ERR);
   const TrainReport undisturbed = run();
-  for (const bool for_all : {true, false}) {
+  for (const bool for_all : drawn(std::vector<char>{true, false}, 1)) {
     const auto let_grow_to = [&](rlim_t bytes, Progress p) {
       if (!for_all) p.worker_pids = {p.worker_pids.at(1)};
       let_files_grow_to(bytes, p);
@@ -145,9 +146,9 @@ TEST_F(RunTraining, AWorkerKilledWhileACheckpointIsWrittenChangesNoBit) {
         list_folder(fmt::format("{}/checkpoints/step-{:08}/shards/{}", killed.folder, step, save)).value();
     EXPECT_EQ(names, (std::vector<std::string>{"rank-00000.state", "rank-00001.state"}));
   };
-  for (const int64_t save : {1, 3}) {
-    for (const size_t victim : {size_t{1}, size_t{0}}) expect_nothing_changes(save, victim);
-  }
+  using Kill = std::pair<int64_t, size_t>;
+  for (const auto& [save, victim] : drawn(std::vector{Kill{1, 1}, Kill{1, 0}, Kill{3, 1}, Kill{3, 0}}, 2))
+    expect_nothing_changes(save, victim);
 }
 
 // The last checkpoint has to be written: the run ends with an error, once because the disk is full and once

@@ -95,7 +95,7 @@ std::vector<pid_t> own_children() {
 
 // More losses at one step than any other command is allowed.
 TEST_F(RunTraining, AWorkerKilledAgainAndAgainAtOneStepChangesNoBit) {
-  config_.steps = 400;
+  config_.steps = 250;
   config_.evaluate.every_steps = 0;
   const TrainReport undisturbed = run();
   std::jthread killer;
@@ -126,7 +126,7 @@ void PrintTo(const Method& method, std::ostream* out) {
 class Methods : public RunTraining, public ::testing::WithParamInterface<Method> {};
 
 TEST_P(Methods, KilledWorkersAndALostLogChangeNoBit) {
-  if (!is_drawn(3)) GTEST_SKIP() << kNotDrawn;
+  if (!is_drawn(4)) GTEST_SKIP() << kNotDrawn;
   const Method& method = GetParam();
   auto config = parse_config<TrainConfig>("method", method.yaml);
   config.name = config_.name, config.data = config_.data, config.model = config_.model;
