@@ -65,8 +65,8 @@ TEST(BeginFrom, EachFamilysModelHasTheKeysThatItWasMadeOf) {
        {"family: llama, intermediate_size: 96", "family: mixtral, experts: {count: 4, per_token: 1}",
         "family: qwen2_moe, experts: {count: 4, intermediate_size: 32, shared_size: 48, every: 2}",
         "family: qwen3_moe, experts: {count: 4, intermediate_size: 32, normalised: false}",
-        "family: dots1, experts: {count: 4, intermediate_size: 32, shared_size: 64, scale: 1.7, "
-        "dense_layers: 1}"}) {
+        ("family: dots1, experts: {count: 4, intermediate_size: 32, shared_size: 64, scale: 1.7, "
+         "dense_layers: 1}")}) {
     const std::string yaml = fmt::format("{{model: {{{}, {}}}}}", sizes, keys);
     const Json json = model::decoder_config_to_hf(decoder_config(config_of(yaml).model, 128), "float32");
     const auto has = model::decoder_config_from_hf(json);

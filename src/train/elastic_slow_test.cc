@@ -64,7 +64,7 @@ class Elastic : public RunTraining {
     std::filesystem::copy(folder + name, own + name, std::filesystem::copy_options::recursive);
     TrainReport report = run({}, {.resume = id});
     EXPECT_EQ(report.losses.size(), static_cast<size_t>(config_.steps - step));
-    config_ = whole;
+    config_ = std::move(whole);
     return report;
   }
   // A run that lost a worker and has grown again is as if it had gone on from its checkpoints on meshes of

@@ -144,7 +144,7 @@ void set_mesh(TrainConfig& config, const PlanMesh& mesh) {
 std::vector<std::string> overrides(const TrainConfig& config, const PlanMesh& mesh) {
   const PlanMesh from = mesh_of(config);
   std::vector<std::string> list;
-  const auto say = [&](const char* key, auto was, auto is) {
+  const auto say = [&](const char* key, const auto& was, const auto& is) {
     if (was != is) list.push_back(fmt::format("{}={}", key, is));
   };
   say("mesh.data", from.data, mesh.data), say("mesh.expert", from.expert, mesh.expert);

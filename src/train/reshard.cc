@@ -91,7 +91,7 @@ class Reshard {
       });
       return crc;
     });
-    RETURN_IF_ERROR(read);
+    if (!read.ok()) return read.error();
     ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(target.path));
     RETURN_IF_ERROR(file.write(header));
     RETURN_IF_ERROR(stream(target, [&](std::string_view bytes) { return file.write(bytes); }));

@@ -12,8 +12,6 @@
 
 namespace flywheel::train {
 
-using kernels::DType;
-
 Trainer::Trainer(const TrainConfig& config, const Layout& layout, const MeshPlace& place, ThreadPool& pool)
     : AnyTrainer(config),
       layout_(layout),
