@@ -8,7 +8,7 @@ SHELL := /bin/bash
 # Versions differ in layout: 14 decides wherever it is.
 CLANG_FORMAT = $(shell command -v clang-format-14 || echo clang-format)
 
-.PHONY: help setup build program demo test bench lint format docs-check asan tsan fuzz clean
+.PHONY: help setup build program demo test test-all bench lint format docs-check asan tsan fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,9 @@ test: build ## every test that needs no GPU
 	@ninja -C $(BUILD) -j $(JOBS) check_headers
 	@tests/make_peers
 	@cd $(BUILD) && ctest -j $(TEST_JOBS) --output-on-failure --no-tests=error -LE gpu
+
+test-all: export FLYWHEEL_TEST_ALL = 1
+test-all: test ## the same with every case of the slow tests, of which `make test` draws some: an hour more
 
 bench: build ## every benchmark beside its peer; writes docs/benchmarks.md
 	@bench/all

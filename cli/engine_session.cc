@@ -54,9 +54,11 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--top-k", s.top_k, "Draw from this many likeliest; 0: all")->capture_default_str();
   app.add_option("--min-p", s.min_p, "Drop tokens below this share of the likeliest")->capture_default_str();
   app.add_option("--repetition-penalty", s.repetition_penalty, "Above 1: repeat less")->capture_default_str();
-  app.add_option_function<uint64_t>(
-      "--seed", [&options](uint64_t seed) { options.seed = seed, options.has_seed = true; },
-      "The same seed gives the same text (default: another one each time)");
+  app.add_option_function<int64_t>(
+         "--seed",
+         [&options](int64_t seed) { options.seed = static_cast<uint64_t>(seed), options.has_seed = true; },
+         "The same seed gives the same text (default: another one each time)")
+      ->check(at_least(0));
   app.add_option("--stop", options.stop, "End before this text; may be given several times")
       ->allow_extra_args(false);
   app.add_option("--context", options.engine.max_context_tokens,

@@ -7,6 +7,7 @@
 #include <exception>
 
 #include "base/config.h"
+#include "base/cpu.h"
 #include "base/env.h"
 #include "base/filesystem.h"
 #include "base/log.h"
@@ -82,6 +83,7 @@ void take_common_options(std::vector<std::string>& args) {
     set_compute_threads(static_cast<int>(count));
   }
   init_logging(take_option(args, "--log-level"));
+  (void)isa();  // refuses what FLYWHEEL_ISA cannot be, before anything begins
 }
 
 int run(std::vector<std::string> args) {

@@ -66,7 +66,7 @@ class Lister {
     if (!scheme.empty() && scheme != "file") return add_remote(input);
     std::error_code error;
     if (fs::exists(input, error)) {
-      if (is_output(input)) throw UserError(input, "is the output folder itself", "give another --output");
+      refuse_output(input);
       return add_path(input);
     }
     glob_t found{};
@@ -75,7 +75,9 @@ class Lister {
     globfree(&found);
     if (paths.empty()) throw UserError(input, "no such file or folder", "give a folder, a file or a pattern");
     for (const std::string& path : paths) {
-      if (!is_output(path)) add_path(path);
+      if (is_output(path)) continue;  // among what a pattern finds
+      refuse_output(path);
+      add_path(path);
     }
   }
 
@@ -91,6 +93,19 @@ class Lister {
   bool is_output(const std::string& path) const {
     std::error_code error;
     return !output_.empty() && fs::canonical(path, error).string() == output_;
+  }
+
+  // What is directly in it or in a part of a dataset is written over, or would be read again as an input of
+  // the next time. A folder of raw files beside these may be in it.
+  void refuse_output(const std::string& path) const {
+    if (is_output(path)) throw UserError(path, "is the output folder itself", "give another --output");
+    std::error_code error;
+    const fs::path real = fs::canonical(path, error);
+    if (output_.empty() || !real.string().starts_with(output_ + "/")) return;
+    const std::string first = *real.lexically_relative(output_).begin();
+    if (fs::is_regular_file(output_ + "/" + first, error) || first == "stages" || first == "shards" ||
+        first == "tokenizer")
+      throw UserError(path, "lies in the output folder", "give another --output");
   }
 
   void add_path(const std::string& path) {

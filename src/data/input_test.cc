@@ -80,6 +80,12 @@ TEST_F(InputFolder, WhatIsMadeOfItIsNoPartOfIt) {
   EXPECT_THAT(files(list(input_ / "*", input_ / "out")), ElementsAre("a.txt", "sub/b.txt", "sub/out/c.txt"));
   // The output may lie elsewhere, or around the inputs; it is not itself one.
   EXPECT_EQ(list(input_ / "sub", input_.path()).files.size(), 2u);
+  // But what is directly in it, or in a part of a dataset, would be lost.
+  for (const char* lost : {"a.txt", "*.txt", "stages/extract.jsonl"}) {
+    if (!path_exists(input_ / "stages")) write_file(input_ / "stages/extract.jsonl", "{}").value();
+    EXPECT_THROW(list(input_ / lost, input_.path()), UserError) << lost;
+  }
+  remove_all(input_ / "stages").value();
   EXPECT_THROW(list(input_.path(), input_.path() + "/"), UserError);
   link(input_ / "out", "link");
   EXPECT_THROW(list(input_ / "link", input_ / "out"), UserError);

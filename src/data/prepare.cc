@@ -79,6 +79,15 @@ void log_metrics(store::Run& run, const PrepareReport& report) {
 }  // namespace
 
 Result<FileLock> take_output(const std::string& output) {
+  const bool is_dataset = path_exists(output + "/stages") || path_exists(output + "/report.json");
+  for (const char* name :
+       {"documents.jsonl", "documents.parquet", "dropped.jsonl", "quarantined.jsonl", "clusters.jsonl",
+        "inputs.jsonl", "tokenizer", "shards", "report.md", "config.yaml"}) {
+    if (is_dataset || !path_exists(output + "/" + name)) continue;
+    throw UserError("--output",
+                    fmt::format("{} is no dataset, and has a {} that would be lost", output, name),
+                    "give a new folder, or one with a prepared dataset");
+  }
   Result<FileLock> lock = FileLock::take(output + "/stages/prepare.lock", Deadline::after_ms(0));
   if (!lock.ok() && lock.error().code == ErrorCode::kDeadline) {
     return make_error(ErrorCode::kUnavailable,

@@ -69,7 +69,7 @@ Result<void> for_each_ordered(int64_t n, ThreadPool& pool, int64_t window_cost, 
 }
 
 // The output folder for this call alone, without what a killed one left half written. kUnavailable: another
-// call has it.
+// call has it. UserError: what lies there is no dataset, and would be written over.
 Result<FileLock> take_output(const std::string& output);
 // inputs.jsonl
 Result<void> write_inputs(const std::string& path, const std::vector<HashedInput>& inputs);
