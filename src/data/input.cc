@@ -25,7 +25,7 @@ constexpr std::pair<const char*, InputKind> kEndings[] = {
 
 std::string without_compression(std::string name) {
   for (const char* ending : {".gz", ".zst"}) {
-    if (name.ends_with(ending)) name.resize(name.size() - std::string_view(ending).size());
+    if (name.ends_with(ending)) name.erase(name.size() - std::string_view(ending).size());
   }
   return name;
 }
