@@ -184,6 +184,7 @@ AtomicFile& AtomicFile::operator=(AtomicFile&& other) noexcept {
   std::swap(temporary_, other.temporary_);
   std::swap(fd_, other.fd_);
   std::swap(size_, other.size_);
+  std::swap(started_, other.started_);
   return *this;
 }
 
@@ -206,6 +207,21 @@ Result<void> AtomicFile::write_at(uint64_t offset, std::string_view bytes) {
       static_cast<ssize_t>(bytes.size())) {
     return system_error("cannot write", temporary_);
   }
+  return {};
+}
+
+// No more than a hint: what goes wrong on the way, and where there is no such call, commit() meets.
+void AtomicFile::start_sync() {
+  CHECK(fd_ >= 0, "start_sync of {} after commit", path_);
+  (void)::sync_file_range(fd_, static_cast<off64_t>(started_), static_cast<off64_t>(size_ - started_),
+                          SYNC_FILE_RANGE_WRITE);
+  started_ = size_;
+}
+
+Result<void> AtomicFile::link_as(const std::string& path) {
+  CHECK(fd_ >= 0, "link_as of {} after commit", path_);
+  RETURN_IF_ERROR(before(FileAct::kLink, path));
+  if (::link(temporary_.c_str(), path.c_str()) != 0) return system_error("cannot link", path);
   return {};
 }
 

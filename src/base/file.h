@@ -58,13 +58,19 @@ class AtomicFile {
   // Overwrites bytes already written (a header whose content is known last).
   Result<void> write_at(uint64_t offset, std::string_view bytes);
   uint64_t size_bytes() const { return size_; }
+  // Has the disk begin with what was written so far while the caller goes on: commit() waits for less.
+  void start_sync();
+  // A second name for the file, by which others read what was written before it is on disk. It stays,
+  // whatever becomes of the file, until somebody removes it. kIo where that name is taken, or the file system
+  // has no links.
+  Result<void> link_as(const std::string& path);
   Result<void> commit();
 
  private:
   void discard();
   std::string path_, temporary_;
   int fd_ = -1;
-  uint64_t size_ = 0;
+  uint64_t size_ = 0, started_ = 0;  // bytes written, and those of them that the disk has begun with
 };
 
 // An append-only file. Threads: one.
@@ -90,7 +96,7 @@ class AppendFile {
 // What brings something to disk, or away from it, one after the other. A test may hear of each before it
 // happens, and on which path: what it returns is what the system said then, and it may end the process. A
 // write is heard of twice, so that a cut lies within it.
-enum class FileAct { kMakeFolders, kCreate, kWrite, kSync, kRename, kSyncFolder, kRemove };
+enum class FileAct { kMakeFolders, kCreate, kWrite, kLink, kSync, kRename, kSyncFolder, kRemove };
 using FileFault = Result<void> (*)(FileAct act, const std::string& path);
 extern FileFault file_fault_for_tests;
 

@@ -41,6 +41,32 @@ TEST(File, AtomicFileLeavesNothingWithoutCommit) {
   EXPECT_EQ(read_file(folder / "x").value(), "HEADwhole");
 }
 
+TEST(File, WhatIsWrittenCanBeReadByASecondNameBeforeCommit) {
+  const TempFolder folder;
+  MappedFile early;
+  {
+    AtomicFile file = AtomicFile::create(folder / "x").value();
+    ASSERT_TRUE(file.write("all of it").ok());
+    file.start_sync();
+    ASSERT_TRUE(file.link_as(folder / "x.written").ok());
+    early = MappedFile::open(folder / "x.written").value();
+    EXPECT_EQ(early.bytes(), "all of it");
+    EXPECT_EQ(file.link_as(folder / "x.written").error().code, ErrorCode::kIo) << "the name is taken";
+    EXPECT_FALSE(path_exists(folder / "x"));
+    ASSERT_TRUE(file.commit().ok());
+  }
+  EXPECT_EQ(read_file(folder / "x").value(), "all of it");
+  EXPECT_TRUE(std::filesystem::equivalent(folder / "x", folder / "x.written"));
+  {
+    AtomicFile given_up = AtomicFile::create(folder / "y").value();
+    ASSERT_TRUE(given_up.write("half").ok());
+    ASSERT_TRUE(given_up.link_as(folder / "y.written").ok());
+  }
+  EXPECT_EQ(list_folder(folder.path()).value(), (std::vector<std::string>{"x", "x.written", "y.written"}));
+  ASSERT_TRUE(remove_all(folder / "x.written").ok());
+  EXPECT_EQ(early.bytes(), "all of it") << "a map outlives the name";
+}
+
 TEST(File, AppendCutsATornTail) {
   const TempFolder folder;
   {

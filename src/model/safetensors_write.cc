@@ -118,6 +118,7 @@ Result<void> write_one(const std::string& path, std::span<const Tensor> tensors,
     RETURN_IF_ERROR(check_size(*tensor, bytes));
     crc = crc32c(as_text(bytes), crc);
     RETURN_IF_ERROR(file.write(as_text(bytes)));
+    file.start_sync();  // while the next one is made
   }
   RETURN_IF_ERROR(file.write_at(0, header_of(order, metadata, crc)));
   return file.commit();

@@ -24,6 +24,7 @@ using kernels::DType;
 
 constexpr int64_t kShardMs = 300'000;  // more that the slowest rank takes than the first; calls have 600'000
 constexpr int64_t kLookMs = 5;         // between two looks for it
+constexpr size_t kAtOnce = 8 << 20;    // bytes of a shard that the disk begins with while the next are copied
 
 // Files that make a folder a tokenizer, for `transformers` and for model/tokenizer.h.
 constexpr const char* kTokenizerFiles[] = {
@@ -112,7 +113,10 @@ std::string failure_path(const std::string& shard) {
 // A disk without room for the words has some for a name: an empty file says it too.
 void mark_failed(const std::string& shard, const std::string& why) {
   const std::string path = failure_path(shard);
-  if (write_file(path, why).ok() || write_file(path, "").ok()) return;
+  if (write_file(path, why).ok()) return;
+  // Rank 0 may have read it and cleared up before it was synced.
+  const bool cleared = !path_exists(std::filesystem::path(path).parent_path().string());
+  if (cleared || write_file(path, "").ok()) return;
   LOG_WARN("{} cannot be written ({}), nor {}: rank 0 waits for it for {} s", shard, why, path,
            kShardMs / 1000);
 }
@@ -122,18 +126,68 @@ bool is_there(const std::string& path, const std::string& header, uint64_t size)
   return file.ok() && file->size() == size && file->bytes().starts_with(header);
 }
 
-Result<void> write_state(AtomicFile file, const std::string& header, const TrainerSnapshot& part) {
-  RETURN_IF_ERROR(file.write(header));
-  for (const std::string_view buffer : part.buffers()) RETURN_IF_ERROR(file.write(buffer));
-  return file.commit();
+// Where a shard can be read when all its bytes are in the file, before they are on disk. Rank 0 alone takes
+// the name away: on a file system of several hosts what it has mapped would go with the last name of a file.
+std::string written_path(const std::string& shard) {
+  return shard + ".written";
 }
 
-// Until each is there, or its rank has said why not: then nobody is writing any more.
-Result<void> wait_for(const std::vector<std::string>& shards) {
+// A rank's shard on its way to the disk. What fails rank 0 learns from a file beside it.
+class ShardFile {
+ public:
+  ShardFile(const Save& save, int rank) : path_(save.folder + "/" + shard_name(save.number, rank)) {}
+
+  // All bytes are in the file, where others can read them. One of these bytes that is there already is left
+  // as it is.
+  Result<void> write(const TrainerSnapshot& part) { return told(try_write(part)); }
+  // They are on disk, under the shard's name. Once is enough.
+  Result<void> commit() { return told(try_commit()); }
+
+ private:
+  Result<void> try_write(const TrainerSnapshot& part) {
+    const std::string header = part.header();
+    uint64_t size = header.size();
+    for (const std::string_view buffer : part.buffers()) size += buffer.size();
+    if (is_there(path_, header, size)) return {};
+    (void)remove_all(failure_path(path_));
+    ASSIGN_OR_RETURN(file_, AtomicFile::create(path_));
+    RETURN_IF_ERROR(file_->write(header));
+    for (std::string_view buffer : part.buffers()) {
+      for (; !buffer.empty(); buffer.remove_prefix(std::min(kAtOnce, buffer.size()))) {
+        RETURN_IF_ERROR(file_->write(buffer.substr(0, kAtOnce)));
+        file_->start_sync();
+      }
+    }
+    // Without links, or where a killed attempt has left one, others read it when it is on disk.
+    return file_->link_as(written_path(path_)).ok() ? Result<void>() : try_commit();
+  }
+  Result<void> try_commit() {
+    if (!file_.has_value()) return {};
+    RETURN_IF_ERROR(file_->commit());
+    file_.reset();
+    return {};
+  }
+  // Where the folder was there and is gone, rank 0 has given up: nothing of the save is to be left.
+  Result<void> told(Result<void> done) {
+    if (done.ok()) return done;
+    const bool given_up =
+        file_.has_value() && !path_exists(std::filesystem::path(path_).parent_path().string());
+    file_.reset();  // a full disk has room for the words then
+    if (!given_up) mark_failed(path_, done.error().message);
+    return done;
+  }
+
+  std::string path_;
+  std::optional<AtomicFile> file_;  // what is not on disk yet
+};
+
+// Until each is `found`, or its rank has said why not.
+Result<void> wait_for(const std::vector<std::string>& shards,
+                      const std::function<bool(const std::string& shard)>& found) {
   const Deadline deadline = Deadline::after_ms(kShardMs);
   Result<void> all;
   for (const std::string& shard : shards) {
-    while (!path_exists(shard)) {
+    while (!found(shard)) {
       if (const auto why = read_file(failure_path(shard)); why.ok()) {
         all = make_error(
             ErrorCode::kIo, "{}",
@@ -192,20 +246,62 @@ std::vector<std::string> shard_names(const Save& save, const Layout& layout) {
   return names;
 }
 
-// All but rank 0's own. Where not even the folder can be made, nobody's comes.
+// All but rank 0's own are on disk, or nobody is writing them any more. Where not even the folder can be
+// made, nobody's comes.
 Result<void> wait_for_others(const Save& save, const std::vector<std::string>& names) {
   if (!path_exists(save.folder)) return {};
   std::vector<std::string> others;
   for (size_t i = 1; i < names.size(); ++i) others.push_back(save.folder + "/" + names[i]);
-  return wait_for(others);
+  return wait_for(others, path_exists);
+}
+
+Result<void> wait_for_all(const Save& save, const std::vector<std::string>& names, ShardFile& own) {
+  RETURN_IF_ERROR(own.commit());
+  return wait_for_others(save, names);
+}
+
+// The shards, as soon as all their bytes are in the files.
+Result<std::vector<MappedFile>> open_written(const std::vector<std::string>& paths) {
+  std::vector<MappedFile> files;
+  Result<void> opened;
+  RETURN_IF_ERROR(wait_for(paths, [&](const std::string& path) {
+    for (const std::string& name : {path, written_path(path)}) {
+      Result<MappedFile> file = MappedFile::open(name);
+      if (file.ok()) {
+        files.push_back(std::move(*file));
+        return true;
+      }
+      if (file.error().code == ErrorCode::kNotFound) continue;
+      opened = file.error();
+      return true;
+    }
+    return false;
+  }));
+  RETURN_IF_ERROR(opened);
+  return files;
+}
+
+// The state that all shards make, each read against its checksum, while they come to disk.
+Result<WholeState> read_shards(const Save& save, const CheckpointSource& source, const Layout& layout,
+                               const std::vector<std::string>& names, ShardFile& own) {
+  std::vector<std::string> paths;
+  for (const std::string& name : names) paths.push_back(save.folder + "/" + name);
+  const auto read = [&](std::vector<MappedFile> files) -> Result<WholeState> {
+    ASSIGN_OR_RETURN(WholeState state,
+                     WholeState::of_shards(source.config.optimizer, layout, paths, std::move(files)));
+    RETURN_IF_ERROR(state.check());
+    return state;
+  };
+  ASSIGN_OR_RETURN(std::vector<MappedFile> files, open_written(paths));
+  if (Result<WholeState> state = read(std::move(files)); state.ok()) return state;
+  // What another host has written may be whole here only when it is on the disk that they share.
+  RETURN_IF_ERROR(wait_for_all(save, names, own));
+  return read({});
 }
 
 Result<void> commit(const Save& save, const CheckpointSource& source, const Layout& layout, double loss,
-                    const std::vector<std::string>& names) {
-  std::vector<std::string> paths;
-  for (const std::string& name : names) paths.push_back(save.folder + "/" + name);
-  ASSIGN_OR_RETURN(WholeState state, WholeState::of_shards(source.config.optimizer, layout, paths));
-  RETURN_IF_ERROR(state.check());
+                    const std::vector<std::string>& names, ShardFile& own) {
+  ASSIGN_OR_RETURN(WholeState state, read_shards(save, source, layout, names, own));
   CheckpointInfo info{
       .step = state.about().next_step, .loss = loss, .shards = names, .decoder = source.decoder};
   // Beside the model: both take their time.
@@ -214,19 +310,21 @@ Result<void> commit(const Save& save, const CheckpointSource& source, const Layo
   if (const auto there = read_checkpoint_info(save.folder); there.ok()) {
     ASSIGN_OR_RETURN(info.sha256, sha256.get());
     if (there->step == info.step && there->sha256 == info.sha256) {
+      RETURN_IF_ERROR(wait_for_all(save, names, own));
       if (there->shards == names) return {};
       return remove_all(fmt::format("{}/shards/{}", save.folder, save.number));
     }
   }
   RETURN_IF_ERROR(clear(save.folder, save.number));
+  RETURN_IF_ERROR(write_checkpoint_model(save.folder, layout.decoder, source, state));
+  RETURN_IF_ERROR(write_file(shard_config_path(save.folder), dump_config(source.config) + "\n"));
+  RETURN_IF_ERROR(wait_for_all(save, names, own));
   RETURN_IF_ERROR(clear_folder(fmt::format("{}/shards/{}", save.folder, save.number), [&](const auto& name) {
     return std::ranges::any_of(names, [&](const std::string& shard) { return shard.ends_with("/" + name); });
   }));
-  RETURN_IF_ERROR(write_checkpoint_model(save.folder, layout.decoder, source, state));
   if (info.sha256.empty()) {
     ASSIGN_OR_RETURN(info.sha256, sha256.get());
   }
-  RETURN_IF_ERROR(write_file(shard_config_path(save.folder), dump_config(source.config) + "\n"));
   return write_checkpoint_info(save.folder, info, state.about());
 }
 
@@ -241,29 +339,22 @@ TrainConfig shards_config(const TrainConfig& config, const model::Decoder& decod
 }
 
 Result<void> write_shard(const Save& save, int rank, const TrainerSnapshot& part) {
-  const std::string path = save.folder + "/" + shard_name(save.number, rank), header = part.header();
-  uint64_t size = header.size();
-  for (const std::string_view buffer : part.buffers()) size += buffer.size();
-  if (is_there(path, header, size)) return {};
-  (void)remove_all(failure_path(path));
-  Result<AtomicFile> file = AtomicFile::create(path);
-  Result<void> written = file.ok() ? write_state(std::move(*file), header, part) : file.error();
-  // Where the folder was there and is gone, rank 0 has given up: nothing of the save is to be left.
-  const bool given_up = file.ok() && !path_exists(std::filesystem::path(path).parent_path());
-  if (!written.ok() && !given_up) mark_failed(path, written.error().message);
-  return written;
+  ShardFile file(save, rank);
+  RETURN_IF_ERROR(file.write(part));
+  return file.commit();
 }
 
 Result<void> write_checkpoint(const Save& save, const CheckpointSource& source, double loss,
                               std::shared_ptr<const TrainerSnapshot> part) {
   ASSIGN_OR_RETURN(const Layout layout, layout_of(source));
   const std::vector<std::string> names = shard_names(save, layout);
-  Result<void> done = write_shard(save, 0, *part);
+  ShardFile own(save, 0);
+  Result<void> done = own.write(*part);
   part.reset();
-  const Result<void> others = wait_for_others(save, names);
-  if (done.ok()) done = others;
-  if (done.ok()) done = commit(save, source, layout, loss, names);
-  if (!done.ok()) remove_save(save);
+  if (done.ok()) done = commit(save, source, layout, loss, names, own);
+  if (done.ok()) return done;
+  if (done.error().code != ErrorCode::kDeadline) (void)wait_for_others(save, names);
+  remove_save(save);
   return done;
 }
 

@@ -7,8 +7,10 @@
 //   FOLDER/config.yaml                            the config whose mesh the shards are of
 //   FOLDER/checkpoint.json                        written last: without it there is no checkpoint
 //
-// Each rank that holds a part writes it on its own; rank 0 waits until all are there, in the folder that they
-// share, and makes a checkpoint of them. Nobody sends anything: who holds what follows from the config.
+// Each rank that holds a part writes it on its own; rank 0 finds all of them in the folder that they share,
+// and makes a checkpoint of them. It reads them as soon as their bytes are in the files, while these come to
+// disk, and names them in checkpoint.json when all are there. Nobody sends anything: who holds what follows
+// from the config.
 //
 // Matrices are in the compute dtype (what the products saw), norms and biases in f32: the engine then
 // computes with the very weights that the trainer had. Errors: those of the files, of any rank; on an error
@@ -54,8 +56,8 @@ TrainConfig shards_config(const TrainConfig& config, const model::Decoder& decod
 // A rank's part. One of these bytes that is there already is left as it is. Rank 0 learns why it failed, but
 // of one that threw: then say so with give_up().
 Result<void> write_shard(const Save& save, int rank, const TrainerSnapshot& part);
-// Rank 0's own, and when all are there the checkpoint, streamed tensor by tensor out of the shards. `part` is
-// let go as soon as it is written. kDeadline where a shard does not come.
+// Rank 0's own, and of all of them the checkpoint, streamed tensor by tensor out of the shards. `part` is let
+// go as soon as its bytes are in the file. kDeadline where a shard does not come.
 Result<void> write_checkpoint(const Save& save, const CheckpointSource& source, double loss,
                               std::shared_ptr<const TrainerSnapshot> part);
 

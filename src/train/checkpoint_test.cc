@@ -100,6 +100,68 @@ TEST(Checkpoint, RanksWriteTheirPartsInAnyOrder) {
   EXPECT_THAT(whole.sha256().error().message, HasSubstr(shard_name(4, 1)));
 }
 
+// The disk takes its time with a part whose bytes others can read already: the model is made of it meanwhile,
+// and nothing is a checkpoint before the disk is done. Where it fails then, there is none.
+TEST(Checkpoint, APartIsReadWhileItComesToDisk) {
+  struct Disk {
+    std::string folder;
+    bool fails = false, had_model = false, had_mark = false;
+  };
+  static Disk disk;
+  const Ranks ranks;
+  for (const bool fails : {false, true}) {
+    const TempFolder folder;
+    const Save save{.folder = folder / "step", .number = 4};
+    disk = {.folder = save.folder, .fails = fails};
+    ASSERT_TRUE(ranks.shard(save, 2).ok());
+    file_fault_for_tests = [](FileAct act, const std::string& path) -> Result<void> {
+      if (act != FileAct::kSync || !path.ends_with("rank-00001.state")) return {};
+      const Deadline deadline = Deadline::after_ms(static_cast<int64_t>(kAtOnceSeconds * 1000));
+      while (!path_exists(disk.folder + "/config.yaml") && !deadline.expired())
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));  // for a mark that would come too early
+      disk.had_model = path_exists(disk.folder + "/model/model.safetensors");
+      disk.had_mark = path_exists(disk.folder + "/checkpoint.json");
+      return disk.fails ? make_error(ErrorCode::kIo, "{}: as asked", path) : Result<void>();
+    };
+    std::future<Result<void>> slow = std::async(std::launch::async, [&] { return ranks.shard(save, 1); });
+    const Result<void> written = ranks.first(save);
+    EXPECT_EQ(slow.get().ok(), !fails);
+    file_fault_for_tests = nullptr;
+    EXPECT_TRUE(disk.had_model) << "rank 0 has waited for the disk";
+    EXPECT_FALSE(disk.had_mark);
+    if (fails) {
+      ASSERT_FALSE(written.ok());
+      EXPECT_THAT(written.error().message, HasSubstr("as asked"));
+      EXPECT_FALSE(path_exists(save.folder)) << "what was written of it is left";
+    } else {
+      ASSERT_TRUE(written.ok()) << written.error().message;
+      EXPECT_THAT(files_in(save.folder), kWhole);
+      EXPECT_EQ(WholeState::open(save.folder).value().sha256().value(), ranks.state.sha256());
+    }
+  }
+}
+
+// As on a file system of several hosts that shows a part before all its bytes have come.
+TEST(Checkpoint, APartThatIsNotWholeYetIsReadFromTheDisk) {
+  const TempFolder folder;
+  const Ranks ranks;
+  const Save save{.folder = folder / "step", .number = 4};
+  ASSERT_TRUE(ranks.shard(save, 2).ok());
+  const std::string whole = part_of(ranks.state, ranks.config, ranks.layout, 1).bytes();
+  ASSERT_TRUE(write_file(save.folder + "/" + shard_name(4, 1) + ".written",
+                         whole.substr(0, whole.size() / 2) + std::string(whole.size() / 2, '\0'))
+                  .ok());
+  std::jthread late([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_TRUE(ranks.shard(save, 1).ok());
+  });
+  const auto written = ranks.first(save);
+  ASSERT_TRUE(written.ok()) << written.error().message;
+  EXPECT_THAT(files_in(save.folder), kWhole);
+  EXPECT_EQ(read_checkpoint_info(save.folder).value().sha256, ranks.state.sha256());
+}
+
 // Killed between any two files there is no checkpoint; a replay makes it, and leaves no trace of the kill.
 TEST(Checkpoint, CutShortItIsNotThereUntilAReplayHasWrittenItWhole) {
   const Ranks ranks;

@@ -136,8 +136,11 @@ Result<void> measure(const Sizes& sizes, const std::string& where) {
                            {"stalls", stalls},
                            {"cost_steps", train::median(costs)},
                            {"write_s", train::median(writes)},
+                           {"best_write_s", *std::ranges::min_element(writes)},
+                           {"writes", writes},
                            {"plain_s", train::median(plain)},
                            {"best_plain_s", *std::ranges::min_element(plain)},
+                           {"plains", plain},
                            {"bytes", bytes},
                            {"shards", info.shards.size()},
                            {"parameters", layout.decoder.num_parameters()}}

@@ -1,7 +1,7 @@
 #include "train/whole_state.h"
 
 #include <algorithm>
-#include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "base/hash.h"
@@ -84,14 +84,15 @@ Result<WholeState> WholeState::open(const std::string& checkpoint) {
   for (const std::string& shard : info.shards) {
     ASSIGN_OR_RETURN(files.emplace_back(), path_within(checkpoint, shard));
   }
-  RETURN_IF_ERROR(state.open_shards(config.optimizer, layout, files));
+  RETURN_IF_ERROR(state.open_shards(config.optimizer, layout, files, {}));
   return state;
 }
 
 Result<WholeState> WholeState::of_shards(const OptimizerConfig& config, const Layout& layout,
-                                         const std::vector<std::string>& files) {
+                                         const std::vector<std::string>& files,
+                                         std::vector<MappedFile> maps) {
   WholeState state;
-  RETURN_IF_ERROR(state.open_shards(config, layout, files));
+  RETURN_IF_ERROR(state.open_shards(config, layout, files, std::move(maps)));
   return state;
 }
 
@@ -118,7 +119,7 @@ Result<void> WholeState::open_whole(const std::string& path) {
 }
 
 Result<void> WholeState::open_shards(const OptimizerConfig& config, const Layout& layout,
-                                     const std::vector<std::string>& files) {
+                                     const std::vector<std::string>& files, std::vector<MappedFile> maps) {
   const std::vector<int> holders = layout.holders();
   if (files.size() != holders.size()) {
     return make_error(ErrorCode::kInvalid, "checkpoint.json names {} shards, the mesh of config.yaml has {}",
@@ -135,6 +136,7 @@ Result<void> WholeState::open_shards(const OptimizerConfig& config, const Layout
       pieces_[piece.whole_buffer].push_back({piece, i});
     File& file = files_.emplace_back();
     file.path = files[i];
+    if (!maps.empty()) file.map = std::move(maps[i]);
     file.sizes = state_sizes(config, shares.held(), shares.held_count());
   }
   order_pieces();
@@ -161,7 +163,9 @@ void WholeState::order_pieces() {
 }
 
 Result<TrainerStateView> WholeState::look(File& file) {
-  ASSIGN_OR_RETURN(file.map, MappedFile::open(file.path));
+  if (file.map.size() == 0) {
+    ASSIGN_OR_RETURN(file.map, MappedFile::open(file.path));
+  }
   Result<TrainerStateView> view = read_trainer_state(file.map.bytes());
   if (!view.ok()) return make_error(view.error().code, "{}: {}", file.path, view.error().message);
   std::vector<uint64_t> sizes = {view->weights.size()};
@@ -197,9 +201,21 @@ Result<void> WholeState::read(size_t buffer, uint64_t at, std::span<char> out) {
   CHECK(buffer < sizes_.size() && at + out.size() <= sizes_[buffer], "bytes {} to {} of buffer {}", at,
         at + out.size(), buffer);
   if (reader_) return reader_(buffer, at, out);
-  std::ranges::fill(out, '\0');
+  return visit(buffer, at, out.size(), [&](std::string_view bytes) {
+    std::ranges::copy(bytes, out.begin());
+    out = out.subspan(bytes.size());
+  });
+}
+
+Result<void> WholeState::visit(size_t buffer, uint64_t at, uint64_t bytes,
+                               const std::function<void(std::string_view)>& take) {
+  static constexpr char kNobodys[4096] = {};
+  const auto take_zeros = [&](uint64_t count) {
+    for (; count > 0; count -= std::min<uint64_t>(count, sizeof kNobodys))
+      take({kNobodys, std::min<uint64_t>(count, sizeof kNobodys)});
+  };
   const std::vector<Piece>& pieces = pieces_[buffer];
-  const uint64_t end = at + out.size();
+  const uint64_t end = at + bytes;
   auto p = std::ranges::upper_bound(pieces, at, {}, &Piece::whole_byte);
   if (p != pieces.begin()) --p;  // the last that begins at `at` or before
   for (; p != pieces.end() && p->whole_byte < end; ++p) {
@@ -207,9 +223,11 @@ Result<void> WholeState::read(size_t buffer, uint64_t at, std::span<char> out) {
     if (begin >= last) continue;
     File& file = files_[p->file];
     RETURN_IF_ERROR(look_once(file));
-    std::memcpy(out.data() + (begin - at),
-                file.buffers[p->own_buffer].data() + p->own_byte + (begin - p->whole_byte), last - begin);
+    take_zeros(begin - at);
+    take(file.buffers[p->own_buffer].substr(p->own_byte + (begin - p->whole_byte), last - begin));
+    at = last;
   }
+  take_zeros(end - at);
   return {};
 }
 
@@ -219,10 +237,15 @@ Result<std::string> WholeState::sha256(const std::function<void(uint64_t)>& prog
   std::string chunk;
   for (size_t b = 0; b < sizes_.size(); ++b) {
     for (uint64_t at = 0; at < sizes_[b]; at += kChunk) {
-      chunk.resize(std::min(kChunk, sizes_[b] - at));
-      RETURN_IF_ERROR(read(b, at, chunk));
-      sha.update(chunk);
-      if (progress) progress(chunk.size());
+      const uint64_t now = std::min(kChunk, sizes_[b] - at);
+      if (reader_) {
+        chunk.resize(now);
+        RETURN_IF_ERROR(reader_(b, at, chunk));
+        sha.update(chunk);
+      } else {
+        RETURN_IF_ERROR(visit(b, at, now, [&](std::string_view bytes) { sha.update(bytes); }));
+      }
+      if (progress) progress(now);
     }
   }
   sha.update(trainer_sha256_end(about_.updates, about_.loss_scale));

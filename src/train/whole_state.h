@@ -51,9 +51,11 @@ std::vector<uint64_t> state_sizes(const OptimizerConfig& config, const std::vect
 class WholeState {
  public:
   static Result<WholeState> open(const std::string& checkpoint);
-  // Shards that no checkpoint.json names yet. `files`: of layout.holders(), in their order.
+  // Shards that no checkpoint.json names yet. `files`: of layout.holders(), in their order. `maps`: these
+  // files where they are open already, under whatever name; else none.
   static Result<WholeState> of_shards(const OptimizerConfig& config, const Layout& layout,
-                                      const std::vector<std::string>& files);
+                                      const std::vector<std::string>& files,
+                                      std::vector<MappedFile> maps = {});
   // A state that others keep. `read` gives bytes of a buffer from `at` on, with zeros between weights.
   using Read = std::function<Result<void>(size_t buffer, uint64_t at, std::span<char> out)>;
   static WholeState of_reader(TrainerStateView about, std::vector<uint64_t> sizes, Read read);
@@ -84,8 +86,11 @@ class WholeState {
   };
   Result<void> open_whole(const std::string& path);
   Result<void> open_shards(const OptimizerConfig& config, const Layout& layout,
-                           const std::vector<std::string>& files);
+                           const std::vector<std::string>& files, std::vector<MappedFile> maps);
   void order_pieces();
+  // Bytes of a buffer where they lie, one run after the other.
+  Result<void> visit(size_t buffer, uint64_t at, uint64_t bytes,
+                     const std::function<void(std::string_view)>& take);
   Result<TrainerStateView> look(File& file);
   Result<void> look_once(File& file);
 
