@@ -277,7 +277,7 @@ Result<std::vector<MappedFile>> open_written(const std::vector<std::string>& pat
     }
     return false;
   }));
-  RETURN_IF_ERROR(opened);
+  if (!opened.ok()) return opened.error();
   return files;
 }
 
